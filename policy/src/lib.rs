@@ -1,0 +1,8 @@
+//! The pure core of the verified boot chain.
+//!
+//! Everything here turns bytes into checked values or back. Nothing opens a file, a device or a clock, so that the build
+//! side (`iofs-sign`) and the boot side (`verify-init`) share one definition of every format and every rule.
+#![forbid(unsafe_code)]
+
+pub mod hex;
+pub mod verity;

@@ -1,0 +1,3 @@
+//! Reading what others packed: compressed streams, tar, and cpio initramfs archives.
+
+pub mod compression;
