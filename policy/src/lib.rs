@@ -4,5 +4,14 @@
 //! side (`iofs-sign`) and the boot side (`verify-init`) share one definition of every format and every rule.
 #![forbid(unsafe_code)]
 
+pub mod boot_record;
+pub mod cmdline;
+pub mod digest;
+pub mod dsse;
+pub mod failure;
 pub mod hex;
+pub mod manifest;
+pub mod paths;
+pub mod release;
+pub mod trust;
 pub mod verity;

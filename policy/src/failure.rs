@@ -1,0 +1,96 @@
+//! How a boot fails: the report that people read, and the sealed action that follows.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What PID 1 does after it reported a failure. There is no shell among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailureAction {
+    /// Turn the machine off: nothing repeats, and nobody finds it half-booted.
+    PowerOff,
+    /// Start again: for machines that nobody attends, with a boot loader that counts.
+    Reboot,
+    /// Stop, with the report on the screen.
+    Halt,
+}
+
+impl FailureAction {
+    /// The word in manifests, configuration and `rd.emergency=`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PowerOff => "poweroff",
+            Self::Reboot => "reboot",
+            Self::Halt => "halt",
+        }
+    }
+}
+
+impl fmt::Display for FailureAction {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// The stages of a boot, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// The kernel's file systems are mounted and the sealed files read.
+    Started,
+    /// The manifest's signature, identity and rollback index hold, and the kernel command line asks for nothing else.
+    Verified,
+    /// Kernel modules are loaded and the sealed devices found.
+    Found,
+    /// dm-verity stands over the data.
+    Mapped,
+    /// The image is mounted, and the overlay over it.
+    Mounted,
+    /// The real root is in place.
+    Switched,
+}
+
+impl Stage {
+    /// The word in reports and in the boot record.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Verified => "verified",
+            Self::Found => "found",
+            Self::Mapped => "mapped",
+            Self::Mounted => "mounted",
+            Self::Switched => "switched",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Why a boot stopped: one block of text on the console and in the kernel log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FailureReport {
+    /// The stage that was not reached.
+    pub stage: Stage,
+    /// What is wrong, in one line.
+    pub fact: String,
+    /// What should have been there.
+    pub expected: String,
+    /// What was there.
+    pub found: String,
+    /// What the person in front of the machine can do.
+    pub next_step: String,
+}
+
+impl fmt::Display for FailureReport {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(formatter, "BOOT REFUSED before stage {:?}: {}", self.stage.name(), self.fact)?;
+        writeln!(formatter, "  expected: {}", self.expected)?;
+        writeln!(formatter, "  found:    {}", self.found)?;
+        write!(formatter, "  next:     {}", self.next_step)
+    }
+}

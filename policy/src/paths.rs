@@ -1,0 +1,12 @@
+//! Where things lie, in the mini-initramfs and in the running system. The build writes what the boot reads.
+
+/// The signed manifest, a DSSE envelope, inside the mini-initramfs.
+pub const MANIFEST: &str = "/etc/iofs/manifest.dsse.json";
+/// The trust policy, inside the mini-initramfs: what authenticates it is whatever authenticates the initramfs.
+pub const TRUST: &str = "/etc/iofs/trust.json";
+/// The index of kernel modules, inside the mini-initramfs.
+pub const MODULE_INDEX: &str = "/etc/iofs/modules";
+/// The record of the boot, on the `/run` that survives into the real system.
+pub const BOOT_RECORD: &str = "/run/iofs/boot.json";
+/// The name of the verity mapping: what systemd's generators expect of a verity root.
+pub const ROOT_MAPPING: &str = "root";
