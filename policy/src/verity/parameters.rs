@@ -56,6 +56,15 @@ pub enum ParameterError {
         /// The offset found, in bytes.
         found: u64,
     },
+    /// The superblock does not start on a sector.
+    #[error("hash offset: expected a multiple of 512 for a superblock, found {0}")]
+    SuperblockOffset(u64),
+    /// The hash area would end beyond the last position in a file.
+    #[error("hash offset {offset}: the hash area would end beyond 2^63 bytes")]
+    AreaTooLarge {
+        /// Start of the hash area in bytes.
+        offset: u64,
+    },
 }
 
 /// A data or hash block's size in bytes: a power of two from 512 to 65536.
