@@ -5,7 +5,7 @@
 
 use uuid::Uuid;
 
-use super::{BlockSize, Geometry, HashAlgorithm, HashFormat, MAX_SALT_SIZE, ParameterError, Salt, VerityParameters};
+use super::{BlockSize, Geometry, HashAlgorithm, MAX_SALT_SIZE, ParameterError, Salt, VerityParameters};
 
 const MAGIC: &[u8; 8] = b"verity\0\0";
 const VERSION: u32 = 1;
@@ -166,6 +166,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::verity::HashFormat;
 
     fn sample() -> Superblock {
         Superblock {

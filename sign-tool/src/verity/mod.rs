@@ -1,1 +1,14 @@
-//! To come.
+//! Hash trees on disk: writing them as `veritysetup format` does, and checking them against a root hash.
+//!
+//! Both operations read and write at positions, so that any number of threads shares one open file, and hold a few
+//! buffers a thread whatever the size of the device. Results do not depend on the number of threads.
+
+mod failure;
+mod format;
+mod hasher;
+mod media;
+mod verify;
+
+pub use format::{FormatError, FormatJob, format};
+pub use media::{MediaError, count_blocks, read_superblock};
+pub use verify::{Artifact, Fault, Mismatch, Verified, VerifyError, VerifyJob, verify};

@@ -1,0 +1,71 @@
+//! The salted digests of blocks.
+
+use iofs_policy::verity::{HashAlgorithm, HashFormat, VerityParameters};
+use sha2::{Digest, Sha256, Sha512};
+
+/// Hashes blocks as a tree's parameters say. Each block starts from the state after the salt.
+///
+/// Works on many blocks a call, so that an engine that hashes several at once can take its place.
+#[derive(Debug, Clone)]
+pub(super) struct BlockHasher(State);
+
+#[derive(Debug, Clone)]
+enum State {
+    Sha256(Salted<Sha256>),
+    Sha512(Salted<Sha512>),
+}
+
+#[derive(Debug, Clone)]
+struct Salted<D> {
+    start: D,
+    suffix: Vec<u8>,
+}
+
+impl BlockHasher {
+    pub(super) fn new(parameters: &VerityParameters) -> Self {
+        Self(match parameters.algorithm {
+            HashAlgorithm::Sha256 => State::Sha256(Salted::new(parameters)),
+            HashAlgorithm::Sha512 => State::Sha512(Salted::new(parameters)),
+        })
+    }
+
+    /// Hashes each block of `block_size` bytes into the slot of the same number. Slots may be longer than digests.
+    pub(super) fn hash(&self, blocks: &[u8], block_size: usize, slots: &mut [u8], slot_size: usize) {
+        match &self.0 {
+            State::Sha256(salted) => salted.hash(blocks, block_size, slots, slot_size),
+            State::Sha512(salted) => salted.hash(blocks, block_size, slots, slot_size),
+        }
+    }
+
+    /// The digest of one block.
+    pub(super) fn digest(&self, block: &[u8]) -> Vec<u8> {
+        match &self.0 {
+            State::Sha256(salted) => salted.digest(block).to_vec(),
+            State::Sha512(salted) => salted.digest(block).to_vec(),
+        }
+    }
+}
+
+impl<D: Digest + Clone> Salted<D> {
+    fn new(parameters: &VerityParameters) -> Self {
+        let salt = parameters.salt.as_bytes();
+        match parameters.format {
+            HashFormat::Normal => Self { start: D::new_with_prefix(salt), suffix: Vec::new() },
+            HashFormat::ChromeOs => Self { start: D::new(), suffix: salt.to_vec() },
+        }
+    }
+
+    fn digest(&self, block: &[u8]) -> sha2::digest::Output<D> {
+        let mut state = self.start.clone();
+        state.update(block);
+        state.update(&self.suffix);
+        state.finalize()
+    }
+
+    fn hash(&self, blocks: &[u8], block_size: usize, slots: &mut [u8], slot_size: usize) {
+        for (block, slot) in blocks.chunks_exact(block_size).zip(slots.chunks_exact_mut(slot_size)) {
+            let digest = self.digest(block);
+            slot[..digest.len()].copy_from_slice(&digest);
+        }
+    }
+}
