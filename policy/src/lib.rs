@@ -5,4 +5,5 @@
 #![forbid(unsafe_code)]
 
 pub mod hex;
+pub mod modules;
 pub mod verity;
