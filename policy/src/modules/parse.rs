@@ -18,45 +18,49 @@ pub(super) fn parse(text: &str) -> Result<ModuleIndex, ModuleIndexError> {
     let mut modules: Vec<Module> = Vec::new();
     let mut rank = 0;
     for (line, number) in lines {
-        let (key, value) = line.split_once(' ').unwrap_or((line, ""));
-        if key == "module" {
+        if let Some(words) = line.strip_prefix("module ") {
             if modules.len() == MAX_MODULES {
                 return Err(ModuleIndexError::TooMany);
             }
-            let (name, file) = value.split_once(' ').ok_or(ModuleIndexError::Line(number))?;
+            let (name, file) = words.split_once(' ').ok_or(ModuleIndexError::Line(number))?;
             modules.push(Module { name: name.to_owned(), file: file.to_owned(), ..Module::default() });
             rank = 0;
         } else {
             let last = modules.last_mut().ok_or(ModuleIndexError::Line(number))?;
-            rank = detail(last, key, value, rank).ok_or(ModuleIndexError::Line(number))?;
+            rank = detail(last, line, rank).ok_or(ModuleIndexError::Line(number))?;
         }
     }
     Ok(ModuleIndex { release: release.to_owned(), modules })
 }
 
 /// Takes one line of a module, if it may stand behind a line of `rank`, and says its own rank.
-fn detail(module: &mut Module, key: &str, value: &str, rank: u8) -> Option<u8> {
-    let own = match key {
-        "always" => 1,
-        "before" => 2,
-        "after" => 3,
-        "options" => 4,
-        "alias" => 5,
-        _ => return None,
-    };
-    // Only aliases repeat. The writer leaves out what is empty.
-    if own < rank || (own == rank && own != 5) || (own == 1) != value.is_empty() {
-        return None;
+fn detail(module: &mut Module, line: &str, rank: u8) -> Option<u8> {
+    let names = |value: &str| value.split(' ').map(str::to_owned).collect();
+    // Only aliases repeat, and the writer leaves out what is empty.
+    match line.split_once(' ') {
+        None if line == "always" && rank < 1 => {
+            module.always = true;
+            Some(1)
+        }
+        Some((_, "")) => None,
+        Some(("before", value)) if rank < 2 => {
+            module.before = names(value);
+            Some(2)
+        }
+        Some(("after", value)) if rank < 3 => {
+            module.after = names(value);
+            Some(3)
+        }
+        Some(("options", value)) if rank < 4 => {
+            module.options = value.to_owned();
+            Some(4)
+        }
+        Some(("alias", value)) => {
+            module.aliases.push(value.to_owned());
+            Some(5)
+        }
+        _ => None,
     }
-    match own {
-        1 => module.always = true,
-        2 => module.before = value.split(' ').map(str::to_owned).collect(),
-        3 => module.after = value.split(' ').map(str::to_owned).collect(),
-        4 => module.options = value.to_owned(),
-        _ => module.aliases.push(value.to_owned()),
-    }
-    // `always` has no value, so a blank behind it would be lost in writing.
-    Some(own)
 }
 
 /// Appends a module's lines.

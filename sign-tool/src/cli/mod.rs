@@ -1,5 +1,7 @@
 //! The command line: one module per verb, each an arguments type and a `run`.
 
+mod initramfs;
+
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,7 +22,9 @@ struct Arguments {
 }
 
 #[derive(Debug, clap::Subcommand)]
-enum Verb {}
+enum Verb {
+    Initramfs(initramfs::Arguments),
+}
 
 /// Parses the command line, runs the verb and reports.
 pub(crate) fn main() -> ExitCode {
@@ -35,8 +39,10 @@ pub(crate) fn main() -> ExitCode {
     }
 }
 
-fn run(verb: &Verb, _output: Output) -> Result<(), Failure> {
-    match *verb {}
+fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
+    match verb {
+        Verb::Initramfs(arguments) => initramfs::run(arguments, output),
+    }
 }
 
 fn report(failure: &Failure, output: Output) {

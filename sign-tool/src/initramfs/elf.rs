@@ -193,7 +193,8 @@ pub(super) mod tests {
 
     #[test]
     fn modinfo_is_found_and_read() {
-        let module = module_with(b"vermagic=6.1.0 SMP\0depends=a,b-c\0softdep=x pre: p q post: r\0alias=scsi:t-0x00*\0");
+        let module =
+            module_with(b"vermagic=6.1.0 SMP\0depends=a,b-c\0softdep=x pre: p q post: r\0alias=scsi:t-0x00*\0");
         let info = ModInfo::parse(Elf::parse(&module).unwrap().section(".modinfo").unwrap());
         assert_eq!(info.release, "6.1.0");
         assert_eq!(info.depends, ["a", "b-c"]);
