@@ -1,6 +1,6 @@
 //! The command line: one module per verb, each an arguments type and a `run`.
 
-mod verity;
+mod initramfs;
 
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    Verity(verity::Arguments),
+    Initramfs(initramfs::Arguments),
 }
 
 /// Parses the command line, runs the verb and reports.
@@ -41,7 +41,7 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
     match verb {
-        Verb::Verity(arguments) => verity::run(arguments, output),
+        Verb::Initramfs(arguments) => initramfs::run(arguments, output),
     }
 }
 

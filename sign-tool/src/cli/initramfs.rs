@@ -1,0 +1,192 @@
+//! `iofs-sign initramfs`.
+
+use std::{
+    env, fs,
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use iofs_sign::{
+    initramfs::{
+        self, EmbeddedFile, Format, InitramfsPlan, MANIFEST_PATH, TRUST_PATH,
+        kernel::KernelImage,
+        modules::ModuleSet,
+        profile::{Feature, Profile, Request, requests},
+    },
+    report::{ExitStatus, Failure, Output},
+};
+use serde::Serialize;
+
+const EXAMPLE: &str = "\
+Example:
+  iofs-sign initramfs --kernel /boot/vmlinuz-6.12.1-amd64 --modules / \\
+      --manifest out/manifest.dsse.json --trust out/trust.json --out out/initramfs.img
+
+Exit codes: 1 system, 2 usage, 3 malformed input, 5 a module or the init binary is missing.";
+
+/// Build a mini-initramfs: verify-init, the modules it may need, the manifest and the trusted keys
+///
+/// The same inputs give the same bytes; timestamps come from SOURCE_DATE_EPOCH, or are 0. Without a manifest the
+/// initramfs holds verify-init and modules alone, and an archive with the manifest can be appended later.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct Arguments {
+    /// The kernel: an x86 bzImage or an arm64 Image
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Its modules: lib/modules/VERSION, or a root that has it
+    #[arg(long, value_name = "DIR")]
+    modules: PathBuf,
+    /// The static verify-init binary [default: beside this program, then /usr/lib/iofs/verify-init]
+    #[arg(long, value_name = "FILE", env = "IOFS_VERIFY_INIT")]
+    init: Option<PathBuf>,
+    /// The signed manifest to embed
+    #[arg(long, value_name = "FILE", requires = "trust")]
+    manifest: Option<PathBuf>,
+    /// The trusted keys to embed
+    #[arg(long, value_name = "FILE")]
+    trust: Option<PathBuf>,
+    /// The hardware to boot on
+    #[arg(long, value_enum, default_value_t)]
+    profile: Profile,
+    /// Abilities to add
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "FEATURE")]
+    with: Vec<Feature>,
+    /// A module to add and to load always, with its parameters: NAME or "NAME KEY=VALUE ..."
+    #[arg(long, value_name = "NAME")]
+    add_module: Vec<String>,
+    /// The compression
+    #[arg(long, value_enum, default_value_t)]
+    compress: Format,
+    /// The initramfs to write
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["dry_run", "list_modules"])]
+    out: Option<PathBuf>,
+    /// Print the modules in load order, and build nothing
+    #[arg(long)]
+    list_modules: bool,
+    /// Build and report, but write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// A line of `--list-modules`.
+#[derive(Debug, Serialize)]
+struct ListedModule<'a> {
+    name: &'a str,
+    always: bool,
+    size: usize,
+    aliases: usize,
+}
+
+/// Runs the verb.
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let kernel = KernelImage::read(&arguments.kernel)?;
+    check_format(&kernel, arguments.compress)?;
+    let mut wanted = requests(arguments.profile, &arguments.with);
+    wanted.extend(arguments.add_module.iter().map(|text| Request::added(text)));
+    let modules = ModuleSet::collect(&kernel, &arguments.modules, &wanted)?;
+    if arguments.list_modules {
+        list(&modules, output);
+        return Ok(());
+    }
+    let init = read(&find_init(arguments.init.as_deref())?)?;
+    let files = embedded_files(arguments)?;
+    let plan = InitramfsPlan {
+        modules: &modules,
+        init: &init,
+        files: &files,
+        format: arguments.compress,
+        mtime: source_date_epoch()?,
+    };
+    let spinner = output.spinner("compressing the initramfs");
+    let built = initramfs::build(&plan)?;
+    spinner.finish();
+    if let Some(out) = arguments.out.as_deref().filter(|_| !arguments.dry_run) {
+        write_atomically(out, &built.bytes)?;
+    }
+    output.result(&built.report, || built.report.to_text());
+    Ok(())
+}
+
+fn check_format(kernel: &KernelImage, format: Format) -> Result<(), Failure> {
+    if kernel.unpacks(format) != Some(false) {
+        return Ok(());
+    }
+    let fact = format!("kernel {} is configured without this initramfs compression", kernel.release);
+    Err(Failure::new(ExitStatus::Missing, fact).next("choose another with --compress: zstd, gzip or none"))
+}
+
+fn list(modules: &ModuleSet, output: Output) {
+    let index = &modules.index;
+    let mut first = index.always();
+    first.extend(index.modules().iter().filter_map(|module| index.find(&module.name)));
+    let listed: Vec<ListedModule<'_>> = index
+        .load_order(&first, &[])
+        .into_iter()
+        .map(|id| index.get(id))
+        .map(|module| ListedModule {
+            name: &module.name,
+            always: module.always,
+            size: modules.files[&module.file].len(),
+            aliases: module.aliases.len(),
+        })
+        .collect();
+    output.result(&listed, || {
+        let line = |module: &ListedModule<'_>| {
+            let when = if module.always { "always" } else { "on demand" };
+            format!("{:>9}  {:<9}  {}", module.size, when, module.name)
+        };
+        listed.iter().map(line).collect::<Vec<_>>().join("\n")
+    });
+}
+
+fn find_init(given: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(given) = given {
+        return Ok(given.to_owned());
+    }
+    let beside = env::current_exe().ok().map(|program| program.with_file_name("verify-init"));
+    let candidates = beside.into_iter().chain([PathBuf::from("/usr/lib/iofs/verify-init")]);
+    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
+        Failure::new(ExitStatus::Missing, "no verify-init beside this program or in /usr/lib/iofs")
+            .next("name it with --init FILE or IOFS_VERIFY_INIT")
+    })
+}
+
+fn embedded_files(arguments: &Arguments) -> Result<Vec<EmbeddedFile>, Failure> {
+    let mut files = Vec::new();
+    for (source, path) in [(&arguments.manifest, MANIFEST_PATH), (&arguments.trust, TRUST_PATH)] {
+        if let Some(source) = source {
+            files.push(EmbeddedFile { path: path.to_owned(), mode: 0o644, bytes: read(source)? });
+        }
+    }
+    Ok(files)
+}
+
+/// The timestamp that reproducible builds agree on (reproducible-builds.org), as far as the archive can hold it.
+fn source_date_epoch() -> Result<u32, Failure> {
+    match env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text.parse().map_err(|_| {
+            Failure::new(ExitStatus::Usage, format!("SOURCE_DATE_EPOCH={text:?} is no number of seconds below 2^32"))
+                .next("set it to seconds since 1970, or unset it")
+        }),
+        Err(_) => Ok(0),
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|error| Failure::io(format!("read {}", path.display()), &error))
+}
+
+/// Whoever reads `path` sees the old bytes or the new ones, even across a power failure.
+fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::io(format!("write {}", path.display()), &error);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new().prefix(".initramfs").tempfile_in(folder).map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    file.as_file().set_permissions(readable).map_err(failed)?;
+    file.as_file().sync_all().map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
+}
