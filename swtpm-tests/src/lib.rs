@@ -1,1 +1,33 @@
-//! placeholder
+//! Boots real kernels and real roots under QEMU, and performs the published attacks on them.
+//!
+//! A test describes a [`Machine`], starts it, and waits on its serial console with a deadline:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use swtpm_tests::{Ending, Line, Machine, cache};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let kernel = cache::kernel("bookworm")?;
+//! let mut vm = Machine::named("an example").kernel(&kernel.vmlinuz).initrd("init.img").start()?;
+//! vm.wait_for_line(&Line::containing("Run /init"), Duration::from_secs(30))?;
+//! assert_eq!(vm.wait_for_end(Duration::from_secs(30))?, Ending::PoweredOff);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! What cannot run fails with the command that provides what it lacks; nothing is ever skipped.
+
+pub mod cache;
+mod console;
+mod disk;
+mod machine;
+mod newc;
+mod qmp;
+pub mod tools;
+mod vm;
+
+pub use console::{Console, ConsoleError, ConsoleLine, Line};
+pub use disk::ScratchDisk;
+pub use machine::{Bus, Disk, Machine};
+pub use newc::Newc;
+pub use vm::{Ending, Vm};

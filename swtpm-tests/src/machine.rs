@@ -1,0 +1,260 @@
+//! Describes the machine that a test wants.
+
+use std::{
+    env,
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+use crate::vm::Vm;
+
+/// How a disk is attached: each bus is another driver in the guest, and another way for its device to appear.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bus {
+    /// `/dev/vda`
+    VirtioBlk,
+    /// `/dev/sda`, behind a virtio SCSI controller
+    VirtioScsi,
+    /// `/dev/nvme0n1`
+    Nvme,
+    /// `/dev/sda`, behind the machine's SATA controller. Not in Debian 12's cloud kernel.
+    Ahci,
+    /// `/dev/sda`, a USB stick: it appears seconds late. Not in Debian's cloud kernels.
+    Usb,
+}
+
+/// A raw disk image attached to a machine.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    image: PathBuf,
+    bus: Bus,
+    serial: Option<String>,
+    read_only: bool,
+    discarding: bool,
+}
+
+impl Disk {
+    /// The image at `image`, written in place, as a virtio block device.
+    pub fn raw(image: impl AsRef<Path>) -> Self {
+        let image = image.as_ref().to_owned();
+        Self { image, bus: Bus::VirtioBlk, serial: None, read_only: false, discarding: false }
+    }
+
+    /// Attaches it to another bus.
+    #[must_use]
+    pub fn on(self, bus: Bus) -> Self {
+        Self { bus, ..self }
+    }
+
+    /// Sets the serial number that the guest reads.
+    #[must_use]
+    pub fn serial(self, serial: &str) -> Self {
+        Self { serial: Some(serial.to_owned()), ..self }
+    }
+
+    /// The guest sees a write-protected disk. Not on [`Bus::Ahci`]: SATA has no such thing.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { read_only: true, ..self }
+    }
+
+    /// What the guest writes is dropped with the machine, so that tests can share one image.
+    #[must_use]
+    pub fn discarding_writes(self) -> Self {
+        Self { discarding: true, ..self }
+    }
+
+    fn arguments(&self, number: usize) -> Vec<OsString> {
+        // In QEMU's option syntax a comma ends the value, and two stand for one.
+        let image = self.image.to_string_lossy().replace(',', ",,");
+        let onoff = |on: bool| if on { "on" } else { "off" };
+        let drive = format!(
+            "if=none,id=disk{number},format=raw,file={image},readonly={},snapshot={}",
+            onoff(self.read_only),
+            onoff(self.discarding)
+        );
+        let serial = self.serial.clone().unwrap_or_else(|| format!("disk{number}"));
+        let common = format!("drive=disk{number},serial={serial}");
+        let mut arguments = vec!["-drive".into(), drive.into()];
+        let mut device = |device: String| arguments.extend(["-device".into(), device.into()]);
+        match self.bus {
+            Bus::VirtioBlk => device(format!("virtio-blk-pci,{common}")),
+            Bus::VirtioScsi => {
+                device(format!("virtio-scsi-pci,id=scsi{number}"));
+                device(format!("scsi-hd,bus=scsi{number}.0,{common}"));
+            }
+            Bus::Nvme => device(format!("nvme,{common}")),
+            Bus::Ahci => device(format!("ide-hd,bus=ide.{number},{common}")),
+            Bus::Usb => {
+                device(format!("qemu-xhci,id=xhci{number}"));
+                device(format!("usb-storage,bus=xhci{number}.0,{common}"));
+            }
+        }
+        arguments
+    }
+}
+
+/// The description of a machine. It can be started again and again: each start is a power cycle on the same disks.
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub(crate) name: String,
+    kernel: Option<PathBuf>,
+    initrd: Option<PathBuf>,
+    command_line: Vec<String>,
+    disks: Vec<Disk>,
+    memory_mib: u32,
+    processors: u32,
+    deterministic: bool,
+    arguments: Vec<OsString>,
+}
+
+impl Machine {
+    /// A machine with 512 MiB, two processors and no disk. `name`, best the test's own, is also that of its log.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            kernel: None,
+            initrd: None,
+            command_line: Vec::new(),
+            disks: Vec::new(),
+            memory_mib: 512,
+            processors: 2,
+            deterministic: false,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// Boots this kernel directly, without firmware in between.
+    #[must_use]
+    pub fn kernel(self, image: impl AsRef<Path>) -> Self {
+        Self { kernel: Some(image.as_ref().to_owned()), ..self }
+    }
+
+    /// Hands the kernel this initramfs.
+    #[must_use]
+    pub fn initrd(self, image: impl AsRef<Path>) -> Self {
+        Self { initrd: Some(image.as_ref().to_owned()), ..self }
+    }
+
+    /// Adds words to the kernel's command line, behind `console=ttyS0 panic=-1` (a panic resets at once).
+    #[must_use]
+    pub fn append(mut self, words: &str) -> Self {
+        self.command_line.push(words.to_owned());
+        self
+    }
+
+    /// Attaches a disk, behind those attached before.
+    #[must_use]
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Sets the size of the memory.
+    #[must_use]
+    pub fn memory_mib(self, memory_mib: u32) -> Self {
+        Self { memory_mib, ..self }
+    }
+
+    /// Sets the number of processors.
+    #[must_use]
+    pub fn processors(self, processors: u32) -> Self {
+        Self { processors, ..self }
+    }
+
+    /// Lets guest time follow the instructions executed, on one processor: for comparing boots with each other.
+    #[must_use]
+    pub fn deterministic(self) -> Self {
+        Self { deterministic: true, processors: 1, ..self }
+    }
+
+    /// Adds a raw QEMU argument, for devices that this type does not know.
+    #[must_use]
+    pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Switches the machine on.
+    ///
+    /// # Errors
+    ///
+    /// Where QEMU is not installed or refuses the description.
+    pub fn start(&self) -> Result<Vm> {
+        Vm::start(self)
+    }
+
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let accelerator = env::var("IOFS_TEST_ACCEL").unwrap_or_else(|_| "tcg".to_owned());
+        self.arguments_under(&accelerator)
+    }
+
+    fn arguments_under(&self, accelerator: &str) -> Vec<OsString> {
+        // Counting instructions is a thing of the emulator alone.
+        let accelerator = if self.deterministic { "tcg,thread=single" } else { accelerator };
+        let mut arguments: Vec<OsString> =
+            ["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"].map(OsString::from).to_vec();
+        let mut pair = |option: &str, value: OsString| arguments.extend([option.into(), value]);
+        pair("-machine", "q35".into());
+        pair("-accel", accelerator.into());
+        pair("-cpu", "max".into());
+        pair("-m", self.memory_mib.to_string().into());
+        pair("-smp", self.processors.to_string().into());
+        // A reset ends the machine, and an ended machine stays until asked to quit: its event is not lost that way.
+        pair("-action", "reboot=shutdown,shutdown=pause".into());
+        if self.deterministic {
+            pair("-icount", "shift=auto,sleep=off".into());
+        }
+        if let Some(kernel) = &self.kernel {
+            pair("-kernel", kernel.into());
+            let words = self.command_line.iter().map(String::as_str);
+            let words: Vec<&str> = ["console=ttyS0", "panic=-1"].into_iter().chain(words).collect();
+            pair("-append", words.join(" ").into());
+        }
+        if let Some(initrd) = &self.initrd {
+            pair("-initrd", initrd.into());
+        }
+        let disks = self.disks.iter().enumerate();
+        arguments.extend(disks.flat_map(|(number, disk)| disk.arguments(number)));
+        arguments.extend(self.arguments.iter().cloned());
+        arguments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(machine: &Machine) -> String {
+        let arguments = machine.arguments_under("tcg");
+        arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_comma_in_a_path_stays_part_of_it() {
+        let line = line(&Machine::named("x").disk(Disk::raw("/a,b.img")));
+        assert!(line.contains("file=/a,,b.img,"), "{line}");
+    }
+
+    #[test]
+    fn every_disk_has_a_number_of_its_own() {
+        let line = line(&Machine::named("x").disk(Disk::raw("a").on(Bus::Usb)).disk(Disk::raw("b").on(Bus::Ahci)));
+        assert!(line.contains("usb-storage,bus=xhci0.0,drive=disk0"), "{line}");
+        assert!(line.contains("ide-hd,bus=ide.1,drive=disk1"), "{line}");
+    }
+
+    #[test]
+    fn a_deterministic_machine_has_one_processor_and_counts_instructions() {
+        let line = line(&Machine::named("x").processors(4).deterministic());
+        assert!(line.contains("-accel tcg,thread=single") && line.contains("-smp 1 "), "{line}");
+        assert!(line.contains("-icount shift=auto,sleep=off"), "{line}");
+    }
+
+    #[test]
+    fn words_appended_come_after_the_harnesss_own_so_that_they_win() {
+        let line = line(&Machine::named("x").kernel("k").append("panic=0").append("quiet"));
+        assert!(line.contains("-append console=ttyS0 panic=-1 panic=0 quiet"), "{line}");
+    }
+}
