@@ -89,7 +89,7 @@ pub fn read_superblock(hash: &File, offset: u64) -> Result<Superblock, MediaErro
     Superblock::decode(&bytes).map_err(|source| MediaError::Superblock { offset, source })
 }
 
-/// The size in bytes; unlike the metadata's, also of block devices.
+/// The size in bytes; unlike the metadata's, also of block devices. Moves the file's position, which nothing here uses.
 pub(super) fn size(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }

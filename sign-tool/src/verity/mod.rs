@@ -1,7 +1,8 @@
 //! Hash trees on disk: writing them as `veritysetup format` does, and checking them against a root hash.
 //!
 //! Both operations read and write at positions, so that any number of threads shares one open file, and hold a few
-//! buffers a thread whatever the size of the device. Results do not depend on the number of threads.
+//! buffers a thread whatever the size of the device. Results do not depend on the number of threads. Where the
+//! files' own positions are afterwards is unspecified.
 
 mod failure;
 mod format;
