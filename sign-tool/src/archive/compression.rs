@@ -2,6 +2,8 @@
 
 use std::io::{self, BufRead, Read};
 
+use super::lz4;
+
 /// How a stream is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -59,7 +61,8 @@ impl Compression {
         }
     }
 
-    /// Wraps a reader that stands at the compressed stream's first byte.
+    /// Wraps a reader that stands at the compressed stream's first byte; streams that follow each other directly are
+    /// read as one.
     ///
     /// # Errors
     /// `Unsupported`, naming the compression and the way out, where this build cannot read it.
@@ -69,11 +72,25 @@ impl Compression {
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
             Self::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(input)),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
-            Self::Lz4 => Box::new(lz4_flex::frame::FrameDecoder::new(input)),
+            Self::Lz4 => Box::new(lz4::Reader::new(input, true)),
             Self::Bzip2 | Self::Lzma | Self::Lzo => {
                 let reason = format!("{} is not supported: recompress it with gzip, xz, zstd or lz4", self.name());
                 return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
             }
+        })
+    }
+
+    /// Like [`Compression::reader`] for one stream: `input` then stands just behind it.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn first_stream<'a>(self, input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
+        Ok(match self {
+            Self::Gzip => Box::new(flate2::bufread::GzDecoder::new(input)),
+            Self::Xz => Box::new(liblzma::bufread::XzDecoder::new(input)),
+            Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?.single_frame()),
+            Self::Lz4 => Box::new(lz4::Reader::new(input, false)),
+            Self::None | Self::Bzip2 | Self::Lzma | Self::Lzo => self.reader(input)?,
         })
     }
 }

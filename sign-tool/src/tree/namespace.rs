@@ -1,0 +1,87 @@
+//! Root's view of files without being root: the command runs again in a user namespace.
+//!
+//! There, owners other than one's own need a range of subordinate ids (`/etc/subuid`) and the set-user-ID helpers of
+//! the package uidmap. Device nodes cannot be made there at all.
+
+use std::{
+    io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::report::{ExitStatus, Failure};
+
+/// Set in the second run, so that a namespace without rights does not lead to a third.
+const GUARD: &str = "IOFS_IN_NAMESPACE";
+
+/// Why the command cannot run as root of its own namespace.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// A program is not there.
+    #[error("{program} is needed to keep owners without being root, and is not installed")]
+    Missing {
+        /// The program.
+        program: &'static str,
+        /// The package that has it.
+        package: &'static str,
+    },
+    /// The second run is not root either.
+    #[error("still not root inside the user namespace")]
+    NotRoot,
+    /// `unshare` or this program's own path failed.
+    #[error("run again in a user namespace: {0}")]
+    Start(#[from] io::Error),
+}
+
+impl From<NamespaceError> for Failure {
+    fn from(error: NamespaceError) -> Self {
+        let fact = error.to_string();
+        match error {
+            NamespaceError::Missing { package, .. } => {
+                Self::new(ExitStatus::Missing, fact).next(format!("apt-get install {package}, or run as root"))
+            }
+            NamespaceError::NotRoot | NamespaceError::Start(_) => Self::new(ExitStatus::System, fact)
+                .next("run as root, or give this user a line in /etc/subuid and /etc/subgid (`usermod --add-subuids`)"),
+        }
+    }
+}
+
+/// Returns as root, or as root of a namespace; else replaces this process by one that is.
+///
+/// Call it before starting threads or making files: nothing of this process remains.
+///
+/// # Errors
+/// A missing helper, or a system that forbids user namespaces.
+pub fn ensure_root() -> Result<(), NamespaceError> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    if std::env::var_os(GUARD).is_some() {
+        return Err(NamespaceError::NotRoot);
+    }
+    for (program, package) in [("unshare", "util-linux"), ("newuidmap", "uidmap"), ("newgidmap", "uidmap")] {
+        find(program).ok_or(NamespaceError::Missing { program, package })?;
+    }
+    Err(again()?.exec().into())
+}
+
+fn again() -> io::Result<Command> {
+    let mut arguments = std::env::args_os();
+    let _name = arguments.next();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--user", "--map-auto", "--map-root-user", "--mount", "--"])
+        .arg(std::env::current_exe()?)
+        .args(arguments)
+        .env(GUARD, "1");
+    Ok(command)
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .chain([PathBuf::from("/usr/bin"), PathBuf::from("/bin")])
+        .map(|directory| directory.join(program))
+        .find(|candidate| Path::is_file(candidate))
+}

@@ -1,0 +1,268 @@
+//! What TREE is: told from its first bytes, never from its name.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Seek},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    archive::{
+        compression::{Compression, MAGIC_SIZE},
+        entry::{Content, Entry, printable},
+        error::ArchiveError,
+        initramfs::{self, Segment, Visitor},
+        input::Input,
+        tar::{TarReader, is_tar},
+    },
+    erofs::superblock,
+    report::{ExitStatus, Failure, Progress},
+    tree::staging::{StagedTree, Staging, StagingError},
+};
+
+/// A root tree as it was handed in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A directory.
+    Directory(PathBuf),
+    /// A tar archive.
+    Tar(PathBuf, Compression),
+    /// A cpio initramfs: archives in a row, each compressed in its own way.
+    Initramfs(PathBuf),
+    /// An erofs image, to be used as it is.
+    Erofs(PathBuf),
+}
+
+/// A TREE that cannot be told or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It cannot be opened or read.
+    #[error("read {}: {source}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Something else.
+    #[error("{}: expected a directory, a tar or cpio archive, or an erofs image; found {found}", .path.display())]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// What it looks like.
+        found: String,
+    },
+    /// A compression that is not read.
+    #[error("{}: {} compression is not supported", .path.display(), .compression.name())]
+    Compression {
+        /// The file.
+        path: PathBuf,
+        /// Its compression.
+        compression: Compression,
+    },
+    /// It cannot be unpacked.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+}
+
+impl From<ArchiveError> for SourceError {
+    fn from(error: ArchiveError) -> Self {
+        Self::Staging(error.into())
+    }
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        let fact = error.to_string();
+        match error {
+            SourceError::Io { .. } => Self::new(ExitStatus::System, fact).next("check the path and its permissions"),
+            SourceError::Unknown { .. } => Self::new(ExitStatus::BadInput, fact)
+                .next("pass a directory, the output of mmdebstrap or `docker export`, an initramfs, or an erofs image"),
+            SourceError::Compression { .. } => {
+                Self::new(ExitStatus::BadInput, fact).next("recompress it with gzip, xz, zstd or lz4")
+            }
+            SourceError::Staging(error) => error.into(),
+        }
+    }
+}
+
+/// A tree as a directory: the user's own, or one unpacked for as long as this value lives.
+#[derive(Debug)]
+pub enum Tree {
+    /// The user's, which is only read.
+    Given(PathBuf),
+    /// Unpacked, gone when dropped.
+    Staged(StagedTree),
+}
+
+impl Tree {
+    /// The root.
+    pub fn path(&self) -> PathBuf {
+        match self {
+            Self::Given(path) => path.clone(),
+            Self::Staged(staged) => staged.path(),
+        }
+    }
+
+    /// What the user should know although all went well.
+    pub fn remarks(&self) -> &[String] {
+        match self {
+            Self::Given(_) => &[],
+            Self::Staged(staged) => &staged.remarks,
+        }
+    }
+}
+
+/// The block in which an uncompressed tar shows itself.
+const HEAD_SIZE: usize = 512;
+
+impl Source {
+    /// Looks at `path`.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is none of the accepted.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let fail = |source| SourceError::Io { path: path.to_owned(), source };
+        let kind = std::fs::metadata(path).map_err(fail)?;
+        if kind.is_dir() {
+            return Ok(Self::Directory(path.to_owned()));
+        }
+        let mut file = File::open(path).map_err(fail)?;
+        let mut head = Vec::new();
+        (&mut file).take(HEAD_SIZE as u64).read_to_end(&mut head).map_err(fail)?;
+        if is_tar(&head) {
+            return Ok(Self::Tar(path.to_owned(), Compression::None));
+        }
+        if head.starts_with(b"07070") {
+            return Ok(Self::Initramfs(path.to_owned()));
+        }
+        let compression = Compression::detect(&head[..head.len().min(MAGIC_SIZE)]);
+        if compression != Compression::None {
+            return Self::open_compressed(path, compression, file);
+        }
+        if superblock::has_magic(&mut file).map_err(fail)? {
+            return Ok(Self::Erofs(path.to_owned()));
+        }
+        let found = describe(&head);
+        Err(SourceError::Unknown { path: path.to_owned(), found })
+    }
+
+    fn open_compressed(path: &Path, compression: Compression, mut file: File) -> Result<Self, SourceError> {
+        let fail = |source| SourceError::Io { path: path.to_owned(), source };
+        file.rewind().map_err(fail)?;
+        let path = path.to_owned();
+        let stream = match compression.first_stream(BufReader::new(file)) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                return Err(SourceError::Compression { path, compression });
+            }
+            other => other.map_err(fail)?,
+        };
+        let mut head = Vec::new();
+        stream.take(HEAD_SIZE as u64).read_to_end(&mut head).map_err(|source| {
+            let place = crate::archive::error::Place { archive: path.display().to_string(), entry: None, offset: 0 };
+            ArchiveError::Read { place: Box::new(place), source }
+        })?;
+        if is_tar(&head) {
+            return Ok(Self::Tar(path, compression));
+        }
+        if head.starts_with(b"07070") {
+            return Ok(Self::Initramfs(path));
+        }
+        let found = format!("{} data that holds {}", compression.name(), describe(&head));
+        Err(SourceError::Unknown { path, found })
+    }
+
+    /// Gives the tree as a directory, unpacking it below `staging` (default: the system's temporary directory) where
+    /// it is an archive. `progress` advances by the bytes of the file that were read. `None` for a ready image.
+    ///
+    /// # Errors
+    /// A bad archive, or a file that cannot be made.
+    pub fn stage(&self, staging: Option<&Path>, progress: &Progress) -> Result<Option<Tree>, SourceError> {
+        Ok(match self {
+            Self::Directory(path) => Some(Tree::Given(path.clone())),
+            Self::Erofs(_) => None,
+            Self::Tar(path, compression) => {
+                let mut staging = Staging::new(staging)?;
+                let stream = compression.reader(BufReader::with_capacity(1 << 16, watched(path, progress)?));
+                let stream = stream.map_err(|source| SourceError::Io { path: path.clone(), source })?;
+                staging.unpack(&mut TarReader::new(Input::new(stream, path.display().to_string())))?;
+                Some(Tree::Staged(staging.finish()?))
+            }
+            Self::Initramfs(path) => {
+                let mut unpacker = Unpacker { staging: Staging::new(staging)?, archive: None };
+                initramfs::walk(&mut Input::new(watched(path, progress)?, path.display().to_string()), &mut unpacker)?;
+                Some(Tree::Staged(unpacker.staging.finish()?))
+            }
+        })
+    }
+
+    /// The size of the file to read in bytes, for a progress display; 0 for a directory.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::Directory(_) => 0,
+            Self::Tar(path, _) | Self::Initramfs(path) | Self::Erofs(path) => {
+                std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+            }
+        }
+    }
+}
+
+struct Unpacker {
+    staging: Staging,
+    archive: Option<u64>,
+}
+
+impl Visitor for Unpacker {
+    type Error = StagingError;
+
+    fn entry(
+        &mut self,
+        _segment: &Segment,
+        archive: u64,
+        entry: &Entry,
+        content: &mut dyn Content,
+    ) -> Result<(), StagingError> {
+        if self.archive.replace(archive) != Some(archive) {
+            self.staging.new_archive();
+        }
+        self.staging.add(entry, content)
+    }
+}
+
+struct Watched<'a> {
+    file: File,
+    progress: &'a Progress,
+}
+
+impl Read for Watched<'_> {
+    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(target)?;
+        self.progress.advance(count as u64);
+        Ok(count)
+    }
+}
+
+fn watched<'a>(path: &Path, progress: &'a Progress) -> Result<Watched<'a>, SourceError> {
+    let file = File::open(path).map_err(|source| SourceError::Io { path: path.to_owned(), source })?;
+    Ok(Watched { file, progress })
+}
+
+/// Names common things that people pass by mistake.
+fn describe(head: &[u8]) -> String {
+    let known: [(&[u8], &str); 6] = [
+        (b"hsqs", "a squashfs image"),
+        (b"\x7fELF", "a program"),
+        (b"MZ", "a kernel or UEFI program"),
+        (b"PK\x03\x04", "a zip archive"),
+        (b"QFI\xfb", "a qcow2 disk image"),
+        (&[0xc7, 0x71], "a binary cpio archive (use `cpio -o -H newc`)"),
+    ];
+    if let Some((_, name)) = known.iter().find(|(magic, _)| head.starts_with(magic)) {
+        return (*name).to_owned();
+    }
+    match head {
+        [] => "an empty file".into(),
+        head if head.iter().all(|byte| *byte == 0) => "zeros".into(),
+        head => format!("bytes that begin with {}", printable(&head[..head.len().min(16)])),
+    }
+}
