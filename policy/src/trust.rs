@@ -23,7 +23,18 @@ pub const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x6
 #[serde(transparent)]
 pub struct KeyId(Sha256Digest);
 
+/// The ids of the keys in `keys-example`, whose private halves are public: whoever trusts them trusts everybody.
+const EXAMPLE_KEYS: [&str; 2] = [
+    "2f9ecd313da75e134a38089f89e29433da9b9c3f073d8a85d66a35fb08664c8a",
+    "5dbea33e05ed176df773891ccc410e761319c967c3baf0b03c6056653cba9da0",
+];
+
 impl KeyId {
+    /// Whether this is one of the published example keys, which everybody can sign with.
+    pub fn is_example(self) -> bool {
+        EXAMPLE_KEYS.contains(&self.to_string().as_str())
+    }
+
     /// Takes the raw 32 bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Sha256Digest::from_bytes(bytes))

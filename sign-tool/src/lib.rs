@@ -1,8 +1,14 @@
 //! Everything that an administrator or a build server runs: seal a root tree, sign it, check it, look into it.
 
 pub mod archive;
+pub mod atomic;
+pub mod check;
+pub mod disk;
 pub mod erofs;
 pub mod initramfs;
+pub mod keys;
 pub mod report;
+pub mod seal;
+pub mod sealed;
 pub mod tree;
 pub mod verity;

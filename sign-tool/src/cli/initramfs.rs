@@ -2,12 +2,12 @@
 
 use std::{
     env, fs,
-    io::Write,
     path::{Path, PathBuf},
 };
 
 use clap::Args;
 use iofs_sign::{
+    atomic,
     initramfs::{
         self, EmbeddedFile, Format, InitramfsPlan, MANIFEST_PATH, TRUST_PATH,
         kernel::KernelImage,
@@ -90,7 +90,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         list(&modules, output);
         return Ok(());
     }
-    let init = read(&find_init(arguments.init.as_deref())?)?;
+    let init = read(&super::find_init(arguments.init.as_deref())?)?;
     let files = embedded_files(arguments)?;
     let plan = InitramfsPlan {
         modules: &modules,
@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let built = initramfs::build(&plan)?;
     spinner.finish();
     if let Some(out) = arguments.out.as_deref().filter(|_| !arguments.dry_run) {
-        write_atomically(out, &built.bytes)?;
+        atomic::write(out, 0o644, &built.bytes)?;
     }
     output.result(&built.report, || built.report.to_text());
     Ok(())
@@ -141,18 +141,6 @@ fn list(modules: &ModuleSet, output: Output) {
     });
 }
 
-fn find_init(given: Option<&Path>) -> Result<PathBuf, Failure> {
-    if let Some(given) = given {
-        return Ok(given.to_owned());
-    }
-    let beside = env::current_exe().ok().map(|program| program.with_file_name("verify-init"));
-    let candidates = beside.into_iter().chain([PathBuf::from("/usr/lib/iofs/verify-init")]);
-    candidates.into_iter().find(|path| path.is_file()).ok_or_else(|| {
-        Failure::new(ExitStatus::Missing, "no verify-init beside this program or in /usr/lib/iofs")
-            .next("name it with --init FILE or IOFS_VERIFY_INIT")
-    })
-}
-
 fn embedded_files(arguments: &Arguments) -> Result<Vec<EmbeddedFile>, Failure> {
     let mut files = Vec::new();
     for (source, path) in [(&arguments.manifest, MANIFEST_PATH), (&arguments.trust, TRUST_PATH)] {
@@ -176,17 +164,4 @@ fn source_date_epoch() -> Result<u32, Failure> {
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     fs::read(path).map_err(|error| Failure::io(format!("read {}", path.display()), &error))
-}
-
-/// Whoever reads `path` sees the old bytes or the new ones, even across a power failure.
-fn write_atomically(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| Failure::io(format!("write {}", path.display()), &error);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(".initramfs").tempfile_in(folder).map_err(failed)?;
-    file.write_all(bytes).map_err(failed)?;
-    let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-    file.as_file().set_permissions(readable).map_err(failed)?;
-    file.as_file().sync_all().map_err(failed)?;
-    file.persist(path).map_err(|error| failed(error.error))?;
-    Ok(())
 }

@@ -1,11 +1,22 @@
 //! The command line: one module per verb, each an arguments type and a `run`.
 
+mod disk;
 mod initramfs;
+mod keygen;
+mod seal;
+mod sign;
+mod verify;
+mod verity;
 
-use std::process::ExitCode;
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Parser;
-use iofs_sign::report::{Failure, Output};
+use iofs_policy::trust::KeyId;
+use iofs_sign::report::{ExitStatus, Failure, Output};
 
 /// Seal a root tree into a signed, verified image, and check what was sealed.
 #[derive(Debug, Parser)]
@@ -23,7 +34,14 @@ struct Arguments {
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
+    Keygen(keygen::Arguments),
+    Seal(Box<seal::Arguments>),
+    Sign(sign::SignArguments),
+    Attach(sign::AttachArguments),
+    Verify(verify::Arguments),
+    Disk(disk::Arguments),
     Initramfs(initramfs::Arguments),
+    Verity(verity::Arguments),
 }
 
 /// Parses the command line, runs the verb and reports.
@@ -41,7 +59,14 @@ pub(crate) fn main() -> ExitCode {
 
 fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
     match verb {
+        Verb::Keygen(arguments) => keygen::run(arguments, output),
+        Verb::Seal(arguments) => seal::run(arguments, output),
+        Verb::Sign(arguments) => sign::sign(arguments, output),
+        Verb::Attach(arguments) => sign::attach(arguments, output),
+        Verb::Verify(arguments) => verify::run(arguments, output),
+        Verb::Disk(arguments) => disk::run(arguments, output),
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),
+        Verb::Verity(arguments) => verity::run(arguments, output),
     }
 }
 
@@ -51,4 +76,31 @@ fn report(failure: &Failure, output: Output) {
     } else {
         eprintln!("{failure}");
     }
+}
+
+/// The number of threads to use: as asked, else one per processor.
+fn threads(asked: Option<NonZeroUsize>) -> NonZeroUsize {
+    asked.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Says aloud that everybody has the private half of an example key.
+fn warn_example(key: KeyId, output: Output) {
+    if key.is_example() {
+        output.warn(format_args!(
+            "key {key} is one of the published example keys: anybody can sign with it. Use it for tests alone"
+        ));
+    }
+}
+
+/// The static `verify-init`: as asked, else beside this program, else where packages put it.
+fn find_init(asked: Option<&Path>) -> Result<PathBuf, Failure> {
+    if let Some(asked) = asked {
+        return Ok(asked.to_owned());
+    }
+    let beside = std::env::current_exe().ok().map(|program| program.with_file_name("verify-init"));
+    let mut candidates = beside.into_iter().chain([PathBuf::from("/usr/lib/iofs/verify-init")]);
+    candidates.find(|path| path.is_file()).ok_or_else(|| {
+        Failure::new(ExitStatus::Missing, "no verify-init beside this program or in /usr/lib/iofs")
+            .next("name the static binary with --init FILE or IOFS_VERIFY_INIT; scripts/build-boot builds it")
+    })
 }

@@ -1,5 +1,7 @@
 //! How an image shall be written.
 
+use std::str::FromStr;
+
 use super::{
     error::ImageError,
     kernel::{Algorithm, KernelRelease, Unsupported, supported},
@@ -35,6 +37,30 @@ impl ImageCompression {
             Self::Lz4 => Some(("lz4", None)),
             Self::Lz4Hc(level) => Some(("lz4hc", level)),
             Self::Zstd(level) => Some(("zstd", level)),
+        }
+    }
+}
+
+/// Text that names no compression.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("compression: expected none, lz4, lz4hc[,LEVEL] or zstd[,LEVEL], found {0:?}")]
+pub struct CompressionError(String);
+
+impl FromStr for ImageCompression {
+    type Err = CompressionError;
+
+    fn from_str(text: &str) -> Result<Self, CompressionError> {
+        let bad = || CompressionError(text.to_owned());
+        let (name, level) = match text.split_once(',') {
+            Some((name, level)) => (name, Some(level.parse().map_err(|_| bad())?)),
+            None => (text, None),
+        };
+        match (name, level) {
+            ("none", None) => Ok(Self::None),
+            ("lz4", None) => Ok(Self::Lz4),
+            ("lz4hc", level) => Ok(Self::Lz4Hc(level)),
+            ("zstd", level) => Ok(Self::Zstd(level)),
+            _ => Err(bad()),
         }
     }
 }
@@ -75,7 +101,7 @@ impl Default for ImageOptions {
 
 impl ImageOptions {
     /// Checks ranges and the target kernel.
-    pub(super) fn check(&self) -> Result<(), ImageError> {
+    pub fn check(&self) -> Result<(), ImageError> {
         let level = |option, expected, level: Option<u32>, range: std::ops::RangeInclusive<u32>| match level {
             Some(level) if !range.contains(&level) => {
                 Err(ImageError::Option { option, expected, found: level.to_string() })

@@ -165,7 +165,7 @@ mod tests {
         let header = "070701\
             00000001000081ed00000000000000000000000100000010\
             0000000500000000000000000000000000000000000000020000000061";
-        assert!(bytes.starts_with(header[..header.len() - 2].as_bytes()));
+        assert!(bytes.starts_with(&header.as_bytes()[..header.len() - 2]));
         assert_eq!(&bytes[110..124], b"a\0hello\0\0\0\x30\x37\x30\x37\x30");
         assert_eq!(bytes.len() % BLOCK, 0);
     }

@@ -3,7 +3,9 @@
 use clap::ValueEnum;
 
 /// How much hardware the initramfs should boot on. Each includes the ones before it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, ValueEnum, serde::Serialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, ValueEnum, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
     /// Virtual machines and clouds: virtio, NVMe, AHCI, Xen, Hyper-V, VMware
@@ -16,7 +18,7 @@ pub enum Profile {
 }
 
 /// An ability beside the root image's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Feature {
     /// Unlock LUKS2 volumes: dm-crypt with AES-XTS, and a keyboard for the recovery key

@@ -1,0 +1,145 @@
+//! `iofs-sign seal`.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use iofs_policy::manifest::{ImageId, ImageVersion, RollbackIndex};
+use iofs_sign::{
+    erofs::ImageCompression,
+    keys::{self, PrivateKey},
+    report::{Failure, Output},
+    seal::{self, KernelRequest, SealRequest, Sealed, config::Config},
+};
+
+/// Seal a root tree: image, hash tree, signed manifest, mini-initramfs, release statement
+///
+/// The output directory appears whole or not at all, and the same input gives the same bytes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  iofs-sign seal --root rootfs.tar.zst --key release.pem \\
+      --kernel /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0 --out sealed
+  iofs-sign seal --root rootfs/ --unsigned --trust release.pub.pem --kernel … --modules … --out sealed
+      then sign sealed/to-sign.bin elsewhere, and: iofs-sign attach sealed --key release.pub.pem --signature FILE
+
+TREE is a directory, a tar (plain, gz, xz, zst, lz4), a cpio initramfs as distributions ship it, or an erofs image.
+Archives are unpacked with all their metadata: as root, or in a user namespace (package uidmap).
+The time of files newer than SOURCE_DATE_EPOCH, where that is set, is set back to it.")]
+pub(crate) struct Arguments {
+    /// The root tree
+    #[arg(long, value_name = "TREE")]
+    root: PathBuf,
+    /// A private key that signs (PKCS#8 PEM); several sign together
+    #[arg(long, value_name = "PRIVATE", required_unless_present = "unsigned", conflicts_with = "unsigned")]
+    key: Vec<PathBuf>,
+    /// Sign nothing: prepare the bytes that are to be signed elsewhere
+    #[arg(long, requires = "trust")]
+    unsigned: bool,
+    /// A public key that the device trusts as well (SubjectPublicKeyInfo PEM)
+    #[arg(long, value_name = "PUBLIC")]
+    trust: Vec<PathBuf>,
+    /// How many of the trusted keys must sign
+    #[arg(long, value_name = "N")]
+    threshold: Option<u8>,
+    /// The kernel that boots the image
+    #[arg(long, value_name = "VMLINUZ", requires = "modules", required_unless_present = "image_only")]
+    kernel: Option<PathBuf>,
+    /// Its modules: lib/modules/VERSION, or a tree that holds it
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    modules: Option<PathBuf>,
+    /// The static verify-init for the mini-initramfs
+    #[arg(long, value_name = "FILE", env = "IOFS_VERIFY_INIT")]
+    init: Option<PathBuf>,
+    /// Seal the image alone, without kernel and mini-initramfs
+    #[arg(long, conflicts_with = "kernel")]
+    image_only: bool,
+    /// The directory to write
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Put the new output in the place of an earlier one
+    #[arg(long)]
+    replace: bool,
+    /// What else to seal: docs/configuration.md describes it
+    #[arg(long, value_name = "iofs.toml")]
+    config: Option<PathBuf>,
+    /// The image's id [default: from the tree's os-release]
+    #[arg(long)]
+    id: Option<ImageId>,
+    /// The image's version [default: from the tree's os-release]
+    #[arg(long, value_name = "VERSION")]
+    image_version: Option<ImageVersion>,
+    /// The rollback index: raise it with every release that closes a hole
+    #[arg(long, value_name = "N")]
+    rollback_index: Option<u64>,
+    /// none, lz4, lz4hc[,LEVEL] or zstd[,LEVEL]
+    #[arg(long, value_name = "ALGORITHM")]
+    compression: Option<ImageCompression>,
+    /// The most threads to use [default: one per processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Show what would be sealed, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let request = request(arguments)?;
+    for key in request.keys.iter().map(PrivateKey::public).chain(request.trusted.iter().cloned()) {
+        super::warn_example(key.id(), output);
+    }
+    for path in arguments.key.iter().filter(|path| keys::is_exposed(path) && !output.quiet) {
+        output.warn(format_args!("{}: others can read this private key: chmod 600 it", path.display()));
+    }
+    if arguments.dry_run {
+        let plan = seal::plan(&request)?;
+        output.result(&plan, || plan.to_text());
+        return Ok(());
+    }
+    // Archives hold owners that only root, or a namespace's root, can give.
+    seal::enter_namespace_if_needed(&request)?;
+    let sealed = seal::seal(&request, output)?;
+    output.result(&sealed, || describe(&sealed));
+    Ok(())
+}
+
+fn request(arguments: &Arguments) -> Result<SealRequest, Failure> {
+    let mut config = arguments.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
+    let image = &mut config.image;
+    image.id = arguments.id.clone().or(image.id.take());
+    image.version = arguments.image_version.clone().or(image.version.take());
+    image.rollback_index = arguments.rollback_index.map_or(image.rollback_index, RollbackIndex);
+    config.trust.threshold = arguments.threshold.unwrap_or(config.trust.threshold);
+    config.filesystem.compression = arguments.compression.or(config.filesystem.compression);
+    Ok(SealRequest {
+        root: arguments.root.clone(),
+        kernel: kernel(arguments)?,
+        keys: arguments.key.iter().map(|path| PrivateKey::read(path)).collect::<Result<_, _>>()?,
+        trusted: arguments.trust.iter().map(|path| keys::read_public(path)).collect::<Result<_, _>>()?,
+        config,
+        out: arguments.out.clone(),
+        replace: arguments.replace,
+        threads: super::threads(arguments.threads),
+    })
+}
+
+fn kernel(arguments: &Arguments) -> Result<Option<KernelRequest>, Failure> {
+    let (Some(image), Some(modules)) = (arguments.kernel.clone(), arguments.modules.clone()) else { return Ok(None) };
+    let init = super::find_init(arguments.init.as_deref())?;
+    Ok(Some(KernelRequest { image, modules, init }))
+}
+
+fn describe(sealed: &Sealed) -> String {
+    let out = sealed.out.display();
+    let mut text = format!(
+        "sealed:    {} {} (rollback index {}, {})\nroot hash: {}\nmanifest:  sha256:{}\nimage:     {} bytes\n",
+        sealed.image.id,
+        sealed.image.version,
+        sealed.image.rollback_index,
+        sealed.image.role,
+        sealed.root_hash,
+        sealed.manifest_digest,
+        sealed.image_size
+    );
+    if let Some(size) = sealed.initramfs_size {
+        text += &format!("initramfs: {size} bytes\n");
+    }
+    text + &super::sign::describe(&sealed.pending, &out.to_string())
+}

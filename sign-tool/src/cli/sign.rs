@@ -1,0 +1,88 @@
+//! `iofs-sign sign` and `iofs-sign attach`: signing on another machine.
+
+use std::path::PathBuf;
+
+use iofs_sign::{
+    keys::{self, PrivateKey},
+    report::{ExitStatus, Failure, Output},
+    seal::finish::{self, Pending},
+    sealed::{SealedDirectory, TO_SIGN},
+};
+
+/// The size of an ed25519 signature in bytes.
+const SIGNATURE_SIZE: usize = 64;
+
+/// Sign a directory that was sealed with --unsigned, or by fewer keys than it needs
+///
+/// Signs the manifest, then completes the mini-initramfs, then signs the release statement, as far as the given keys
+/// reach. Run it again with further keys.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  iofs-sign sign sealed --key release.pem")]
+pub(crate) struct SignArguments {
+    /// The directory that 'iofs-sign seal --unsigned' wrote
+    directory: PathBuf,
+    /// A private key (PKCS#8 PEM)
+    #[arg(long, value_name = "PRIVATE", required = true)]
+    key: Vec<PathBuf>,
+}
+
+pub(crate) fn sign(arguments: &SignArguments, output: Output) -> Result<(), Failure> {
+    let keys = arguments.key.iter().map(|path| PrivateKey::read(path)).collect::<Result<Vec<_>, _>>()?;
+    for key in &keys {
+        super::warn_example(key.public().id(), output);
+    }
+    let pending = finish::sign(&SealedDirectory::new(&arguments.directory), &keys)?;
+    output.result(&pending, || describe(&pending, &arguments.directory.display().to_string()));
+    Ok(())
+}
+
+/// Add a signature that another machine or a hardware token made
+///
+/// DIR/to-sign.bin holds the bytes to be signed. Two signatures are needed, one after the other: over the manifest, and
+/// over the release statement, which speaks of the signed manifest.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example, with OpenSSL in the place of the hardware token:
+  openssl pkeyutl -sign -rawin -inkey release.pem -in sealed/to-sign.bin -out signature
+  iofs-sign attach sealed --key release.pub.pem --signature signature")]
+pub(crate) struct AttachArguments {
+    /// The directory that 'iofs-sign seal --unsigned' wrote
+    directory: PathBuf,
+    /// The public key of the signer (SubjectPublicKeyInfo PEM)
+    #[arg(long, value_name = "PUBLIC")]
+    key: PathBuf,
+    /// The signature: 64 raw bytes
+    #[arg(long, value_name = "FILE")]
+    signature: PathBuf,
+}
+
+pub(crate) fn attach(arguments: &AttachArguments, output: Output) -> Result<(), Failure> {
+    let key = keys::read_public(&arguments.key)?;
+    super::warn_example(key.id(), output);
+    let path = &arguments.signature;
+    let signature =
+        std::fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    if signature.len() != SIGNATURE_SIZE {
+        let (path, found) = (path.display(), signature.len());
+        return Err(Failure::new(
+            ExitStatus::BadInput,
+            format!("signature {path}: expected {SIGNATURE_SIZE} raw bytes, found {found}"),
+        )
+        .next("decode it first if it is base64 or hexadecimal"));
+    }
+    let pending = finish::attach(&SealedDirectory::new(&arguments.directory), &key, &signature)?;
+    output.result(&pending, || describe(&pending, &arguments.directory.display().to_string()));
+    Ok(())
+}
+
+/// What a directory waits for, as people read it.
+pub(crate) fn describe(pending: &Pending, directory: &str) -> String {
+    match pending {
+        Pending::Nothing => format!("complete:  {directory}\n next: iofs-sign verify {directory} --key PUBLIC"),
+        Pending::Signature { document, signed_by, threshold, to_sign_sha256 } => format!(
+            "waits for: a signature over {document} (has {} of {threshold})\nto sign:   {directory}/{TO_SIGN}\n           \
+             sha256:{to_sign_sha256}\n next: iofs-sign sign {directory} --key PRIVATE, or sign these bytes elsewhere and \
+             iofs-sign attach",
+            signed_by.len()
+        ),
+    }
+}

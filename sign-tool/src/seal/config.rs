@@ -1,0 +1,291 @@
+//! `iofs.toml`: what is sealed into an image. Every field has a default, and unknown ones are errors.
+
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use iofs_policy::{
+    failure::FailureAction,
+    manifest::{
+        Architecture, ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, Place, Role, RollbackIndex,
+        RootPath,
+    },
+    verity::{BlockSize, CorruptionAction, HashAlgorithm, Salt},
+};
+use serde::Deserialize;
+
+use crate::{
+    erofs::ImageCompression,
+    initramfs::profile::{self, Feature, Profile, Request},
+    report::{ExitStatus, Failure},
+};
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Which image this is.
+    pub image: ImageSection,
+    /// The erofs image.
+    pub filesystem: FilesystemSection,
+    /// The hash tree.
+    pub verity: VeritySection,
+    /// Where data and tree will lie.
+    pub place: PlaceSection,
+    /// The writable layer.
+    pub overlay: OverlaySection,
+    /// What happens at boot.
+    pub boot: BootSection,
+    /// Who may sign what boots.
+    pub trust: TrustSection,
+    /// Kernel modules in the mini-initramfs.
+    pub modules: ModulesSection,
+}
+
+/// `[image]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ImageSection {
+    /// The product's id. Default: `IMAGE_ID` or `ID` of the tree's os-release.
+    pub id: Option<ImageId>,
+    /// The version. Default: `IMAGE_VERSION` or `VERSION_ID` of the tree's os-release, else `1`.
+    pub version: Option<ImageVersion>,
+    /// The rollback index. Raise it with every release that closes a hole.
+    pub rollback_index: RollbackIndex,
+    /// What the image is for.
+    pub role: Role,
+    /// What it runs on. Default: what this program runs on.
+    pub architecture: Architecture,
+    /// Whether the kernel command line may ask for more.
+    pub debug: bool,
+}
+
+impl Default for ImageSection {
+    fn default() -> Self {
+        Self {
+            id: None,
+            version: None,
+            rollback_index: RollbackIndex(0),
+            role: Role::Root,
+            architecture: Architecture::CURRENT,
+            debug: false,
+        }
+    }
+}
+
+/// `[filesystem]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FilesystemSection {
+    /// `none`, `lz4`, `lz4hc[,LEVEL]` or `zstd[,LEVEL]`. LZ4 is what every kernel with erofs reads.
+    #[serde(deserialize_with = "parsed")]
+    pub compression: Option<ImageCompression>,
+    /// Physical cluster size in bytes.
+    pub cluster_size: Option<u32>,
+    /// Mount options besides `ro`.
+    pub mount_options: Vec<MountOption>,
+}
+
+/// `[verity]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VeritySection {
+    /// The hash function.
+    pub algorithm: HashAlgorithm,
+    /// Size of a data block in bytes.
+    pub data_block_size: BlockSize,
+    /// Size of a hash block in bytes.
+    pub hash_block_size: BlockSize,
+    /// The salt. Default: derived from the content.
+    pub salt: Option<Salt>,
+    /// Whether the tree begins with a superblock, for other tools.
+    pub superblock: bool,
+}
+
+impl Default for VeritySection {
+    fn default() -> Self {
+        Self {
+            algorithm: HashAlgorithm::Sha256,
+            data_block_size: BlockSize::DEFAULT,
+            hash_block_size: BlockSize::DEFAULT,
+            salt: None,
+            superblock: true,
+        }
+    }
+}
+
+/// `[place]`: `PARTUUID=…`, `PARTLABEL=…` or `/dev/NAME`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlaceSection {
+    /// The data. Default: the partition whose PARTUUID is the first half of the root hash.
+    pub data: Option<PlaceText>,
+    /// The tree. Default: the partition whose PARTUUID is the last half of the root hash.
+    pub tree: Option<PlaceText>,
+}
+
+/// A [`Place`] as people write it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct PlaceText(pub Place);
+
+impl TryFrom<String> for PlaceText {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let label = |name: &str| name.parse::<PartitionLabel>().map_err(|error| error.to_string());
+        let place = if let Some(uuid) = text.strip_prefix("PARTUUID=") {
+            Place::PartUuid(uuid.parse().map_err(|error| format!("{text}: {error}"))?)
+        } else if let Some(name) = text.strip_prefix("PARTLABEL=") {
+            Place::PartLabel(label(name)?)
+        } else if let Some(name) = text.strip_prefix("/dev/") {
+            Place::Disk(label(name)?)
+        } else {
+            return Err(format!("place: expected PARTUUID=…, PARTLABEL=… or /dev/NAME, found {text:?}"));
+        };
+        Ok(Self(place))
+    }
+}
+
+/// `[overlay]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OverlaySection {
+    /// Whether the root gets a writable layer that is gone at the next boot.
+    pub enabled: bool,
+    /// The size of its tmpfs.
+    pub size: OverlaySize,
+}
+
+impl Default for OverlaySection {
+    fn default() -> Self {
+        Self { enabled: true, size: "50%".parse().expect("the default is valid") }
+    }
+}
+
+/// `[boot]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BootSection {
+    /// The real system's init.
+    pub init: RootPath,
+    /// How long to wait for the devices, in seconds.
+    pub device_timeout: u32,
+    /// What the kernel does about a corrupt block.
+    pub on_corruption: CorruptionAction,
+    /// What `verify-init` does after a failure.
+    pub on_failure: FailureAction,
+    /// Kernel command line parameters that are allowed although they are refused by default.
+    pub allowed_parameters: Vec<String>,
+}
+
+impl Default for BootSection {
+    fn default() -> Self {
+        Self {
+            init: "/sbin/init".parse().expect("the default is valid"),
+            device_timeout: 30,
+            on_corruption: CorruptionAction::Panic,
+            on_failure: FailureAction::PowerOff,
+            allowed_parameters: Vec::new(),
+        }
+    }
+}
+
+/// `[trust]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrustSection {
+    /// Public keys that may sign besides the sealing one: files, relative to `iofs.toml`.
+    pub keys: Vec<PathBuf>,
+    /// How many of all keys must sign.
+    pub threshold: u8,
+    /// The oldest rollback index that this mini-initramfs boots.
+    pub minimum_rollback_index: Option<RollbackIndex>,
+}
+
+impl Default for TrustSection {
+    fn default() -> Self {
+        Self { keys: Vec::new(), threshold: 1, minimum_rollback_index: None }
+    }
+}
+
+/// `[modules]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModulesSection {
+    /// Which drivers to take along: see `iofs-sign initramfs --help`.
+    pub profile: Profile,
+    /// Abilities to add.
+    pub with: Vec<Feature>,
+    /// Modules to add and to load always: `NAME` or `NAME KEY=VALUE …`.
+    pub add: Vec<String>,
+}
+
+impl ModulesSection {
+    /// The modules to ask for.
+    pub fn requests(&self) -> Vec<Request> {
+        let added = self.add.iter().map(|text| Request::added(text));
+        profile::requests(self.profile, &self.with).into_iter().chain(added).collect()
+    }
+}
+
+/// A value that is written as text.
+fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
+    input: D,
+) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(input)?;
+    text.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
+impl Config {
+    /// Reads `iofs.toml`.
+    ///
+    /// # Errors
+    /// A [`Failure`] with the file, line, field, what was expected and what was found.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| Failure::io(format_args!("read configuration {}", path.display()), &error))?;
+        let mut config: Self = toml::from_str(&text).map_err(|error| {
+            Failure::new(
+                ExitStatus::Usage,
+                format!("configuration {}: {}", path.display(), error.to_string().trim_end()),
+            )
+            .next("correct the field; docs/configuration.md lists them all")
+        })?;
+        let home = crate::atomic::parent(path);
+        for key in &mut config.trust.keys {
+            *key = home.join(&*key);
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_file_gives_the_defaults() {
+        let config: Config = toml::from_str("").unwrap();
+        assert!(config.overlay.enabled && config.verity.superblock && !config.image.debug);
+        assert_eq!(config.boot.device_timeout, 30);
+    }
+
+    #[test]
+    fn unknown_and_wrong_fields_are_named() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("iofs.toml");
+        for (text, expected) in [
+            ("[image]\nidd = \"x\"", "unknown field `idd`"),
+            ("[image]\nid = \"X\"", "image id: expected 1 to 64 of a-z"),
+            ("[place]\ndata = \"vda1\"", "expected PARTUUID=…, PARTLABEL=… or /dev/NAME, found \"vda1\""),
+            ("[overlay]\nsize = \"0\"", "overlay size: expected a number above 0"),
+            ("[boot]\non_failure = \"shell\"", "unknown variant `shell`"),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let failure = Config::read(&path).unwrap_err();
+            assert!(failure.fact.contains(expected), "{} lacks {expected}", failure.fact);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What a root tree says of itself, for defaults.
+
+use std::{fs, io::Read, path::Path};
+
+use iofs_policy::manifest::{ImageId, ImageVersion};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+
+/// The larger part of a real file is a few hundred bytes; nothing else of a tree is read here.
+const MAX_SIZE: u64 = 64 * 1024;
+
+/// The fields of an os-release file that name an image.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct OsRelease {
+    id: Option<String>,
+    version: Option<String>,
+}
+
+impl OsRelease {
+    /// Reads `etc/os-release` or `usr/lib/os-release` of a tree. Links are followed inside the tree only.
+    pub(super) fn read(tree: &Path) -> Self {
+        ["etc/os-release", "usr/lib/os-release"]
+            .into_iter()
+            .find_map(|path| read_inside(tree, path))
+            .map_or_else(Self::default, |text| Self::parse(&text))
+    }
+
+    fn parse(text: &str) -> Self {
+        let field = |name: &str| {
+            text.lines()
+                .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='))
+                .map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
+                .rfind(|value| !value.is_empty())
+        };
+        Self {
+            id: field("IMAGE_ID").or_else(|| field("ID")),
+            version: field("IMAGE_VERSION").or_else(|| field("VERSION_ID")),
+        }
+    }
+
+    /// The image id, `root` where the tree does not tell.
+    pub(super) fn image_id(&self) -> ImageId {
+        let told = self.id.as_deref().and_then(|id| id.parse().ok());
+        told.unwrap_or_else(|| "root".parse().expect("the default is valid"))
+    }
+
+    /// The image version, `1` where the tree does not tell.
+    pub(super) fn image_version(&self) -> ImageVersion {
+        let told = self.version.as_deref().and_then(|version| version.parse().ok());
+        told.unwrap_or_else(|| "1".parse().expect("the default is valid"))
+    }
+}
+
+fn read_inside(tree: &Path, path: &str) -> Option<String> {
+    let root = openat(CWD, tree, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let file = openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
+    let mut text = String::new();
+    fs::File::from(file).take(MAX_SIZE).read_to_string(&mut text).ok()?;
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_image_fields_go_before_the_distribution_s() {
+        let debian = OsRelease::parse("PRETTY_NAME=\"Debian\"\nID=debian\nVERSION_ID=\"13\"\n");
+        assert_eq!((debian.image_id().as_str(), debian.image_version().as_str()), ("debian", "13"));
+        let image = OsRelease::parse("ID=debian\nIMAGE_ID='car'\nIMAGE_VERSION=7\nVERSION_ID=13");
+        assert_eq!((image.image_id().as_str(), image.image_version().as_str()), ("car", "7"));
+        let nothing = OsRelease::parse("ID=Not Valid\n");
+        assert_eq!((nothing.image_id().as_str(), nothing.image_version().as_str()), ("root", "1"));
+    }
+}

@@ -1,0 +1,140 @@
+//! The directory that `seal` writes: its files' names, and how they are read.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use iofs_policy::{
+    digest::Sha256Digest,
+    dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
+    release::Artifact,
+    trust::{MAX_TRUST_SIZE, TrustPolicy},
+};
+use sha2::{Digest, Sha256};
+
+use crate::report::{ExitStatus, Failure};
+
+/// The erofs image.
+pub const IMAGE: &str = "image.erofs";
+/// Its hash area: superblock and tree.
+pub const TREE: &str = "image.verity";
+/// The signed manifest.
+pub const MANIFEST: &str = "manifest.dsse.json";
+/// What the boot side accepts; a copy of what the mini-initramfs holds.
+pub const TRUST: &str = "trust.json";
+/// The root hash as text, without a newline, the side-car that systemd's tools look for.
+pub const ROOT_HASH: &str = "roothash";
+/// The kernel.
+pub const KERNEL: &str = "vmlinuz";
+/// The mini-initramfs.
+pub const INITRAMFS: &str = "initramfs.img";
+/// The mini-initramfs without the manifest, there only until the manifest is signed.
+pub const INITRAMFS_BASE: &str = "initramfs.base";
+/// The signed statement about all of these.
+pub const RELEASE: &str = "release.dsse.json";
+/// The bytes that the next signature is to cover, there only until it is attached.
+pub const TO_SIGN: &str = "to-sign.bin";
+
+/// Every file that a release statement may list.
+pub const ARTIFACTS: [&str; 7] = [IMAGE, TREE, MANIFEST, TRUST, ROOT_HASH, KERNEL, INITRAMFS];
+
+/// A directory made by `seal`.
+#[derive(Debug, Clone)]
+pub struct SealedDirectory {
+    path: PathBuf,
+}
+
+impl SealedDirectory {
+    /// Names a directory. Nothing is read yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// The directory's path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The path of one of its files.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// Whether a file is there.
+    pub fn has(&self, name: &str) -> bool {
+        self.file(name).symlink_metadata().is_ok()
+    }
+
+    /// Opens a file.
+    pub fn open(&self, name: &str) -> Result<File, Failure> {
+        let path = self.file(name);
+        File::open(&path).map_err(|error| {
+            let failure = Failure::io(format_args!("open {}", path.display()), &error);
+            match error.kind() {
+                io::ErrorKind::NotFound => Failure { status: ExitStatus::BadInput, ..failure }
+                    .next("give a directory that 'iofs-sign seal' wrote"),
+                _ => failure,
+            }
+        })
+    }
+
+    /// Reads a whole file, which must not be larger than `limit` bytes.
+    pub fn read(&self, name: &str, limit: usize) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        self.open(name)?
+            .take(limit as u64 + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|error| Failure::io(format_args!("read {}", self.file(name).display()), &error))?;
+        if bytes.len() > limit {
+            let fact = format!("{}: expected at most {limit} bytes, found more", self.file(name).display());
+            return Err(Failure::new(ExitStatus::BadInput, fact));
+        }
+        Ok(bytes)
+    }
+
+    /// Reads an envelope that may still lack signatures.
+    pub fn envelope(&self, name: &str, payload_type: PayloadType) -> Result<Envelope, Failure> {
+        let bytes = self.read(name, MAX_ENVELOPE_SIZE)?;
+        Envelope::parse_unsigned(&bytes, payload_type).map_err(|error| bad_input(&self.file(name), &error))
+    }
+
+    /// Reads the copy of the trust policy.
+    pub fn trust(&self) -> Result<TrustPolicy, Failure> {
+        let bytes = self.read(TRUST, MAX_TRUST_SIZE)?;
+        TrustPolicy::parse(&bytes).map_err(|error| bad_input(&self.file(TRUST), &error))
+    }
+
+    /// Measures the files that are there, for a release statement. The order is that of [`ARTIFACTS`].
+    pub fn artifacts(&self) -> Result<Vec<Artifact>, Failure> {
+        ARTIFACTS.into_iter().filter(|name| self.has(name)).map(|name| self.artifact(name)).collect()
+    }
+
+    fn artifact(&self, name: &str) -> Result<Artifact, Failure> {
+        let (size, sha256) = digest_file(&mut self.open(name)?)
+            .map_err(|error| Failure::io(format_args!("read {}", self.file(name).display()), &error))?;
+        Ok(Artifact { name: name.to_owned(), size, sha256 })
+    }
+}
+
+/// Size and SHA-256 of a stream.
+pub fn digest_file(input: &mut impl Read) -> io::Result<(u64, Sha256Digest)> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 256 * 1024];
+    let mut size = 0;
+    loop {
+        match input.read(&mut buffer)? {
+            0 => return Ok((size, Sha256Digest::from_bytes(hasher.finalize().into()))),
+            count => {
+                hasher.update(&buffer[..count]);
+                size += count as u64;
+            }
+        }
+    }
+}
+
+/// A malformed file.
+pub fn bad_input(path: &Path, error: &dyn std::fmt::Display) -> Failure {
+    Failure::new(ExitStatus::BadInput, format!("{}: {error}", path.display()))
+}
