@@ -1,7 +1,7 @@
 //! The module index: which kernel modules a mini-initramfs carries, what each needs, and which hardware asks for it.
 //!
 //! The build side resolves dependencies once and writes this text to `/etc/iofs/modules`; the boot side only matches
-//! `modalias` strings and follows the list. Format, one item a line, modules in ascending order of their names:
+//! `MODALIAS` strings and follows the list. Format, one item a line, modules in ascending order of their names:
 //!
 //! ```text
 //! iofs-modules 1
