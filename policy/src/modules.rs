@@ -1,7 +1,7 @@
 //! The module index: which kernel modules a mini-initramfs carries, what each needs, and which hardware asks for it.
 //!
 //! The build side resolves dependencies once and writes this text to `/etc/iofs/modules`; the boot side only matches
-//! `modalias` strings and follows the list. Format, one item a line, modules in ascending order of their names:
+//! `MODALIAS` strings and follows the list. Format, one item a line, modules in ascending order of their names:
 //!
 //! ```text
 //! iofs-modules 1
@@ -47,7 +47,7 @@ pub struct Module {
     pub after: Vec<String>,
     /// The parameters, as `init_module` takes them; empty for none.
     pub options: String,
-    /// Glob patterns over sysfs' `modalias` strings.
+    /// Glob patterns over devices' `MODALIAS`.
     pub aliases: Vec<String>,
 }
 
@@ -146,7 +146,8 @@ impl ModuleIndex {
         self.select(|module| module.always)
     }
 
-    /// The modules that a device with this `modalias` asks for.
+    /// The modules that a device asks for with the `MODALIAS` of its uevent. Read that, from netlink or from the
+    /// `uevent` file, rather than the file `modalias`: devices of the mmc bus have only the former.
     pub fn matching(&self, modalias: &str) -> Vec<ModuleId> {
         self.select(|module| module.aliases.iter().any(|alias| matches(alias, modalias)))
     }

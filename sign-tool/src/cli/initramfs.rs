@@ -119,19 +119,16 @@ fn check_format(kernel: &KernelImage, format: Format) -> Result<(), Failure> {
 
 fn list(modules: &ModuleSet, output: Output) {
     let index = &modules.index;
-    let mut first = index.always();
-    first.extend(index.modules().iter().filter_map(|module| index.find(&module.name)));
-    let listed: Vec<ListedModule<'_>> = index
-        .load_order(&first, &[])
-        .into_iter()
-        .map(|id| index.get(id))
-        .map(|module| ListedModule {
-            name: &module.name,
-            always: module.always,
-            size: modules.files[&module.file].len(),
-            aliases: module.aliases.len(),
-        })
-        .collect();
+    let always = index.load_order(&index.always(), &[]);
+    let all: Vec<_> = index.modules().iter().filter_map(|module| index.find(&module.name)).collect();
+    let on_demand = index.load_order(&all, &always);
+    let entry = |id, always| {
+        let module = index.get(id);
+        let size = modules.files[&module.file].len();
+        ListedModule { name: &module.name, always, size, aliases: module.aliases.len() }
+    };
+    let listed: Vec<ListedModule<'_>> =
+        always.iter().map(|id| entry(*id, true)).chain(on_demand.iter().map(|id| entry(*id, false))).collect();
     output.result(&listed, || {
         let line = |module: &ListedModule<'_>| {
             let when = if module.always { "always" } else { "on demand" };

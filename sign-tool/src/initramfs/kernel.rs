@@ -117,7 +117,9 @@ impl KernelImage {
         let bytes = read_bounded(fs::File::open(path).map_err(failed)?).map_err(failed)?;
         let mut image =
             Self::parse(&bytes).map_err(|reason| KernelError::NotKernel { path: path.to_owned(), reason })?;
-        image.config = fs::read_to_string(path.with_file_name(format!("config-{}", image.release))).ok();
+        // `vmlinuz` is often a link; the configuration lies beside what it points to.
+        let real = path.canonicalize().map_err(failed)?;
+        image.config = fs::read_to_string(real.with_file_name(format!("config-{}", image.release))).ok();
         Ok(image)
     }
 

@@ -313,7 +313,7 @@ impl Closure<'_> {
     }
 }
 
-/// Whether a `modalias` file could hold what the alias matches: those begin with a bus and a colon. `fs-erofs`,
+/// Whether a device's `MODALIAS` could be what the alias matches: those begin with a bus and a colon. `fs-erofs`,
 /// `crypto-xts`, `net-pf-10` or `block-major-8-*` are asked for by name, `devname:` by udev.
 fn names_hardware(alias: &str) -> bool {
     alias.split_once(':').is_some_and(|(bus, _)| bus != "devname" && bus != "symbol")

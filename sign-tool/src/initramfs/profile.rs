@@ -8,9 +8,11 @@ use clap::ValueEnum;
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
-    /// Virtual machines and clouds: virtio, NVMe, AHCI, Xen, Hyper-V, VMware
+    /// Virtual machines of KVM: virtio, NVMe, SCSI and AHCI disks
     #[default]
     Vm,
+    /// Other hypervisors as well: Hyper-V, Xen, VMware, emulated IDE
+    Cloud,
     /// Common storage of PCs and boards as well: USB, SD cards, eMMC, UFS, VMD
     Generic,
     /// Server host adapters as well: SAS and RAID controllers
@@ -74,21 +76,8 @@ const CHAIN_HELPERS: &[&str] = &["sha256_generic", "sha256", "crc32c_generic", "
 const CHAIN_HARDWARE: &[&str] =
     &["sha256_ssse3", "sha256_arm64", "sha2_ce", "crc32c_intel", "tpm_crb", "tpm_tis", "tpm_ftpm_tee"];
 
-const VM: &[&str] = &[
-    "virtio_pci",
-    "virtio_mmio",
-    "virtio_blk",
-    "virtio_scsi",
-    "sd_mod",
-    "nvme",
-    "ahci",
-    "ata_piix",
-    "xen_blkfront",
-    "hv_vmbus",
-    "hv_storvsc",
-    "pci_hyperv",
-    "vmw_pvscsi",
-];
+const VM: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci"];
+const CLOUD: &[&str] = &["hv_vmbus", "hv_storvsc", "pci_hyperv", "xen_blkfront", "vmw_pvscsi", "ata_piix"];
 const GENERIC: &[&str] = &[
     "xhci_pci",
     "xhci_plat_hcd",
@@ -158,7 +147,8 @@ pub fn requests(profile: Profile, features: &[Feature]) -> Vec<Request> {
     add(CHAIN, Need::Required);
     add(CHAIN_HELPERS, Need::Always);
     add(CHAIN_HARDWARE, Need::Hardware);
-    for (least, names) in [(Profile::Vm, VM), (Profile::Generic, GENERIC), (Profile::Host, HOST)] {
+    let lists = [(Profile::Vm, VM), (Profile::Cloud, CLOUD), (Profile::Generic, GENERIC), (Profile::Host, HOST)];
+    for (least, names) in lists {
         if profile >= least {
             add(names, Need::Hardware);
         }

@@ -140,6 +140,9 @@ pub(super) fn find_folder(given: &Path, release: &KernelRelease) -> Result<PathB
         _ => {
             let mut found: Vec<String> = parents.iter().flat_map(|parent| releases_in(parent)).collect();
             found.extend(other.map(|release| release.to_string()));
+            // `lib` is often a link to `usr/lib`.
+            found.sort();
+            found.dedup();
             Err(ModulesError::NoFolder { given: given.to_owned(), release: release.clone(), found: found.join(", ") })
         }
     }
