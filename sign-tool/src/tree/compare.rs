@@ -40,6 +40,8 @@ pub struct Ignore {
     pub hard_links: bool,
     /// Modification times of symlinks.
     pub symlink_times: bool,
+    /// The set-user-ID and set-group-ID bits of files, which fsck.erofs 1.5 loses when it extracts.
+    pub set_id_modes: bool,
     /// All modification times.
     pub times: bool,
 }
@@ -111,7 +113,9 @@ fn compare_files(
         differences.add(name, "kind", kind(&a), kind(&b));
         return Ok(());
     }
-    differences.compare(name, "mode", format!("{:o}", a.mode()), format!("{:o}", b.mode()));
+    let hidden = if ignore.set_id_modes && a.is_file() { 0o6000 } else { 0 };
+    let mode = |metadata: &Metadata| format!("{:o}", metadata.mode() & !hidden);
+    differences.compare(name, "mode", mode(&a), mode(&b));
     differences.compare(name, "owner", a.uid(), b.uid());
     differences.compare(name, "group", a.gid(), b.gid());
     if !(ignore.times || a.is_symlink() && ignore.symlink_times) {

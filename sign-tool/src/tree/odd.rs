@@ -31,6 +31,8 @@ pub struct Odd {
     pub large_ids: bool,
     /// Two names of one device, which GNU tar stores as two devices.
     pub device_links: bool,
+    /// The longest name in bytes: 255 is possible, but mkfs.erofs 1.5 cuts at 254.
+    pub longest_name: usize,
     /// Names with a newline, which line-minded tools split.
     pub newlines: bool,
     /// Create in the reverse order: another order of directory entries, inodes and attributes.
@@ -39,7 +41,7 @@ pub struct Odd {
 
 impl Default for Odd {
     fn default() -> Self {
-        Self { xattrs: true, large_ids: true, device_links: true, newlines: true, reversed: false }
+        Self { xattrs: true, large_ids: true, device_links: true, longest_name: 255, newlines: true, reversed: false }
     }
 }
 
@@ -124,7 +126,7 @@ fn files(odd: Odd) -> Vec<Step> {
     file(b"dir/deep/er/ space and 'quote\" \\ ", 0o644, 0, 0);
     file("dir/\u{fc}ml\u{e4}ut".as_bytes(), 0o644, 0, 0);
     file(b"dir/not-utf8-\xff\xfe", 0o644, 0, 0);
-    file(&[b"dir/".as_slice(), &[b'n'; 255]].concat(), 0o644, 0, 0);
+    file(&[b"dir/".as_slice(), &vec![b'n'; odd.longest_name]].concat(), 0o644, 0, 0);
     file(b"uid-70000", 0o644, 70_000, 80_000);
     if odd.large_ids {
         file(b"uid-large", 0o644, 4_000_000_000, 3_000_000_000);
