@@ -11,6 +11,7 @@ pub mod dsse;
 pub mod failure;
 pub mod hex;
 pub mod manifest;
+pub mod modules;
 pub mod paths;
 pub mod release;
 pub mod trust;
