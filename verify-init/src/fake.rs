@@ -57,6 +57,9 @@ pub(crate) enum End {
     Stopped(FailureAction),
 }
 
+/// What a module of that path brings when it is loaded: files, and an event.
+pub(crate) type Effect = (&'static str, Vec<(String, Vec<u8>)>, Vec<u8>);
+
 /// The machine. `calls` tells what was asked of it, in order.
 #[derive(Debug)]
 pub(crate) struct Fake {
@@ -70,7 +73,7 @@ pub(crate) struct Fake {
     pub(crate) broken: Vec<(&'static str, Errno)>,
     pub(crate) events: VecDeque<Vec<u8>>,
     /// What appears in sysfs when a module is loaded.
-    pub(crate) after_module: Vec<(&'static str, Vec<(String, Vec<u8>)>, Vec<u8>)>,
+    pub(crate) after_module: Vec<Effect>,
     pub(crate) modules: Vec<(String, String)>,
     pub(crate) table: Option<MappedTarget>,
     pub(crate) status: String,

@@ -1,6 +1,6 @@
 //! Kernel modules: those that the boot always needs, and those that the hardware asks for.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, time::Duration};
 
 use iofs_policy::{
     cmdline::AcceptedCommandLine,
@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::{
     boot::Boot,
-    report::{refusal, text},
+    report::{milliseconds, refusal, text},
     system::System,
 };
 
@@ -111,8 +111,10 @@ impl Modules {
                 add_parameters(&mut options, &module.name, &self.parameters);
             }
             let path = format!("/lib/modules/{}/{}", index.release(), module.file);
+            let before = boot.system.now();
             let loaded = boot.system.load_module(&path, &options);
-            judge(boot, module, loaded)?;
+            let took = boot.system.now().saturating_sub(before);
+            judge(boot, module, loaded, took)?;
         }
         Ok(())
     }
@@ -144,9 +146,14 @@ fn add_parameters(options: &mut String, module: &str, parameters: &[(String, Str
 
 /// A boot can do without some hardware, and without a processor's faster variant of something; it cannot do without
 /// what it always needs. A dependency's failure shows in the module that needs it.
-fn judge<S: System>(boot: &mut Boot<'_, S>, module: &Module, loaded: io::Result<()>) -> Result<(), FailureReport> {
+fn judge<S: System>(
+    boot: &mut Boot<'_, S>,
+    module: &Module,
+    loaded: io::Result<()>,
+    took: Duration,
+) -> Result<(), FailureReport> {
     let Err(error) = loaded else {
-        boot.debug(&format!("module {}: loaded", module.name));
+        boot.debug(&format!("module {}: loaded {} ms", module.name, milliseconds(took)));
         return Ok(());
     };
     let found = text(&error);

@@ -31,7 +31,8 @@ pub(crate) struct Verified {
 impl Started {
     /// Verifies before anything else is parsed, loaded or looked at.
     pub(crate) fn verify<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Verified, FailureReport> {
-        let manifest = VerifiedManifest::verify(&self.envelope, &self.trust, Architecture::CURRENT).map_err(refused)?;
+        let manifest = VerifiedManifest::verify(&self.envelope, &self.trust, Architecture::CURRENT)
+            .map_err(|error| refused(&error))?;
         boot.set_action(manifest.manifest().on_failure);
         let command_line = AcceptedCommandLine::check(&self.command_line, &manifest).map_err(|error| {
             let fact = "the kernel command line contradicts the sealed configuration";
@@ -73,9 +74,9 @@ fn check_release(manifest: &Manifest, running: &str) -> Result<(), FailureReport
     }
 }
 
-fn refused(error: VerificationError) -> FailureReport {
+fn refused(error: &VerificationError) -> FailureReport {
     let because = |fact, expected: String| refusal(STAGE, fact, expected, error.to_string(), SEAL);
-    match &error {
+    match error {
         VerificationError::Envelope(_) => because(
             "the manifest's envelope is malformed",
             format!("a DSSE envelope of at most {MAX_ENVELOPE_SIZE} bytes in {MANIFEST}"),
