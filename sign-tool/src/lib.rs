@@ -6,6 +6,7 @@ pub mod check;
 pub mod disk;
 pub mod erofs;
 pub mod initramfs;
+pub mod inspect;
 pub mod keys;
 pub mod report;
 pub mod seal;

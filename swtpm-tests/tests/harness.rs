@@ -132,3 +132,19 @@ fn a_kernel_that_does_not_exist_fails_with_the_emulators_own_words() {
     let text = format!("{error:#}");
     assert!(text.contains("/no/such/kernel") && text.contains("no kernel"), "{text}");
 }
+
+#[test]
+fn every_bus_takes_a_disk_and_all_but_sata_a_write_protected_one() -> Result<()> {
+    let image = ScratchDisk::empty(1 << 20)?;
+    for bus in [Bus::VirtioBlk, Bus::VirtioScsi, Bus::Nvme, Bus::Ahci, Bus::Usb] {
+        let disk = Disk::raw(image.path()).on(bus).serial("a-serial");
+        let shared = disk.clone().discarding_writes();
+        let first = Machine::named("every bus").disk(shared.clone()).disk(shared.clone()).start()?;
+        let second = Machine::named("every bus").disk(shared).start()?;
+        first.cut_power();
+        second.cut_power();
+        let protected = Machine::named("every bus").disk(disk.read_only()).start();
+        assert_eq!(protected.is_ok(), bus != Bus::Ahci, "{bus:?}: {protected:?}");
+    }
+    Ok(())
+}

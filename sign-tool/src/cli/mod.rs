@@ -2,6 +2,7 @@
 
 mod disk;
 mod initramfs;
+mod inspect;
 mod keygen;
 mod seal;
 mod sign;
@@ -39,6 +40,7 @@ enum Verb {
     Sign(sign::SignArguments),
     Attach(sign::AttachArguments),
     Verify(verify::Arguments),
+    Inspect(inspect::Arguments),
     Disk(disk::Arguments),
     Initramfs(initramfs::Arguments),
     Verity(verity::Arguments),
@@ -82,6 +84,7 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Sign(arguments) => sign::sign(arguments, output),
         Verb::Attach(arguments) => sign::attach(arguments, output),
         Verb::Verify(arguments) => verify::run(arguments, output),
+        Verb::Inspect(arguments) => inspect::run(arguments, output),
         Verb::Disk(arguments) => disk::run(arguments, output),
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),
         Verb::Verity(arguments) => verity::run(arguments, output),

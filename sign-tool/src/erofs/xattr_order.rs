@@ -66,14 +66,14 @@ impl Walk<'_> {
         ImageError::Io { doing, path: self.image.to_owned(), source }
     }
 
-    fn bad(&self, field: &'static str, expected: &str, found: impl ToString) -> ImageError {
+    fn bad(&self, field: &'static str, expected: &str, found: &dyn ToString) -> ImageError {
         let (expected, found) = (expected.to_owned(), found.to_string());
         ImageError::Format { path: self.image.to_owned(), field, expected, found }
     }
 
     fn inode(&self, nid: u64) -> Result<Inode, ImageError> {
         let offset = nid.checked_mul(NID_SIZE).and_then(|offset| offset.checked_add(self.meta));
-        let offset = offset.ok_or_else(|| self.bad("nid", "an inode inside the image", nid))?;
+        let offset = offset.ok_or_else(|| self.bad("nid", "an inode inside the image", &nid))?;
         let bytes = self.read(offset, 32)?;
         let short = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -115,7 +115,7 @@ impl Walk<'_> {
             let size = (4 + name + usize::from(u16::from_le_bytes([bytes[2], bytes[3]]))).next_multiple_of(4);
             let (entry, rest) = bytes
                 .split_at_checked(size)
-                .ok_or_else(|| self.bad("e_value_size", "an attribute inside its inode", size))?;
+                .ok_or_else(|| self.bad("e_value_size", "an attribute inside its inode", &size))?;
             entries.push(Entry { prefix: entry[1], name: &entry[4..4 + name], bytes: entry });
             bytes = rest;
         }
@@ -125,7 +125,7 @@ impl Walk<'_> {
     /// The inodes that a directory lists, itself and its parent among them.
     fn children(&self, inode: &Inode) -> Result<Vec<u64>, ImageError> {
         if !matches!(inode.layout, FLAT_PLAIN | FLAT_INLINE) || inode.size > DIRECTORY_LIMIT {
-            return Err(self.bad("i_format", "a directory in plain blocks", inode.layout));
+            return Err(self.bad("i_format", "a directory in plain blocks", &inode.layout));
         }
         let mut children = Vec::new();
         let blocks = inode.size.div_ceil(self.block_size);
@@ -144,7 +144,7 @@ impl Walk<'_> {
     fn block_children(&self, block: &[u8], children: &mut Vec<u64>) -> Result<(), ImageError> {
         let names = block.get(8..10).map_or(0, |bytes| usize::from(u16::from_le_bytes([bytes[0], bytes[1]])));
         if names < DIRENT_SIZE || !names.is_multiple_of(DIRENT_SIZE) || names > block.len() {
-            return Err(self.bad("nameoff", "a multiple of 12 inside the block", names));
+            return Err(self.bad("nameoff", "a multiple of 12 inside the block", &names));
         }
         let numbers = block[..names].chunks_exact(DIRENT_SIZE);
         children.extend(numbers.map(|entry| u64::from_le_bytes(entry[..8].try_into().expect("8 bytes"))));

@@ -56,10 +56,10 @@ pub fn compare_trees(left: &Path, right: &Path, ignore: Ignore) -> io::Result<Ve
     let (left, right) = (names(left)?, names(right)?);
     let mut differences = Differences::default();
     for name in left.keys().filter(|name| !right.contains_key(*name)) {
-        differences.add(name, "existence", "present", "absent");
+        differences.add(name, "existence", &"present", &"absent");
     }
     for name in right.keys().filter(|name| !left.contains_key(*name)) {
-        differences.add(name, "existence", "absent", "present");
+        differences.add(name, "existence", &"absent", &"present");
     }
     for (name, left) in &left {
         if let Some(right) = right.get(name) {
@@ -79,14 +79,15 @@ pub fn compare_trees(left: &Path, right: &Path, ignore: Ignore) -> io::Result<Ve
 struct Differences(Vec<Difference>);
 
 impl Differences {
-    fn add(&mut self, name: &[u8], field: &'static str, left: impl ToString, right: impl ToString) {
+    fn add(&mut self, name: &[u8], field: &'static str, left: &dyn ToString, right: &dyn ToString) {
         let name = printable(name);
         self.0.push(Difference { name, field, left: left.to_string(), right: right.to_string() });
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers pass numbers and texts made on the spot")]
     fn compare<T: PartialEq + ToString>(&mut self, name: &[u8], field: &'static str, left: T, right: T) {
         if left != right {
-            self.add(name, field, left, right);
+            self.add(name, field, &left, &right);
         }
     }
 }
@@ -110,7 +111,7 @@ fn compare_files(
 ) -> io::Result<()> {
     let (a, b) = (left.symlink_metadata()?, right.symlink_metadata()?);
     if kind(&a) != kind(&b) {
-        differences.add(name, "kind", kind(&a), kind(&b));
+        differences.add(name, "kind", &kind(&a), &kind(&b));
         return Ok(());
     }
     let hidden = if ignore.set_id_modes && a.is_file() { 0o6000 } else { 0 };
@@ -137,7 +138,7 @@ fn compare_files(
     if a.is_file() {
         differences.compare(name, "size", a.len(), b.len());
         if a.len() == b.len() && !same_content(left, right)? {
-            differences.add(name, "content", "this", "other");
+            differences.add(name, "content", &"this", &"other");
         }
     }
     Ok(())

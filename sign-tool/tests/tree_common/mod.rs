@@ -17,13 +17,13 @@ use iofs_sign::{
 use tempfile::TempDir;
 
 /// A directory on disk, since attributes of users need a file system that has them.
-pub fn work() -> TempDir {
+pub(crate) fn work() -> TempDir {
     assert!(rustix::process::geteuid().is_root(), "these tests make device nodes and owners: run them as root");
     tempfile::tempdir_in("/var/tmp").unwrap()
 }
 
 /// The odd tree in a new directory below `work`.
-pub fn odd(work: &Path, odd: Odd) -> PathBuf {
+pub(crate) fn odd(work: &Path, odd: Odd) -> PathBuf {
     let tree = work.join(if odd.reversed { "reversed" } else { "tree" });
     std::fs::create_dir(&tree).unwrap();
     build(&tree, odd).unwrap();
@@ -31,7 +31,7 @@ pub fn odd(work: &Path, odd: Odd) -> PathBuf {
 }
 
 /// Runs a shell script with arguments `$1`, `$2`, …
-pub fn shell(script: &str, arguments: &[&Path]) {
+pub(crate) fn shell(script: &str, arguments: &[&Path]) {
     let output = Command::new("sh").args(["-ec", script, "sh"]).args(arguments).env("LC_ALL", "C").output().unwrap();
     assert!(
         output.status.success(),
@@ -41,13 +41,13 @@ pub fn shell(script: &str, arguments: &[&Path]) {
 }
 
 /// Opens and unpacks below `work`.
-pub fn stage(archive: &Path, work: &Path) -> Result<Tree, Failure> {
+pub(crate) fn stage(archive: &Path, work: &Path) -> Result<Tree, Failure> {
     let tree = Source::open(archive)?.stage(Some(work), &Progress::hidden())?;
     Ok(tree.expect("not a ready image"))
 }
 
 /// Fails with all differences.
-pub fn assert_same(left: &Path, right: &Path, ignore: Ignore) {
+pub(crate) fn assert_same(left: &Path, right: &Path, ignore: Ignore) {
     let differences = compare_trees(left, right, ignore).unwrap();
     assert!(
         differences.is_empty(),

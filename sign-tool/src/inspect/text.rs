@@ -1,0 +1,167 @@
+//! What `inspect` found, as people read it.
+
+use std::fmt::{self, Display, Formatter};
+
+use iofs_policy::{manifest::Manifest, release::Release, trust::KeyId};
+
+use super::{Document, InspectedDisk, InspectedErofs, InspectedInitramfs, InspectedSuperblock, Inspection};
+
+impl Display for Inspection {
+    fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SealedDirectory { manifest, release } => {
+                manifest.fmt(out)?;
+                match release {
+                    Some(release) => write!(out, "\n{release}"),
+                    None => write!(out, "\nrelease statement: none yet"),
+                }
+            }
+            Self::Manifest(document) => manifest(document, out),
+            Self::Release(document) => release(document, out),
+            Self::Trust { policy, keys } => {
+                writeln!(out, "trust policy for {} ({})", policy.image_id, policy.role)?;
+                writeln!(out, "  signatures needed: {} of {}", policy.keys.threshold(), keys.len())?;
+                keys.iter().try_for_each(|key| writeln!(out, "  trusted key: {}", named(*key)))?;
+                writeln!(out, "  rollback floor: {}", policy.minimum_rollback_index)?;
+                writeln!(out, "  on failure: {}", policy.on_failure)
+            }
+            Self::VeritySuperblock(superblock) => verity(superblock, out),
+            Self::Erofs(image) => erofs(image, out),
+            Self::Initramfs(initramfs) => list(initramfs, out),
+            Self::Disk(disk) => partitions(disk, out),
+            Self::Kernel { release, machine } => writeln!(out, "kernel {release} ({machine})"),
+            Self::Key { private, keyid, .. } => {
+                let half = if *private { "private" } else { "public" };
+                writeln!(out, "ed25519 {half} key\n  key id: {}", named(*keyid))
+            }
+            Self::ModuleIndex { release, modules } => {
+                writeln!(out, "module index for kernel {release}\n  modules: {}", modules.join(" "))
+            }
+        }
+    }
+}
+
+fn named(key: KeyId) -> String {
+    let remark = if key.is_example() { " (a published example key: anybody can sign with it)" } else { "" };
+    format!("{key}{remark}")
+}
+
+fn signers(keys: &[KeyId], out: &mut Formatter<'_>) -> fmt::Result {
+    if keys.is_empty() {
+        return writeln!(out, "  signatures: none");
+    }
+    keys.iter().try_for_each(|key| writeln!(out, "  claims a signature by: {}", named(*key)))
+}
+
+fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Result {
+    let manifest = &document.payload;
+    let (image, verity) = (&manifest.image, &manifest.verity);
+    let debug = if image.debug { ", DEBUG image" } else { "" };
+    writeln!(out, "manifest of {} {} ({}, {}{debug})", image.id, image.version, image.role, image.architecture)?;
+    writeln!(out, "  digest: sha256:{}", document.digest)?;
+    signers(&document.claimed_signers, out)?;
+    writeln!(out, "  bytes to sign: sha256:{}", document.signed_bytes_sha256)?;
+    writeln!(out, "  rollback index: {}", image.rollback_index)?;
+    writeln!(out, "  root hash: {} ({})", verity.root_hash, verity.parameters.algorithm)?;
+    writeln!(
+        out,
+        "  data: {} blocks of {} bytes on {}",
+        verity.parameters.data_blocks, verity.parameters.data_block_size, manifest.data
+    )?;
+    writeln!(out, "  tree: at byte {} of {}", verity.hash_offset, manifest.tree)?;
+    writeln!(out, "  salt: {}", verity.parameters.salt)?;
+    let overlay = manifest.overlay.as_ref().map(|overlay| format!("tmpfs of {}", overlay.tmpfs_size));
+    writeln!(out, "  overlay: {}", overlay.as_deref().unwrap_or("none, the root is read-only"))?;
+    writeln!(out, "  init: {}", manifest.init)?;
+    writeln!(out, "  kernel: {}", manifest.kernel_release.as_deref().unwrap_or("any"))?;
+    writeln!(out, "  device timeout: {} s", manifest.device_timeout)?;
+    let corruption = verity.on_corruption.option().unwrap_or("reads fail (eio)");
+    writeln!(out, "  on corruption: {corruption}; on failure: {}", manifest.on_failure)?;
+    if !manifest.allowed_parameters.is_empty() {
+        writeln!(out, "  allowed on the command line: {}", manifest.allowed_parameters.join(" "))?;
+    }
+    Ok(())
+}
+
+fn release(document: &Document<Release>, out: &mut Formatter<'_>) -> fmt::Result {
+    let release = &document.payload;
+    writeln!(out, "release statement for {} {}", release.image.id, release.image.version)?;
+    signers(&document.claimed_signers, out)?;
+    writeln!(out, "  manifest: sha256:{}", release.manifest_digest)?;
+    writeln!(out, "  root hash: {}", release.root_hash)?;
+    writeln!(out, "  kernel: {}", release.kernel_release.as_deref().unwrap_or("none"))?;
+    for artifact in &release.artifacts {
+        writeln!(out, "  {:>12}  {}  {}", artifact.size, artifact.sha256, artifact.name)?;
+    }
+    Ok(())
+}
+
+fn verity(superblock: &InspectedSuperblock, out: &mut Formatter<'_>) -> fmt::Result {
+    let parameters = &superblock.parameters;
+    writeln!(out, "verity superblock {}", superblock.uuid)?;
+    writeln!(out, "  hash type: {}, algorithm: {}", u32::from(parameters.format), parameters.algorithm)?;
+    writeln!(
+        out,
+        "  data: {} blocks of {} bytes ({} bytes)",
+        parameters.data_blocks, parameters.data_block_size, superblock.data_bytes
+    )?;
+    let levels: Vec<String> = superblock.levels.iter().map(u64::to_string).collect();
+    writeln!(
+        out,
+        "  tree: {} bytes, blocks of {} bytes a level, from the data up: {}",
+        superblock.tree_bytes,
+        parameters.hash_block_size,
+        levels.join(" ")
+    )?;
+    writeln!(out, "  salt: {}", parameters.salt)?;
+    writeln!(out, "  note: nobody signs a superblock; the manifest decides")
+}
+
+fn erofs(image: &InspectedErofs, out: &mut Formatter<'_>) -> fmt::Result {
+    let superblock = &image.superblock;
+    writeln!(out, "erofs image {}", superblock.uuid)?;
+    writeln!(out, "  {} blocks of {} bytes, {} inodes", superblock.blocks, superblock.block_size, superblock.inodes)?;
+    let algorithms = if image.algorithms.is_empty() { "none".to_owned() } else { image.algorithms.join(" ") };
+    writeln!(out, "  compression: {algorithms}; least kernel: {}", image.least_kernel)?;
+    let checksum = match superblock.checksum_holds {
+        Some(true) => "holds",
+        Some(false) => "DOES NOT HOLD",
+        None => "none",
+    };
+    writeln!(out, "  superblock checksum: {checksum}")
+}
+
+fn list(initramfs: &InspectedInitramfs, out: &mut Formatter<'_>) -> fmt::Result {
+    for segment in &initramfs.segments {
+        writeln!(
+            out,
+            "archive {} at {}: {} bytes {}, {} unpacked, {} entries",
+            segment.index,
+            segment.offset,
+            segment.size,
+            segment.compression.name(),
+            segment.unpacked_size,
+            segment.entries
+        )?;
+        for entry in initramfs.entries.iter().filter(|entry| entry.segment == segment.index) {
+            let target = entry.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
+            writeln!(
+                out,
+                "{} {:>5} {:>5} {:>10} {}{target}",
+                entry.mode, entry.uid, entry.gid, entry.size, entry.name
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn partitions(disk: &InspectedDisk, out: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(out, "disk image {}", disk.disk_uuid)?;
+    for one in &disk.partitions {
+        let read_only = if one.read_only { ", read-only" } else { "" };
+        writeln!(out, "partition {} {:?}: {} bytes at {}{read_only}", one.number, one.label, one.size, one.offset)?;
+        writeln!(out, "  PARTUUID {}, type {}", one.partuuid, one.type_uuid)?;
+        writeln!(out, "  begins with: {}", one.content.unwrap_or("something unknown"))?;
+    }
+    Ok(())
+}
