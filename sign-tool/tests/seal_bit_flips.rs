@@ -194,7 +194,9 @@ fn files_of_another_release_by_the_same_key_are_refused() {
         if bytes == fs::read(other.join(&name)).unwrap() {
             continue;
         }
-        let swap = |copy: &Path| drop(fs::copy(other.join(&name), copy.join(&name)).unwrap());
+        let swap = |copy: &Path| {
+            fs::copy(other.join(&name), copy.join(&name)).unwrap();
+        };
         // With another manifest it is the release statement that speaks of something else.
         let named = if name == "manifest.dsse.json" { "release.dsse.json" } else { &name };
         assert_refused(&bench, &sealed, &format!("NOT VERIFIED {named}: "), swap);
@@ -209,7 +211,7 @@ fn files_of_another_release_by_the_same_key_are_refused() {
     assert_refused(&bench, &sealed, "NOT VERIFIED manifest.dsse.json: envelope: payloadType", |copy| {
         fs::copy(sealed.join("release.dsse.json"), copy.join("manifest.dsse.json")).unwrap();
     });
-    assert_refused(&bench, &sealed, "NOT VERIFIED manifest.dsse.json: signature by key", |copy| {
+    assert_refused(&bench, &sealed, "NOT VERIFIED manifest.dsse.json: signature by trusted key", |copy| {
         let text = fs::read_to_string(sealed.join("release.dsse.json")).unwrap();
         fs::write(copy.join("manifest.dsse.json"), text.replace("iofs.release", "iofs.manifest")).unwrap();
     });
