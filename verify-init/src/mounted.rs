@@ -6,7 +6,8 @@ use iofs_policy::{
     boot_record::BootRecord,
     failure::{FailureReport, Stage},
     manifest::{MountOption, Overlay},
-    paths::BOOT_RECORD,
+    paths::{BOOT_RECORD, ROOT_MAPPING},
+    verity::check_status,
 };
 use nix::{errno::Errno, mount::MsFlags};
 
@@ -60,13 +61,14 @@ impl Mapped {
             options: &options,
         };
         folder(boot, image.target)?;
-        mount(boot, &image, "an erofs image that this kernel reads, and mount options that it knows")?;
+        let mounted = mount(boot, &image, "an erofs image that this kernel reads, and mount options that it knows");
+        mounted.map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
         if let Some(overlay) = overlay {
             mount_overlay(boot, overlay, flags)?;
             tell_systemd(boot, &format!("/dev/block/{}", self.data));
         }
         let init = self.verified.command_line.init.clone().unwrap_or_else(|| manifest.init.to_string());
-        check_init(boot, &init)?;
+        check_init(boot, &init).map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
         let what =
             overlay.map_or("read-only".to_owned(), |overlay| format!("under an overlay of {}", overlay.tmpfs_size));
         boot.reached(STAGE, &format!("mounted {} {what}", self.path));
@@ -150,6 +152,14 @@ fn tell_systemd<S: System>(boot: &mut Boot<'_, S>, device: &str) {
     if let Err(error) = told {
         boot.warn(format!("{VOLATILE_ROOT}: {}", text(&error)));
     }
+}
+
+/// If a block of the image was bad, that is the reason for whatever failed after it.
+fn corruption<S: System>(boot: &mut Boot<'_, S>) -> Option<FailureReport> {
+    let targets = boot.system.mapping_status(ROOT_MAPPING).ok()?;
+    let error = targets.iter().find_map(|target| check_status(&target.text).err())?;
+    let next = "write the sealed image to the disk again; if this repeats, the disk is failing";
+    Some(refusal(STAGE, "the image on the disk is corrupted", "blocks that verify", error.to_string(), next))
 }
 
 /// The initramfs is only left for a root that has an init.

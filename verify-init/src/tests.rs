@@ -405,6 +405,24 @@ fn a_corrupted_status_is_refused_before_the_mount() {
 }
 
 #[test]
+fn a_bad_block_is_named_as_the_reason_of_what_it_breaks() {
+    for call in ["mount erofs", "mode_in_root"] {
+        let (text, _) = refused(|fake| {
+            fake.broken.push((call, Errno::EIO));
+            fake.status_once_broken = "C".to_owned();
+        });
+        assert_eq!(
+            report(&text)[..3],
+            [
+                "BOOT REFUSED before stage \"mounted\": the image on the disk is corrupted",
+                "blocks that verify",
+                "verity status: expected V (verified), found C (a block was corrupted)"
+            ]
+        );
+    }
+}
+
+#[test]
 fn sealed_options_reach_the_mounts() {
     let mut fake = sealed();
     boot(&mut fake);
