@@ -1,35 +1,183 @@
-//! Images of trees.
+//! Images of trees: reproducible, accepted by the tools, and equal to their trees.
+
+mod tree_common;
 
 use std::{path::Path, process::Command};
 
 use iofs_sign::{
-    erofs::{ImageOptions, ImageWriter, mkfs::MkfsErofs},
-    report::Progress,
-    tree::Source,
+    erofs::{
+        ImageCompression, ImageInfo, ImageOptions, ImageWriter, KernelRelease, TimeClamp, check_image, mkfs::MkfsErofs,
+    },
+    report::{ExitStatus, Failure, Progress},
+    tree::{Source, compare::Ignore, odd::Odd},
 };
+use tree_common::{assert_same, odd, shell, stage, work};
 
-#[test]
-fn a_directory_and_its_tar_give_the_same_image() {
-    let work = tempfile::tempdir().unwrap();
-    let tree = work.path().join("tree");
-    std::fs::create_dir_all(tree.join("etc")).unwrap();
-    std::fs::write(tree.join("etc/hostname"), "box\n").unwrap();
-    std::fs::write(tree.join("big"), "abc".repeat(100_000)).unwrap();
-    std::os::unix::fs::symlink("/etc/hostname", tree.join("link")).unwrap();
-    let archive = work.path().join("tree.tar.gz");
-    let status =
-        Command::new("tar").args(["--format=pax", "-czf"]).arg(&archive).arg("-C").arg(&tree).arg(".").status();
-    assert!(status.unwrap().success());
-    let a = image(&tree, &work.path().join("a"));
-    let b = image(&archive, &work.path().join("b"));
-    assert!(a == b);
+const TARABLE: Odd =
+    Odd { xattrs: true, large_ids: true, device_links: false, longest_name: 254, newlines: true, reversed: false };
+
+fn write(tree: &Path, image: &Path, options: &ImageOptions) -> ImageInfo {
+    MkfsErofs::find().unwrap().write(tree, image, options, &Progress::hidden()).unwrap()
 }
 
-fn image(source: &Path, image: &Path) -> Vec<u8> {
-    let tree = Source::open(source).unwrap().stage(None, &Progress::hidden()).unwrap().unwrap();
+fn bytes(tree: &Path, image: &Path) -> Vec<u8> {
+    let info = write(tree, image, &ImageOptions::default());
+    let bytes = std::fs::read(image).unwrap();
+    assert_eq!((bytes.len() as u64, bytes.len() % 4096), (info.size, 0));
+    bytes
+}
+
+fn first_difference(left: &[u8], right: &[u8]) -> String {
+    let count = left.iter().zip(right).filter(|(a, b)| a != b).count();
+    let at = left.iter().zip(right).position(|(a, b)| a != b);
+    format!("{} and {} bytes, {count} differ, the first at {at:?}", left.len(), right.len())
+}
+
+#[test]
+fn the_image_does_not_depend_on_order_file_system_or_time() {
+    let work = work();
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let tree = odd(work.path(), TARABLE);
+    let first = bytes(&tree, &work.path().join("1"));
+    let second = bytes(&tree, &memory.path().join("2"));
+    assert!(first == second, "twice: {}", first_difference(&first, &second));
+    let reversed = odd(work.path(), Odd { reversed: true, ..TARABLE });
+    let second = bytes(&reversed, &work.path().join("3"));
+    assert!(first == second, "other order: {}", first_difference(&first, &second));
+    // Attributes of users need Linux 6.6 on a tmpfs.
+    let plain = Odd { xattrs: false, ..TARABLE };
+    let on_disk = work.path().join("plain");
+    std::fs::create_dir(&on_disk).unwrap();
+    iofs_sign::tree::odd::build(&on_disk, plain).unwrap();
+    let in_memory = odd(memory.path(), plain);
+    let first = bytes(&on_disk, &work.path().join("4"));
+    let second = bytes(&in_memory, &work.path().join("5"));
+    assert!(first == second, "other file system: {}", first_difference(&first, &second));
+    let archive = work.path().join("a.tar");
+    shell("tar --xattrs --xattrs-include='*' --format=pax -C \"$1\" -cf \"$2\" .", &[&tree, &archive]);
+    let unpacked = stage(&archive, work.path()).unwrap();
+    let first = std::fs::read(work.path().join("1")).unwrap();
+    let second = bytes(&unpacked.path(), &work.path().join("6"));
+    assert!(first == second, "archived: {}", first_difference(&first, &second));
+}
+
+#[test]
+fn another_content_has_another_id() {
+    let work = work();
+    let tree = work.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), "one").unwrap();
+    let options = ImageOptions { clamp: TimeClamp::Epoch(1), ..ImageOptions::default() };
+    let one = write(&tree, &work.path().join("1"), &options);
+    std::fs::write(tree.join("file"), "two").unwrap();
+    let two = write(&tree, &work.path().join("2"), &options);
+    assert_ne!(one.uuid, two.uuid);
+    assert_eq!((one.uuid.get_version_num(), one.time_limit), (8, 1));
+    std::fs::write(tree.join("file"), "one").unwrap();
+    assert_eq!(write(&tree, &work.path().join("3"), &options), one);
+}
+
+#[test]
+fn tools_accept_the_image_and_extract_the_tree() {
+    let work = work();
+    let tree = odd(work.path(), TARABLE);
+    for (name, compression, cluster_size) in [
+        ("none", ImageCompression::None, 65536),
+        ("lz4", ImageCompression::Lz4, 4096),
+        ("lz4hc", ImageCompression::Lz4Hc(Some(12)), 65536),
+        ("wide", ImageCompression::Lz4Hc(None), 1 << 20),
+    ] {
+        let image = work.path().join(name);
+        let options = ImageOptions {
+            compression,
+            cluster_size,
+            kernel: Some(KernelRelease::new(6, 1)),
+            ..ImageOptions::default()
+        };
+        let info = write(&tree, &image, &options);
+        println!("{name}: {info:?}");
+        let extracted = work.path().join(format!("{name}.out"));
+        shell("fsck.erofs --extract=\"$2\" --preserve \"$1\" >/dev/null", &[&image, &extracted]);
+        // 1.5 extracts neither attributes nor nanoseconds, copies hard links, and changes the owner after the mode.
+        let ignore =
+            Ignore { xattrs: true, nanoseconds: true, hard_links: true, set_id_modes: true, ..Ignore::default() };
+        assert_same(&tree, &extracted, ignore);
+        let found = check_image(&image, Some(KernelRelease::new(6, 1))).unwrap();
+        assert_eq!((found.checksum_holds, found.uuid, found.block_size), (Some(true), info.uuid, 4096));
+        let dump = Command::new("dump.erofs").arg("-s").arg(&image).output().unwrap();
+        assert!(String::from_utf8_lossy(&dump.stdout).contains(&info.uuid.to_string()));
+    }
+}
+
+#[test]
+fn a_ready_image_is_taken_as_it_is_and_a_damaged_one_refused() {
+    let work = work();
+    let tree = work.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), "content").unwrap();
+    let image = work.path().join("image");
+    write(&tree, &image, &ImageOptions::default());
+    assert_eq!(Source::open(&image).unwrap(), Source::Erofs(image.clone()));
+    let whole = std::fs::read(&image).unwrap();
+    let mut damaged = whole.clone();
+    damaged[1024 + 20] ^= 1;
+    std::fs::write(&image, damaged).unwrap();
+    let failure = Failure::from(check_image(&image, None).unwrap_err());
+    assert!(failure.status == ExitStatus::BadInput && failure.fact.contains("checksum"), "{failure}");
+    std::fs::write(&image, &whole[..whole.len() - 1]).unwrap();
+    let failure = Failure::from(check_image(&image, None).unwrap_err());
+    assert!(failure.fact.contains("blocks"), "{failure}");
+}
+
+#[test]
+fn what_the_program_or_the_kernel_lacks_is_refused_with_a_way_out() {
+    let work = work();
     let writer = MkfsErofs::find().unwrap();
-    let info = writer.write(&tree.path(), image, &ImageOptions::default(), &Progress::hidden()).unwrap();
-    println!("{info:?}");
-    assert!(Command::new("fsck.erofs").arg(image).status().unwrap().success());
-    std::fs::read(image).unwrap()
+    let refused = |compression, kernel| {
+        let options = ImageOptions { compression, kernel, ..ImageOptions::default() };
+        let image = work.path().join("image");
+        let error = writer.write(work.path(), &image, &options, &Progress::hidden()).unwrap_err();
+        assert!(!image.exists());
+        Failure::from(error)
+    };
+    let failure = refused(ImageCompression::Zstd(None), Some(KernelRelease::new(6, 1)));
+    assert_eq!(failure.status, ExitStatus::Usage);
+    assert!(failure.fact.contains("6.10") && failure.next_step.unwrap().contains("lz4"));
+    if !writer.compressors().iter().any(|name| name == "zstd") {
+        let failure = refused(ImageCompression::Zstd(None), Some(KernelRelease::new(6, 12)));
+        assert_eq!(failure.status, ExitStatus::Missing);
+        assert!(failure.fact.contains("lz4hc"), "{failure}");
+    }
+    let failure = refused(ImageCompression::Lz4Hc(Some(13)), None);
+    assert!(failure.fact.contains("0 to 12"), "{failure}");
+}
+
+#[test]
+fn the_words_of_a_failed_program_are_passed_on() {
+    let work = work();
+    let error = MkfsErofs::find().unwrap().write(
+        work.path(),
+        Path::new("/proc/image"),
+        &ImageOptions::default(),
+        &Progress::hidden(),
+    );
+    let failure = Failure::from(error.unwrap_err());
+    assert!(failure.status == ExitStatus::System && failure.fact.contains("mkfs.erofs 1."), "{failure}");
+}
+
+#[test]
+fn a_name_that_the_program_would_cut_is_refused() {
+    let work = work();
+    let tree = odd(work.path(), Odd { longest_name: 255, ..TARABLE });
+    let written = MkfsErofs::find().unwrap().write(
+        &tree,
+        &work.path().join("image"),
+        &ImageOptions::default(),
+        &Progress::hidden(),
+    );
+    // Later versions can.
+    if let Err(error) = written {
+        let failure = Failure::from(error);
+        assert!(failure.status == ExitStatus::Missing && failure.fact.contains("255 bytes"), "{failure}");
+    }
 }

@@ -18,6 +18,7 @@
 //! What cannot run fails with the command that provides what it lacks; nothing is ever skipped.
 
 pub mod cache;
+pub mod chain;
 mod console;
 mod disk;
 mod machine;

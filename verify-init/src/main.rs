@@ -1,2 +1,47 @@
-//! placeholder
-fn main() {}
+//! The binary: PID 1, or a few words about itself.
+#![no_main]
+
+mod entry {
+    //! Our own `main`, because that of std does two things that PID 1 must not: it aborts where a standard stream is
+    //! closed and `/dev/null` is missing (a machine without console, before `/dev` is there), and it ignores SIGPIPE,
+    //! which the real init would inherit.
+    #![allow(unsafe_code)]
+
+    use std::ffi::{c_char, c_int};
+
+    // SAFETY: C's `main`, with its signature, is what the C runtime calls; no other symbol has this name.
+    #[unsafe(no_mangle)]
+    extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {
+        super::run()
+    }
+}
+
+const HELP: &str = "\
+verify-init: PID 1 of a mini-initramfs. It verifies the signed manifest in /etc/iofs, maps the image with dm-verity,
+mounts it and becomes its init. It takes no options and does nothing unless it is PID 1.
+
+  --version  print the version
+  --help     print this text
+
+Build an initramfs with it: iofs-sign initramfs
+";
+
+/// PID 1 never returns: the kernel would panic.
+fn as_pid_1() -> ! {
+    verify_init::linux::report_panics();
+    match verify_init::boot(&mut verify_init::Linux::default()) {}
+}
+
+fn run() -> i32 {
+    if std::process::id() == 1 {
+        as_pid_1();
+    }
+    let (text, status) = match std::env::args().nth(1).as_deref() {
+        Some("--version") => (concat!("verify-init ", env!("CARGO_PKG_VERSION"), "\n"), 0),
+        Some("--help") => (HELP, 0),
+        _ => (HELP, 1),
+    };
+    // Whoever closed the stream does not want it.
+    let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());
+    status
+}

@@ -45,6 +45,14 @@ pub enum ImageError {
         /// What was given.
         found: String,
     },
+    /// A name that the program would cut, making another file of it.
+    #[error("{generator}: cannot store the name of {}, which has 255 bytes", .path.display())]
+    LongName {
+        /// The program and its version.
+        generator: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// The program failed.
     #[error("{generator} failed ({status}): {}", .stderr)]
     Child {
@@ -98,6 +106,9 @@ impl From<ImageError> for Failure {
             ImageError::Compressor { .. } => failure(ExitStatus::Missing)
                 .next("compress with one of those, or install a newer erofs-utils (Debian 13 has zstd)"),
             ImageError::Version { .. } => failure(ExitStatus::Missing).next("apt-get install erofs-utils"),
+            ImageError::LongName { .. } => {
+                failure(ExitStatus::Missing).next("shorten the name by one byte, or install erofs-utils 1.8 or later")
+            }
             ImageError::Option { .. } => failure(ExitStatus::Usage),
             ImageError::Child { .. } => {
                 failure(ExitStatus::System).next("check that the tree is readable and that there is room for the image")

@@ -25,6 +25,9 @@ const PROGRAM: &str = "IOFS_MKFS_EROFS";
 const UUID_DOMAIN: &[u8] = b"iofs erofs image uuid v1\0";
 /// From 1.8 on, files are compressed in segments by several threads, and only whether there are any changes the bytes.
 const WORKERS: &str = "--workers=4";
+/// 1.5 cuts names of 255 bytes (seen: it then stores the file of the shorter name, or fails if there is none). Versions
+/// that were not tried are not trusted either.
+const LONG_NAMES_SINCE: (u32, u32) = (1, 8);
 /// Lines of a failed child's messages that go into ours.
 const LAST_LINES: usize = 6;
 
@@ -79,6 +82,24 @@ impl MkfsErofs {
         }
     }
 
+    /// Returns the newest modification time in the tree, rounded up to seconds, and refuses what would be mangled.
+    fn survey(&self, tree: &Path) -> Result<u64, ImageError> {
+        let mut newest = 0;
+        for entry in WalkDir::new(tree) {
+            let read = entry.and_then(|entry| Ok((entry.metadata()?, entry)));
+            let (metadata, entry) = read.map_err(|error| ImageError::Io {
+                doing: "read",
+                path: error.path().unwrap_or(tree).to_owned(),
+                source: error.into(),
+            })?;
+            if entry.file_name().len() == 255 && self.version < LONG_NAMES_SINCE {
+                return Err(ImageError::LongName { generator: self.generator(), path: entry.into_path() });
+            }
+            newest = newest.max(metadata.mtime() + i64::from(metadata.mtime_nsec() > 0));
+        }
+        Ok(newest.unsigned_abs())
+    }
+
     fn run(&self, tree: &Path, image: &Path, options: &ImageOptions, time: u64) -> Result<(), ImageError> {
         let mut command = Command::new(&self.program);
         // Inline attributes only: the order of shared ones follows the file system's order of directories.
@@ -118,15 +139,17 @@ impl ImageWriter for MkfsErofs {
         progress: &Progress,
     ) -> Result<ImageInfo, ImageError> {
         self.check(options)?;
+        let newest = self.survey(tree)?;
         let time = match options.clamp {
-            TimeClamp::Newest => newest(tree)?,
+            TimeClamp::Newest => newest,
             TimeClamp::Epoch(time) => time,
         };
         self.run(tree, image, options, time)?;
         let file = File::options().read(true).write(true).open(image).map_err(ImageError::io("open", image))?;
         let size = pad(&file).map_err(ImageError::io("extend", image))?;
-        xattr_order::sort(&file, image)?;
-        set_uuid(&file, image)?;
+        let written = superblock::read(image)?;
+        xattr_order::sort(&file, image, &written)?;
+        set_uuid(&file, image, written.block_size)?;
         progress.advance(size);
         let found = superblock::read(image)?;
         Ok(ImageInfo {
@@ -140,20 +163,6 @@ impl ImageWriter for MkfsErofs {
     }
 }
 
-/// The newest modification time in the tree, rounded up to seconds: nothing is later.
-fn newest(tree: &Path) -> Result<u64, ImageError> {
-    let mut newest = 0;
-    for entry in WalkDir::new(tree) {
-        let metadata = entry.and_then(|entry| entry.metadata()).map_err(|error| ImageError::Io {
-            doing: "read",
-            path: error.path().unwrap_or(tree).to_owned(),
-            source: error.into(),
-        })?;
-        newest = newest.max(metadata.mtime() + i64::from(metadata.mtime_nsec() > 0));
-    }
-    Ok(newest.unsigned_abs())
-}
-
 /// Extends the image to whole blocks.
 fn pad(file: &File) -> io::Result<u64> {
     let size = file.metadata()?.len();
@@ -165,9 +174,10 @@ fn pad(file: &File) -> io::Result<u64> {
 }
 
 /// Derives the id from the image's other bytes, so that it needs no randomness and changes with the content.
-fn set_uuid(file: &File, image: &Path) -> Result<(), ImageError> {
-    let block_size = superblock::read(image)?.block_size as usize;
-    let length = block_size.max(2 * OFFSET as usize) - OFFSET as usize;
+///
+/// From here on the checksum also covers what was changed in the first block since it was written.
+fn set_uuid(file: &File, image: &Path, block_size: u32) -> Result<(), ImageError> {
+    let length = (block_size as usize).max(2 * OFFSET as usize) - OFFSET as usize;
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, OFFSET).map_err(ImageError::io("read", image))?;
     superblock::set_uuid(&mut bytes, Uuid::nil());

@@ -189,9 +189,6 @@ pub fn read(image: &Path) -> Result<Superblock, ImageError> {
 
 fn check(found: &Superblock, size: u64) -> Result<(), FieldError> {
     let error = |field, expected: String, found: String| Err(FieldError { field, expected, found });
-    if found.checksum_holds == Some(false) {
-        return error("checksum", "the CRC32C of the first block".into(), "another value".into());
-    }
     let unknown = found.feature_incompat & !INCOMPAT.iter().fold(0, |bits, (bit, ..)| bits | bit);
     if unknown != 0 {
         return error("feature_incompat", "known features only".into(), format!("{unknown:#x}"));
@@ -199,6 +196,9 @@ fn check(found: &Superblock, size: u64) -> Result<(), FieldError> {
     let needed = found.blocks.saturating_mul(found.block_size.into());
     if found.blocks == 0 || size < needed {
         return error("blocks", format!("1 to {}", size / u64::from(found.block_size)), found.blocks.to_string());
+    }
+    if found.checksum_holds == Some(false) {
+        return error("checksum", "the CRC32C of the first block".into(), "another value".into());
     }
     Ok(())
 }

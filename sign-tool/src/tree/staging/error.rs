@@ -122,7 +122,7 @@ impl From<StagingError> for Failure {
                 failure(ExitStatus::BadInput).next("make the archive anew, or unpack it and pass the directory")
             }
             StagingError::Device { .. } => failure(ExitStatus::System)
-                .next("run as root, or make the tree without device nodes: the kernel's devtmpfs has them anyway"),
+                .next("run as root, or leave the nodes out (`mmdebstrap --skip=output/dev`): devtmpfs has them anyway"),
             StagingError::Xattr { .. } => failure(ExitStatus::System)
                 .next("run as root, and name a directory on a file system that holds such attributes by --staging"),
             StagingError::Acl { .. } => failure(ExitStatus::BadInput)

@@ -1,0 +1,58 @@
+//! What the tests of trees share.
+#![allow(dead_code)]
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use iofs_sign::{
+    report::{Failure, Progress},
+    tree::{
+        Source, Tree,
+        compare::{Ignore, compare_trees},
+        odd::{Odd, build},
+    },
+};
+use tempfile::TempDir;
+
+/// A directory on disk, since attributes of users need a file system that has them.
+pub(crate) fn work() -> TempDir {
+    assert!(rustix::process::geteuid().is_root(), "these tests make device nodes and owners: run them as root");
+    tempfile::tempdir_in("/var/tmp").unwrap()
+}
+
+/// The odd tree in a new directory below `work`.
+pub(crate) fn odd(work: &Path, odd: Odd) -> PathBuf {
+    let tree = work.join(if odd.reversed { "reversed" } else { "tree" });
+    std::fs::create_dir(&tree).unwrap();
+    build(&tree, odd).unwrap();
+    tree
+}
+
+/// Runs a shell script with arguments `$1`, `$2`, …
+pub(crate) fn shell(script: &str, arguments: &[&Path]) {
+    let output = Command::new("sh").args(["-ec", script, "sh"]).args(arguments).env("LC_ALL", "C").output().unwrap();
+    assert!(
+        output.status.success(),
+        "{script}: {}\n(apt-get install tar cpio gzip xz-utils zstd lz4 erofs-utils acl attr)",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Opens and unpacks below `work`.
+pub(crate) fn stage(archive: &Path, work: &Path) -> Result<Tree, Failure> {
+    let tree = Source::open(archive)?.stage(Some(work), &Progress::hidden())?;
+    Ok(tree.expect("not a ready image"))
+}
+
+/// Fails with all differences.
+pub(crate) fn assert_same(left: &Path, right: &Path, ignore: Ignore) {
+    let differences = compare_trees(left, right, ignore).unwrap();
+    assert!(
+        differences.is_empty(),
+        "{} differences: {:#?}",
+        differences.len(),
+        &differences[..differences.len().min(10)]
+    );
+}

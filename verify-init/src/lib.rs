@@ -1,0 +1,28 @@
+//! PID 1 of the mini-initramfs: verifies, maps and mounts the sealed root, then becomes its init.
+//!
+//! [`boot`] is the whole story in one function. Every effect goes through the trait [`System`]; `Linux` is the real one.
+
+pub mod boot;
+pub mod devices;
+mod found;
+pub mod gpt;
+pub mod linux;
+mod mapped;
+mod modules;
+mod mounted;
+pub mod report;
+mod started;
+pub mod superblock;
+mod switched;
+pub mod system;
+pub mod uevent;
+mod verified;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+pub use boot::boot;
+pub use linux::Linux;
+pub use system::System;

@@ -1,0 +1,169 @@
+//! The real machine.
+
+use std::{
+    ffi::CString,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink},
+    time::Duration,
+};
+
+use iofs_policy::{failure::FailureAction, verity::DeviceNumber};
+use nix::{
+    errno::Errno,
+    kmod::{ModuleInitFlags, finit_module},
+    mount::MsFlags,
+    time::{ClockId, clock_gettime},
+};
+
+use crate::system::{MappedTarget, Mapping, Mount, System};
+
+mod console;
+mod end;
+mod mapper;
+mod root;
+mod uevents;
+
+pub use console::Console;
+pub use end::report_panics;
+
+/// The machine that this program is PID 1 of.
+#[derive(Debug, Default)]
+pub struct Linux {
+    console: Console,
+    events: Option<uevents::Socket>,
+}
+
+impl System for Linux {
+    type Gone = std::convert::Infallible;
+
+    fn now(&mut self) -> Duration {
+        clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+    }
+
+    fn arm(&mut self, action: FailureAction) {
+        end::arm(action);
+    }
+
+    fn open_console(&mut self) -> io::Result<()> {
+        console::open_standard_streams()
+    }
+
+    fn print(&mut self, text: &str) -> io::Result<()> {
+        self.console.print(text)
+    }
+
+    fn log(&mut self, record: &str) -> io::Result<()> {
+        self.console.log(record)
+    }
+
+    fn read(&mut self, path: &str, limit: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
+        if bytes.len() > limit {
+            return Err(Errno::EFBIG.into());
+        }
+        Ok(bytes)
+    }
+
+    fn read_at(&mut self, path: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        File::open(path)?.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    fn list(&mut self, folder: &str) -> io::Result<Vec<String>> {
+        // The kernel's names are ASCII; what is not cannot be asked for.
+        let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut names: Vec<String> = names.collect();
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn write(&mut self, path: &str, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(path)?.write_all(bytes)
+    }
+
+    fn create_folder(&mut self, path: &str, mode: u32) -> io::Result<()> {
+        DirBuilder::new().recursive(true).mode(mode).create(path)
+    }
+
+    fn link(&mut self, target: &str, path: &str) -> io::Result<()> {
+        symlink(target, path)
+    }
+
+    fn mount(&mut self, mount: &Mount<'_>) -> io::Result<()> {
+        let options = Some(mount.options).filter(|options| !options.is_empty());
+        match nix::mount::mount(Some(mount.source), mount.target, Some(mount.kind), mount.flags, options) {
+            // The same file system is there already.
+            Err(Errno::EBUSY) if mount.target.matches('/').count() == 1 => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()> {
+        const NONE: Option<&str> = None;
+        Ok(nix::mount::mount(Some(from), to, NONE, MsFlags::MS_MOVE, NONE)?)
+    }
+
+    fn load_module(&mut self, path: &str, parameters: &str) -> io::Result<()> {
+        let file = File::open(path)?;
+        match finit_module(&file, &CString::new(parameters)?, ModuleInitFlags::empty()) {
+            Err(Errno::EEXIST) => Ok(()),
+            result => Ok(result?),
+        }
+    }
+
+    fn watch_devices(&mut self) -> io::Result<()> {
+        self.events = Some(uevents::Socket::open()?);
+        Ok(())
+    }
+
+    fn next_event(&mut self, wait: Duration) -> io::Result<Option<Vec<u8>>> {
+        match &self.events {
+            Some(events) => events.next(wait),
+            None => {
+                std::thread::sleep(wait);
+                Ok(None)
+            }
+        }
+    }
+
+    fn mapper_targets(&mut self) -> io::Result<Vec<String>> {
+        mapper::targets()
+    }
+
+    fn create_mapping(&mut self, mapping: &Mapping<'_>) -> io::Result<DeviceNumber> {
+        mapper::create(mapping)
+    }
+
+    fn mapping_table(&mut self, name: &str) -> io::Result<Vec<MappedTarget>> {
+        mapper::table(name)
+    }
+
+    fn mapping_status(&mut self, name: &str) -> io::Result<Vec<MappedTarget>> {
+        mapper::status(name)
+    }
+
+    fn mode_in_root(&mut self, root: &str, path: &str) -> io::Result<u32> {
+        root::mode(root, path)
+    }
+
+    fn delete_initramfs(&mut self) -> io::Result<()> {
+        root::delete_initramfs()
+    }
+
+    fn enter(&mut self, root: &str) -> io::Result<()> {
+        root::enter(root)
+    }
+
+    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone> {
+        // Close-on-exec would do; an event socket must not outlive its use in any case.
+        self.events = None;
+        root::exec(path, arguments)
+    }
+
+    fn stop(&mut self, action: FailureAction) -> Self::Gone {
+        end::stop(&self.console, action)
+    }
+}

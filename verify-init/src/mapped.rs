@@ -1,0 +1,142 @@
+//! The fourth stage: dm-verity stands over the data. No byte of the image is read before that.
+
+use std::fmt;
+
+use iofs_policy::{
+    failure::{FailureReport, Stage},
+    manifest::{Manifest, SealedVerity},
+    paths::ROOT_MAPPING,
+    verity::{DeviceNumber, LoadedTarget, Superblock, VerityTable, check_status},
+};
+
+use crate::{
+    boot::Boot,
+    found::Found,
+    report::{refusal, text},
+    superblock,
+    system::{Mapping, System},
+    verified::Verified,
+};
+
+const STAGE: Stage = Stage::Mapped;
+const TARGET: &str = "verity";
+const SEAL: &str = "write the sealed image and its tree to the disk again";
+/// As many digits of the root hash as people compare.
+const SHORT: usize = 16;
+
+/// The verity device runs, and the kernel confirmed its table.
+pub(crate) struct Mapped {
+    pub(crate) verified: Verified,
+    /// The node of the mapped device.
+    pub(crate) path: String,
+    pub(crate) data: DeviceNumber,
+    pub(crate) data_device: String,
+    pub(crate) hash_device: String,
+    pub(crate) table: String,
+}
+
+impl Found {
+    /// Maps, and reads back what was mapped.
+    pub(crate) fn map<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Mapped, FailureReport> {
+        let manifest = self.verified.manifest.manifest();
+        compare_superblock(boot, &manifest.verity, &self.tree.path)?;
+        let table = self.table(&manifest.verity)?;
+        let mapping = Mapping {
+            name: ROOT_MAPPING,
+            uuid: &mapper_uuid(&manifest.verity),
+            sectors: table.sectors(),
+            target: TARGET,
+            parameters: &table.to_string(),
+        };
+        let number = boot.system.create_mapping(&mapping).map_err(|error| {
+            refusal(
+                STAGE,
+                "the verity device cannot be mapped",
+                mapping.parameters,
+                text(&error),
+                "see the kernel's messages above",
+            )
+        })?;
+        let confirmed = confirm(boot, &table, self.data.number, self.tree.number)?;
+        let path = format!("/dev/dm-{}", number.minor);
+        // For tools that look for the name; udev makes the same link later.
+        if let Err(error) = boot.system.link(&format!("../dm-{}", number.minor), &format!("/dev/mapper/{ROOT_MAPPING}"))
+        {
+            boot.warn(format!("/dev/mapper/{ROOT_MAPPING}: {}", text(&error)));
+        }
+        boot.reached(STAGE, &description(manifest, &path));
+        let (data_device, hash_device) = (self.data.path, self.tree.path);
+        Ok(Mapped { verified: self.verified, path, data: self.data.number, data_device, hash_device, table: confirmed })
+    }
+
+    fn table(&self, sealed: &SealedVerity) -> Result<VerityTable, FailureReport> {
+        let devices = [self.data.number.to_string(), self.tree.number.to_string()];
+        let options = sealed.on_corruption.option().map(str::to_owned).into_iter().collect();
+        let (parameters, root_hash) = (sealed.parameters.clone(), sealed.root_hash.clone());
+        VerityTable::new(devices, parameters, self.hash_start_block, root_hash, options).map_err(|error| {
+            refusal(
+                STAGE,
+                "the sealed verity device is impossible",
+                "a table that the kernel takes",
+                error.to_string(),
+                "seal the image again",
+            )
+        })
+    }
+}
+
+fn description(manifest: &Manifest, path: &str) -> String {
+    let root_hash = manifest.verity.root_hash.to_string();
+    format!("mapped {path} with root hash {}", &root_hash[..SHORT.min(root_hash.len())])
+}
+
+/// cryptsetup's form, by which it and systemd know a verity device.
+fn mapper_uuid(sealed: &SealedVerity) -> String {
+    match sealed.superblock_uuid {
+        Some(uuid) => format!("CRYPT-VERITY-{}-{ROOT_MAPPING}", uuid.simple()),
+        None => format!("CRYPT-VERITY-{ROOT_MAPPING}"),
+    }
+}
+
+/// Other tools would believe the superblock, so one that differs from the sealed values is a reason to stop.
+fn compare_superblock<S: System>(
+    boot: &mut Boot<'_, S>,
+    sealed: &SealedVerity,
+    device: &str,
+) -> Result<(), FailureReport> {
+    let Some(uuid) = sealed.superblock_uuid else { return Ok(()) };
+    let expected = Superblock { parameters: sealed.parameters.clone(), uuid };
+    let found = boot.system.read_at(device, sealed.hash_offset, Superblock::SIZE).map_err(|error| {
+        let expected = format!("{} bytes at byte {} of {device}", Superblock::SIZE, sealed.hash_offset);
+        refusal(STAGE, "the verity superblock cannot be read", expected, text(&error), SEAL)
+    })?;
+    match superblock::difference(&expected, &found) {
+        None => Ok(()),
+        Some(difference) => {
+            let fact = format!("the verity superblock on {device} differs from the sealed one: {}", difference.field);
+            Err(refusal(STAGE, fact, difference.expected, difference.found, SEAL))
+        }
+    }
+}
+
+/// Reads table and status back, and returns the table as the kernel tells it.
+fn confirm<S: System>(
+    boot: &mut Boot<'_, S>,
+    table: &VerityTable,
+    data: DeviceNumber,
+    tree: DeviceNumber,
+) -> Result<String, FailureReport> {
+    let differs = |found: &dyn fmt::Display| {
+        let next = "start the machine again; if this repeats, its kernel cannot be trusted";
+        refusal(STAGE, "the kernel's verity device is not the sealed one", table.to_string(), found.to_string(), next)
+    };
+    let targets = boot.system.mapping_table(ROOT_MAPPING).map_err(|error| differs(&text(&error)))?;
+    let [target] = targets.as_slice() else { return Err(differs(&format!("{} targets", targets.len()))) };
+    let loaded =
+        LoadedTarget { start: target.start, sectors: target.sectors, target: &target.target, parameters: &target.text };
+    table.check_loaded(&loaded, data, tree).map_err(|error| differs(&error))?;
+    let status = boot.system.mapping_status(ROOT_MAPPING).map_err(|error| differs(&text(&error)))?;
+    let [one] = status.as_slice() else { return Err(differs(&format!("{} statuses", status.len()))) };
+    check_status(&one.text).map_err(|error| differs(&error))?;
+    Ok(format!("{} {} {} {}", target.start, target.sectors, target.target, target.text))
+}

@@ -1,0 +1,111 @@
+//! Everything that PID 1 does to the machine, behind one trait, so that a test can let each call fail.
+
+use std::{io, time::Duration};
+
+use iofs_policy::{failure::FailureAction, verity::DeviceNumber};
+use nix::mount::MsFlags;
+
+/// A mount to make.
+#[derive(Debug, Clone, Copy)]
+pub struct Mount<'a> {
+    /// A device, or a word for file systems without one.
+    pub source: &'a str,
+    /// The mount point.
+    pub target: &'a str,
+    /// The file system's name.
+    pub kind: &'a str,
+    /// The flags that every file system shares.
+    pub flags: MsFlags,
+    /// The file system's own options.
+    pub options: &'a str,
+}
+
+/// A read-only device-mapper device with one target.
+#[derive(Debug, Clone)]
+pub struct Mapping<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its UUID.
+    pub uuid: &'a str,
+    /// Its length in 512-byte sectors.
+    pub sectors: u64,
+    /// The target's name.
+    pub target: &'a str,
+    /// The target's parameters.
+    pub parameters: &'a str,
+}
+
+/// What device-mapper says of one target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappedTarget {
+    /// First sector.
+    pub start: u64,
+    /// Length in sectors.
+    pub sectors: u64,
+    /// The target's name.
+    pub target: String,
+    /// The table's parameters, or the status, whichever was asked for.
+    pub text: String,
+}
+
+/// The machine, as seen by PID 1. Every descriptor behind it is close-on-exec.
+pub trait System {
+    /// What is left when this program was replaced or the machine stopped: nothing, but in tests.
+    type Gone;
+
+    /// The time since the kernel started (CLOCK_BOOTTIME).
+    fn now(&mut self) -> Duration;
+    /// What a panic does from here on, besides its report.
+    fn arm(&mut self, action: FailureAction);
+    /// Makes sure that the standard streams exist: init inherits them.
+    fn open_console(&mut self) -> io::Result<()>;
+    /// Writes to the console.
+    fn print(&mut self, text: &str) -> io::Result<()>;
+    /// Writes one record to the kernel log.
+    fn log(&mut self, record: &str) -> io::Result<()>;
+
+    /// Reads a file once; a file larger than `limit` is an error.
+    fn read(&mut self, path: &str, limit: usize) -> io::Result<Vec<u8>>;
+    /// Reads exactly `length` bytes of a device.
+    fn read_at(&mut self, path: &str, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// The names in a folder.
+    fn list(&mut self, folder: &str) -> io::Result<Vec<String>>;
+    /// Writes a file that everyone may read.
+    fn write(&mut self, path: &str, bytes: &[u8]) -> io::Result<()>;
+    /// Makes a folder with its parents. One that is there stays as it is.
+    fn create_folder(&mut self, path: &str, mode: u32) -> io::Result<()>;
+    /// Makes a symbolic link.
+    fn link(&mut self, target: &str, path: &str) -> io::Result<()>;
+
+    /// Mounts a file system. Where the same one is mounted already, that is fine.
+    fn mount(&mut self, mount: &Mount<'_>) -> io::Result<()>;
+    /// Moves a mount.
+    fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Loads a kernel module. One that is loaded already is fine.
+    fn load_module(&mut self, path: &str, parameters: &str) -> io::Result<()>;
+    /// Starts to collect the kernel's device events.
+    fn watch_devices(&mut self) -> io::Result<()>;
+    /// The next event, or `None` after that time. An error means that events were lost.
+    fn next_event(&mut self, wait: Duration) -> io::Result<Option<Vec<u8>>>;
+
+    /// The targets that device-mapper has.
+    fn mapper_targets(&mut self) -> io::Result<Vec<String>>;
+    /// Creates a mapping, loads its table and starts it.
+    fn create_mapping(&mut self, mapping: &Mapping<'_>) -> io::Result<DeviceNumber>;
+    /// The active table of a mapping.
+    fn mapping_table(&mut self, name: &str) -> io::Result<Vec<MappedTarget>>;
+    /// The status of a mapping's targets.
+    fn mapping_status(&mut self, name: &str) -> io::Result<Vec<MappedTarget>>;
+
+    /// The file type and permission bits of a path, resolved as if `root` were `/`.
+    fn mode_in_root(&mut self, root: &str, path: &str) -> io::Result<u32>;
+    /// Frees the memory of the initramfs, once everything that matters was moved out of it.
+    fn delete_initramfs(&mut self) -> io::Result<()>;
+    /// Makes the mount at `root` the root of this process.
+    fn enter(&mut self, root: &str) -> io::Result<()>;
+    /// Becomes another program.
+    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone>;
+    /// Ends the boot. Never returns to the caller on a real machine.
+    fn stop(&mut self, action: FailureAction) -> Self::Gone;
+}

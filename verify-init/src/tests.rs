@@ -1,0 +1,467 @@
+//! Whole boots on the machine in memory.
+
+use iofs_policy::{
+    boot_record::BootRecord,
+    failure::{FailureAction, Stage},
+    manifest::{Manifest, Place, RollbackIndex},
+    paths::{BOOT_RECORD, MANIFEST, MODULE_INDEX, TRUST},
+};
+use nix::errno::Errno;
+
+use crate::{
+    boot,
+    fake::{End, Fake, manifest, partition_id},
+};
+
+/// Calls whose failure is not the boot's: it goes on. Those in sysfs come again with the next look.
+const COSMETIC: [&str; 17] = [
+    "open_console",
+    "print",
+    "log",
+    "watch_devices",
+    "next_event",
+    "list /sys/",
+    "read /sys/",
+    "read_at /dev/vda ",
+    "link /dev/mapper/root",
+    "link /run/systemd/volatile-root",
+    "create_folder /run/systemd ",
+    "create_folder /sysroot/",
+    "write /run/iofs/boot.json",
+    "load_module /lib/modules/6.1.0-test/dm-mod.ko",
+    "load_module /lib/modules/6.1.0-test/virtio.ko",
+    "delete_initramfs",
+    "mount overlay overlay /sysroot 0x4 lowerdir=/run/iofs/lower,upperdir=/run/iofs/overlay/upper,\
+     workdir=/run/iofs/overlay/work,redirect_dir=nofollow,metacopy=off,volatile",
+];
+
+fn booted() -> End {
+    End::Init("/sbin/init".to_owned(), vec!["one".to_owned(), "two".to_owned()])
+}
+
+fn sealed() -> Fake {
+    Fake::sealed(&manifest())
+}
+
+/// A boot of a changed machine, which must be refused. Returns the report and the machine.
+fn refused(change: impl FnOnce(&mut Fake)) -> (String, Fake) {
+    let mut fake = sealed();
+    change(&mut fake);
+    refused_by(fake)
+}
+
+fn refused_with(change: impl FnOnce(&mut Manifest)) -> (String, Fake) {
+    let mut manifest = manifest();
+    change(&mut manifest);
+    refused(|fake| fake.seal(&manifest))
+}
+
+fn refused_by(mut fake: Fake) -> (String, Fake) {
+    let end = boot(&mut fake);
+    assert!(matches!(end, End::Stopped(_)), "{end:?}: {}", fake.console);
+    assert_eq!(fake.count("exec"), 0);
+    let at = fake.console.find("BOOT REFUSED before stage ").expect("a report");
+    (fake.console[at..].to_owned(), fake)
+}
+
+/// The report's lines without their labels.
+fn report(text: &str) -> Vec<&str> {
+    let mut lines: Vec<&str> = text.trim_end().lines().collect();
+    for (line, label) in lines.iter_mut().skip(1).zip(["  expected: ", "  found:    ", "  next:     ", "  action:   "])
+    {
+        *line = line.strip_prefix(label).unwrap_or_else(|| panic!("{line:?} lacks {label:?}"));
+    }
+    lines
+}
+
+#[test]
+fn a_sealed_machine_boots_to_its_init() {
+    let mut fake = sealed();
+    assert_eq!(boot(&mut fake), booted());
+    assert_eq!(fake.console, "", "quiet");
+    assert_eq!(fake.armed, [FailureAction::PowerOff, FailureAction::Reboot, FailureAction::Halt]);
+    let record: BootRecord = serde_json::from_slice(&fake.files[BOOT_RECORD]).unwrap();
+    assert_eq!((record.data_device.as_str(), record.hash_device.as_str()), ("/dev/vda1", "/dev/vda2"));
+    assert_eq!(record.warnings, [""; 0]);
+    let stages: Vec<Stage> = record.stages.iter().map(|time| time.stage).collect();
+    assert_eq!(stages, [Stage::Started, Stage::Verified, Stage::Found, Stage::Mapped, Stage::Mounted]);
+}
+
+#[test]
+fn each_stage_says_one_line_unless_quiet() {
+    let mut fake = sealed();
+    fake.put("/proc/cmdline", b"console=ttyS0\n");
+    boot(&mut fake);
+    let lines: Vec<&str> = fake.console.lines().collect();
+    assert_eq!(lines.len(), 6, "{}", fake.console);
+    for (line, start) in lines.iter().zip([
+        "verify-init: started version 0.1.0 on kernel 6.1.0-test ",
+        "verify-init: verified manifest of test 1.2 (key ",
+        "verify-init: found data on /dev/vda1 and tree on /dev/vda2 ",
+        "verify-init: mapped /dev/dm-3 with root hash 0102030405060708 ",
+        "verify-init: mounted /dev/dm-3 under an overlay of 50% ",
+        "verify-init: switching to /sbin/init at ",
+    ]) {
+        assert!(line.starts_with(start) && line.ends_with(" ms"), "{line}");
+    }
+}
+
+#[test]
+fn hardware_modules_load_first_in_order_and_with_the_command_lines_parameters() {
+    let mut fake = sealed();
+    fake.put("/proc/cmdline", b"virtio_blk.queue_depth=3 erofs.x=1 dm-mod.y=1 rd.driver.blacklist=dm-mod,erofs");
+    assert!(matches!(boot(&mut fake), End::Init(..)));
+    let loaded: Vec<String> = fake
+        .modules
+        .iter()
+        .map(|(path, options)| format!("{} {options}", path.rsplit('/').next().unwrap()).trim_end().to_owned())
+        .collect();
+    assert_eq!(
+        loaded,
+        [
+            "virtio.ko",
+            "virtio_pci.ko",
+            "dm-mod.ko",
+            "dm-verity.ko",
+            "erofs.ko",
+            "overlay.ko",
+            "virtio_blk.ko a=1 queue_depth=3"
+        ]
+    );
+}
+
+#[test]
+fn a_blacklisted_hardware_module_is_not_loaded() {
+    let (text, fake) = refused(|fake| fake.put("/proc/cmdline", b"rd.driver.blacklist=virtio-blk"));
+    assert_eq!(fake.count("load_module /lib/modules/6.1.0-test/virtio_blk.ko"), 0);
+    assert_eq!(report(&text)[2], "no block device");
+}
+
+#[test]
+fn each_failing_call_is_either_cosmetic_or_a_refusal() {
+    let mut clean = sealed();
+    boot(&mut clean);
+    for number in 0..clean.calls.len() {
+        for error in [Errno::EIO, Errno::EINVAL, Errno::ENOENT] {
+            let mut fake = sealed();
+            fake.fail = Some((number, error));
+            let end = boot(&mut fake);
+            let call = fake.calls[number].clone();
+            let no_modules = call == format!("read {MODULE_INDEX}") && error == Errno::ENOENT;
+            if COSMETIC.iter().any(|cosmetic| format!("{call} ").starts_with(cosmetic)) && !no_modules {
+                assert_eq!(end, booted(), "{call}: {error}\n{}", fake.console);
+                continue;
+            }
+            assert!(matches!(end, End::Stopped(_)), "{call}: {error}: booted");
+            assert_eq!(
+                fake.calls.iter().filter(|one| one.starts_with("exec")).count(),
+                usize::from(call.starts_with("exec"))
+            );
+            assert!(fake.console.contains("BOOT REFUSED before stage "), "{call}: {error}: no report");
+            assert!(fake.log.iter().all(|record| record.starts_with("<3>") || record.starts_with("<4>")));
+            assert!(fake.log.iter().any(|record| record.starts_with("<3>BOOT REFUSED before stage ")), "{call}");
+            assert_eq!(end, End::Stopped(*fake.armed.last().unwrap()), "{call}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_loaded_or_looked_at_before_the_signature_holds() {
+    let (text, fake) = refused(|fake| {
+        let envelope = String::from_utf8(fake.files[MANIFEST].clone()).unwrap();
+        let at = envelope.find("\"sig\":\"").unwrap() + 12;
+        let letter = if &envelope[at..=at] == "A" { "B" } else { "A" };
+        fake.put(MANIFEST, format!("{}{letter}{}", &envelope[..at], &envelope[at + 1..]).as_bytes());
+    });
+    let lines = report(&text);
+    assert_eq!(lines[0], "BOOT REFUSED before stage \"verified\": the manifest's signature does not verify");
+    assert!(lines[2].starts_with("signature by trusted key "), "{text}");
+    assert_eq!(lines[4], "reboot", "the trust policy's action, since the manifest's cannot be believed");
+    for call in
+        ["load_module", "read_at", "list", "read /sys", "read /etc/iofs/modules", "watch", "mapper", "create_mapping"]
+    {
+        assert_eq!(fake.count(call), 0, "{call}");
+    }
+}
+
+#[test]
+fn without_a_trust_policy_the_machine_is_turned_off() {
+    let (text, fake) = refused(|fake| drop(fake.files.remove(TRUST)));
+    assert_eq!(report(&text)[0], "BOOT REFUSED before stage \"started\": /etc/iofs/trust.json cannot be read");
+    assert_eq!(fake.armed, [FailureAction::PowerOff]);
+    let (text, _) = refused(|fake| fake.put(TRUST, b"{}"));
+    assert!(text.contains("the trust policy is malformed"), "{text}");
+    let (text, _) = refused(|fake| fake.put(MANIFEST, &vec![b' '; 300_000]));
+    assert!(text.contains("expected: a file of at most 262144 bytes"), "{text}");
+}
+
+#[test]
+fn rollback_violation_fails_the_boot() {
+    let (text, _) = refused_with(|manifest| manifest.image.rollback_index = RollbackIndex(4));
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"verified\": the image is older than this machine accepts",
+            "rollback index 5 or higher",
+            "rollback index 4"
+        ]
+    );
+}
+
+#[test]
+fn another_image_fails_the_boot() {
+    let (text, _) = refused_with(|manifest| manifest.image.id = "other".parse().unwrap());
+    assert_eq!(
+        report(&text)[..3],
+        ["BOOT REFUSED before stage \"verified\": the manifest is for another image id", "test", "other"]
+    );
+}
+
+#[test]
+fn cmdline_injection_fails_the_boot() {
+    let (text, _) = refused(|fake| fake.put("/proc/cmdline", b"quiet init=/bin/sh"));
+    assert_eq!(
+        report(&text),
+        [
+            "BOOT REFUSED before stage \"verified\": the kernel command line contradicts the sealed configuration",
+            "\"/sbin/init\", as sealed",
+            "init=/bin/sh",
+            "remove the parameter in the boot loader, or seal an image that allows it",
+            "halt"
+        ]
+    );
+}
+
+#[test]
+fn another_kernel_fails_the_boot() {
+    let (text, _) = refused_with(|manifest| manifest.kernel_release = Some("6.1.0-other".into()));
+    assert_eq!(report(&text)[0], "BOOT REFUSED before stage \"verified\": this is not the sealed kernel");
+    let mut unsealed = manifest();
+    unsealed.kernel_release = None;
+    let (text, _) = refused(|fake| {
+        fake.seal(&unsealed);
+        fake.put("/proc/sys/kernel/osrelease", b"6.1.0-other\n");
+    });
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"found\": kernel and modules are of different releases",
+            "modules for kernel 6.1.0-other",
+            "modules for 6.1.0-test"
+        ]
+    );
+}
+
+#[test]
+fn a_module_that_is_always_needed_is_named_when_it_fails() {
+    let (text, _) = refused(|fake| fake.broken.push(("load_module /lib/modules/6.1.0-test/erofs.ko", Errno::ENOENT)));
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"found\": kernel module erofs cannot be loaded",
+            "erofs.ko of this kernel, unchanged",
+            "No such file or directory (2)"
+        ]
+    );
+}
+
+#[test]
+fn a_kernel_without_verity_is_named() {
+    let (text, _) = refused(|fake| drop(fake.files.remove(MODULE_INDEX)));
+    assert_eq!(
+        report(&text),
+        [
+            "BOOT REFUSED before stage \"found\": kernel without dm-verity",
+            "the device-mapper target verity",
+            "targets linear",
+            "build the initramfs with the module dm-verity, or boot a kernel that has it",
+            "halt"
+        ]
+    );
+}
+
+#[test]
+fn a_hardware_module_that_fails_is_a_warning() {
+    let mut fake = sealed();
+    fake.put("/sys/bus/pci/devices/0000:00:03.0/modalias", b"pci:v00001AF4d00001005\n");
+    fake.broken.push(("load_module /lib/modules/6.1.0-test/virtio.ko", Errno::ENODEV));
+    assert_eq!(boot(&mut fake), booted());
+    assert!(fake.console.contains("verify-init: warning: module virtio: No such device (19)"), "{}", fake.console);
+    let record: BootRecord = serde_json::from_slice(&fake.files[BOOT_RECORD]).unwrap();
+    assert_eq!(record.warnings, ["module virtio: No such device (19)"]);
+}
+
+#[test]
+fn an_absent_device_is_named_with_all_that_are_there() {
+    let mut other = manifest();
+    other.data = Place::PartLabel("elsewhere".parse().unwrap());
+    let (text, fake) = refused(|fake| fake.seal(&other));
+    let lines = report(&text);
+    assert_eq!(lines[0], "BOOT REFUSED before stage \"found\": a sealed device did not appear within 30 s");
+    assert_eq!(lines[1], "PARTLABEL=elsewhere (data)");
+    let [data, tree] = [0, 1].map(|half| partition_id(&other, half));
+    assert_eq!(
+        lines[2],
+        format!("/dev/vda; /dev/vda1 PARTLABEL=root PARTUUID={data}; /dev/vda2 PARTLABEL=root-verity PARTUUID={tree}")
+    );
+    assert!(fake.count("list /sys/block ") == 0 && fake.count("next_event") > 100, "looked again until the deadline");
+}
+
+#[test]
+fn the_deadline_of_the_command_line_counts_if_it_is_shorter() {
+    let (text, _) = refused(|fake| {
+        fake.put("/proc/cmdline", b"rd.timeout=2 rd.driver.blacklist=virtio_blk");
+    });
+    assert!(text.contains("did not appear within 2 s"), "{text}");
+}
+
+#[test]
+fn a_device_whose_event_was_lost_is_found_by_looking_again() {
+    let mut fake = sealed();
+    fake.broken.push(("watch_devices", Errno::EPROTONOSUPPORT));
+    fake.after_module.iter_mut().for_each(|(_, _, event)| *event = b"libudev\0".to_vec());
+    assert_eq!(boot(&mut fake), booted());
+}
+
+#[test]
+fn two_partitions_of_one_name_are_ambiguous() {
+    let mut by_label = manifest();
+    by_label.data = Place::PartLabel("root".parse().unwrap());
+    let (text, _) = refused(|fake| {
+        fake.seal(&by_label);
+        fake.add_disk("sda", 1 << 20, &[("sda1", "root", None, 1 << 19)]);
+        let (_, files, _) = &fake.after_module[1];
+        fake.files.extend(files.clone());
+    });
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"found\": the sealed device is ambiguous",
+            "one device with PARTLABEL=root",
+            "/dev/sda1 and /dev/vda1"
+        ]
+    );
+}
+
+#[test]
+fn a_truncated_image_is_refused_before_it_is_mapped() {
+    let mut larger = manifest();
+    larger.verity.parameters.data_blocks = 101;
+    let (text, fake) = refused(|fake| fake.seal(&larger));
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"found\": the data device /dev/vda1 is too small",
+            "at least 413696 bytes",
+            "409600 bytes"
+        ]
+    );
+    assert_eq!(fake.count("create_mapping"), 0);
+}
+
+#[test]
+fn superblock_swap_fails_the_boot() {
+    let (text, fake) = refused(|fake| {
+        for (path, bytes) in &mut fake.after_module[1].1 {
+            if path == "/dev/vda2" {
+                bytes[64..68].copy_from_slice(&512u32.to_le_bytes());
+            }
+        }
+    });
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"mapped\": the verity superblock on /dev/vda2 differs from the sealed one: data block size",
+            "4096",
+            "512"
+        ]
+    );
+    assert_eq!(fake.count("create_mapping"), 0);
+}
+
+#[test]
+fn the_table_comes_from_the_manifest_and_is_read_back() {
+    let mut fake = sealed();
+    boot(&mut fake);
+    let table = fake.table.as_ref().unwrap();
+    let root_hash = manifest().verity.root_hash;
+    assert_eq!(table.text, format!("1 253:1 253:2 4096 4096 100 1 sha256 {root_hash} aabb 1 panic_on_corruption"));
+    assert_eq!(fake.count("create_mapping root CRYPT-VERITY-00000000000000000000000000000009-root"), 1);
+    let (confirmed, mounted) = (
+        fake.calls.iter().position(|call| call == "mapping_status").unwrap(),
+        fake.calls.iter().position(|call| call.starts_with("mount erofs")).unwrap(),
+    );
+    assert!(confirmed < mounted);
+}
+
+#[test]
+fn a_corrupted_status_is_refused_before_the_mount() {
+    let (text, fake) = refused(|fake| fake.status = "C".to_owned());
+    assert_eq!(
+        report(&text)[0],
+        "BOOT REFUSED before stage \"mapped\": the kernel's verity device is not the sealed one"
+    );
+    assert_eq!(fake.count("mount erofs"), 0);
+}
+
+#[test]
+fn sealed_options_reach_the_mounts() {
+    let mut fake = sealed();
+    boot(&mut fake);
+    let mounts: Vec<&str> = fake.calls.iter().filter_map(|call| call.strip_prefix("mount ")).skip(4).collect();
+    assert_eq!(
+        mounts,
+        [
+            "erofs /dev/dm-3 /run/iofs/lower 0x5 cache_strategy=readahead",
+            "tmpfs overlay /run/iofs/overlay 0x0 mode=0700,size=50%",
+            "overlay overlay /sysroot 0x4 lowerdir=/run/iofs/lower,upperdir=/run/iofs/overlay/upper,\
+         workdir=/run/iofs/overlay/work,redirect_dir=nofollow,metacopy=off,volatile",
+        ]
+    );
+}
+
+#[test]
+fn a_root_without_overlay_is_the_image_itself() {
+    let mut read_only = manifest();
+    read_only.overlay = None;
+    let mut fake = Fake::sealed(&read_only);
+    assert_eq!(boot(&mut fake), booted());
+    assert_eq!(fake.count("mount erofs /dev/dm-3 /sysroot 0x5"), 1);
+    assert_eq!(
+        fake.count("mount overlay") + fake.count("create_folder /sysroot/") + fake.count("link /run/systemd"),
+        0
+    );
+    let mut fake = Fake::sealed(&read_only);
+    fake.broken.push(("move_mount /proc", Errno::ENOENT));
+    let (text, _) = refused_by(fake);
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"switched\": /proc cannot be moved into the new root",
+            "a folder /proc in the image",
+            "No such file or directory (2)"
+        ]
+    );
+}
+
+#[test]
+fn an_image_without_its_init_is_refused_before_the_initramfs_is_left() {
+    let (text, fake) = refused_with(|manifest| manifest.init = "/etc/passwd".parse().unwrap());
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"mounted\": the image has no init /etc/passwd",
+            "an executable file",
+            "a file of mode 100644"
+        ]
+    );
+    assert_eq!(fake.count("move_mount") + fake.count("delete_initramfs"), 0);
+}
+
+#[test]
+fn a_long_report_becomes_short_records() {
+    let (_, fake) = refused(|fake| {
+        fake.put("/proc/cmdline", format!("systemd.unit={}", "x".repeat(3000)).as_bytes());
+    });
+    assert!(fake.log.len() > 5 && fake.log.iter().all(|record| record.len() <= 976));
+}
