@@ -29,7 +29,7 @@ use crate::{
 
 pub mod config;
 pub mod finish;
-mod os_release;
+pub mod os_release;
 
 use config::Config;
 use finish::Pending;

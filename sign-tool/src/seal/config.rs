@@ -239,14 +239,22 @@ fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
 }
 
 impl Config {
-    /// Reads `iofs.toml`.
+    /// Parses the text of an `iofs.toml`.
     ///
     /// # Errors
-    /// A [`Failure`] with the file, line, field, what was expected and what was found.
+    /// The line, the field, what was expected and what was found.
+    pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    /// Reads `iofs.toml`. Keys are found relative to it.
+    ///
+    /// # Errors
+    /// A [`Failure`] with the file and what [`Config::parse`] says of it.
     pub fn read(path: &Path) -> Result<Self, Failure> {
         let text = std::fs::read_to_string(path)
             .map_err(|error| Failure::io(format_args!("read configuration {}", path.display()), &error))?;
-        let mut config: Self = toml::from_str(&text).map_err(|error| {
+        let mut config = Self::parse(&text).map_err(|error| {
             Failure::new(
                 ExitStatus::Usage,
                 format!("configuration {}: {}", path.display(), error.to_string().trim_end()),
@@ -267,7 +275,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_gives_the_defaults() {
-        let config: Config = toml::from_str("").unwrap();
+        let config: Config = Config::parse("").unwrap();
         assert!(config.overlay.enabled && config.verity.superblock && !config.image.debug);
         assert_eq!(config.boot.device_timeout, 30);
     }

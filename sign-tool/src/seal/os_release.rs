@@ -10,21 +10,22 @@ const MAX_SIZE: u64 = 64 * 1024;
 
 /// The fields of an os-release file that name an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct OsRelease {
+pub struct OsRelease {
     id: Option<String>,
     version: Option<String>,
 }
 
 impl OsRelease {
     /// Reads `etc/os-release` or `usr/lib/os-release` of a tree. Links are followed inside the tree only.
-    pub(super) fn read(tree: &Path) -> Self {
+    pub fn read(tree: &Path) -> Self {
         ["etc/os-release", "usr/lib/os-release"]
             .into_iter()
             .find_map(|path| read_inside(tree, path))
             .map_or_else(Self::default, |text| Self::parse(&text))
     }
 
-    fn parse(text: &str) -> Self {
+    /// Parses the file's text (os-release(5)). What is malformed is passed over, since it only gives defaults.
+    pub fn parse(text: &str) -> Self {
         let field = |name: &str| {
             text.lines()
                 .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='))
@@ -38,13 +39,13 @@ impl OsRelease {
     }
 
     /// The image id, `root` where the tree does not tell.
-    pub(super) fn image_id(&self) -> ImageId {
+    pub fn image_id(&self) -> ImageId {
         let told = self.id.as_deref().and_then(|id| id.parse().ok());
         told.unwrap_or_else(|| "root".parse().expect("the default is valid"))
     }
 
     /// The image version, `1` where the tree does not tell.
-    pub(super) fn image_version(&self) -> ImageVersion {
+    pub fn image_version(&self) -> ImageVersion {
         let told = self.version.as_deref().and_then(|version| version.parse().ok());
         told.unwrap_or_else(|| "1".parse().expect("the default is valid"))
     }

@@ -1,0 +1,41 @@
+//! The bodies of the fuzz targets: one function for each parser, which states what holds for any bytes at all.
+//!
+//! A body panics where its invariant does not hold, and says whether the parser took the input. `make test` replays the
+//! corpus and runs each body for a while on a stable compiler; `make fuzz` runs them under `cargo fuzz`.
+
+mod archives;
+mod boot;
+mod documents;
+mod images;
+mod modules;
+mod sealed;
+mod texts;
+
+pub use archives::{cpio_initramfs, tar};
+pub use boot::{command_line, verity_superblock, verity_table};
+pub use documents::{dsse_envelope, manifest, release, trust_policy};
+pub use images::{erofs_superblock, kernel_image};
+pub use modules::{module_alias, module_index};
+pub use texts::{iofs_toml, os_release};
+
+/// Panics where an invariant is broken; tells whether the parser took the input.
+pub type Body = fn(&[u8]) -> bool;
+
+/// Every target: its name, which is also its corpus' folder, and its body.
+pub const TARGETS: &[(&str, Body)] = &[
+    ("command_line", command_line),
+    ("cpio_initramfs", cpio_initramfs),
+    ("dsse_envelope", dsse_envelope),
+    ("erofs_superblock", erofs_superblock),
+    ("iofs_toml", iofs_toml),
+    ("kernel_image", kernel_image),
+    ("manifest", manifest),
+    ("module_alias", module_alias),
+    ("module_index", module_index),
+    ("os_release", os_release),
+    ("release", release),
+    ("tar", tar),
+    ("trust_policy", trust_policy),
+    ("verity_superblock", verity_superblock),
+    ("verity_table", verity_table),
+];
