@@ -1,12 +1,9 @@
 //! The fifth stage: the image is mounted, and the overlay over it.
 
-use std::io;
-
 use iofs_policy::{
-    boot_record::BootRecord,
     failure::{FailureReport, Stage},
     manifest::{MountOption, Overlay},
-    paths::{BOOT_RECORD, ROOT_MAPPING},
+    paths::ROOT_MAPPING,
     verity::check_status,
 };
 use nix::{errno::Errno, mount::MsFlags};
@@ -16,7 +13,6 @@ use crate::{
     mapped::Mapped,
     report::{refusal, text},
     system::{Mount, System},
-    verified::Verified,
 };
 
 const STAGE: Stage = Stage::Mounted;
@@ -38,7 +34,7 @@ const EXECUTABLE: u32 = 0o111;
 
 /// The new root is complete.
 pub(crate) struct Mounted {
-    pub(crate) verified: Verified,
+    pub(crate) mapped: Mapped,
     /// The init that was found in it.
     pub(crate) init: String,
     /// Whether missing mount points can be made.
@@ -46,7 +42,7 @@ pub(crate) struct Mounted {
 }
 
 impl Mapped {
-    /// Mounts, checks for init and writes the record of this boot.
+    /// Mounts, and checks for init.
     pub(crate) fn mount<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Mounted, FailureReport> {
         let manifest = self.verified.manifest.manifest();
         let (flags, options) = split(&manifest.mount_options);
@@ -72,10 +68,7 @@ impl Mapped {
         let what =
             overlay.map_or("read-only".to_owned(), |overlay| format!("under an overlay of {}", overlay.tmpfs_size));
         boot.reached(STAGE, &format!("mounted {} {what}", self.path));
-        if let Err(error) = write_record(boot, &self) {
-            boot.warn(format!("{BOOT_RECORD}: {}", text(&error)));
-        }
-        Ok(Mounted { writable: overlay.is_some(), verified: self.verified, init })
+        Ok(Mounted { writable: overlay.is_some(), mapped: self, init })
     }
 }
 
@@ -171,32 +164,4 @@ fn check_init<S: System>(boot: &mut Boot<'_, S>, init: &str) -> Result<(), Failu
     };
     let next = "seal an image that has this init, or seal the path of the one that it has";
     Err(refusal(STAGE, format!("the image has no init {init}"), "an executable file", found, next))
-}
-
-fn write_record<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) -> io::Result<()> {
-    let verified = &mapped.verified.manifest;
-    let manifest = verified.manifest();
-    let image = &manifest.image;
-    let record = BootRecord {
-        record_version: 1,
-        verify_init: env!("CARGO_PKG_VERSION").to_owned(),
-        image_id: image.id.clone(),
-        image_version: image.version.to_string(),
-        rollback_index: image.rollback_index,
-        role: image.role,
-        architecture: image.architecture,
-        debug: image.debug,
-        manifest_digest: verified.digest(),
-        signers: verified.signers().to_vec(),
-        root_hash: manifest.verity.root_hash.clone(),
-        data_device: mapped.data_device.clone(),
-        hash_device: mapped.hash_device.clone(),
-        verity_table: mapped.table.clone(),
-        kernel_release: mapped.verified.release.clone(),
-        warnings: boot.warnings.clone(),
-        stages: boot.stages.clone(),
-    };
-    let mut json = serde_json::to_vec_pretty(&record)?;
-    json.push(b'\n');
-    boot.system.write(BOOT_RECORD, &json)
 }

@@ -84,7 +84,7 @@ fn a_sealed_machine_boots_to_its_init() {
     assert_eq!((record.data_device.as_str(), record.hash_device.as_str()), ("/dev/vda1", "/dev/vda2"));
     assert_eq!(record.warnings, [""; 0]);
     let stages: Vec<Stage> = record.stages.iter().map(|time| time.stage).collect();
-    assert_eq!(stages, [Stage::Started, Stage::Verified, Stage::Found, Stage::Mapped, Stage::Mounted]);
+    assert_eq!(stages, [Stage::Started, Stage::Verified, Stage::Found, Stage::Mapped, Stage::Mounted, Stage::Switched]);
 }
 
 #[test]

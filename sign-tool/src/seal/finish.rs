@@ -169,7 +169,8 @@ fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &Tru
     let embedded =
         |path: &str, bytes| EmbeddedFile { path: path.trim_start_matches('/').to_owned(), mode: 0o644, bytes };
     let files = [embedded(paths::MANIFEST, manifest.to_json()), embedded(paths::TRUST, trust.to_json())];
-    let (segment, _) = initramfs::image_segment(&files, Format::Zstd, 0)?;
+    // Two small files: not worth a compression that the kernel might lack.
+    let (segment, _) = initramfs::image_segment(&files, Format::None, 0)?;
     bytes.extend_from_slice(&segment);
     atomic::write(&directory.file(sealed::INITRAMFS), 0o644, &bytes)
 }
