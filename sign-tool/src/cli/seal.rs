@@ -82,6 +82,10 @@ pub(crate) struct Arguments {
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let request = request(arguments)?;
+    if !arguments.dry_run {
+        // Archives hold owners that only root, or a namespace's root, can give. What was said before would be said twice.
+        seal::enter_namespace_if_needed(&request)?;
+    }
     for key in request.keys.iter().map(PrivateKey::public).chain(request.trusted.iter().cloned()) {
         super::warn_example(key.id(), output);
     }
@@ -93,8 +97,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         output.result(&plan, || plan.to_text());
         return Ok(());
     }
-    // Archives hold owners that only root, or a namespace's root, can give.
-    seal::enter_namespace_if_needed(&request)?;
     let sealed = seal::seal(&request, output)?;
     output.result(&sealed, || describe(&sealed));
     Ok(())
