@@ -85,7 +85,8 @@ pub fn tiny_root(folder: &Path, script: &str) -> Result<()> {
     fs::write(&init, format!("#!/bin/sh\necho '{ROOT_REACHED}'\n{script}\npoweroff -f\n"))?;
     fs::set_permissions(&init, fs::Permissions::from_mode(0o755))?;
     // Enough data for a tree of more than one level, which no boot reads by itself.
-    let ballast: Vec<u8> = (0..1_500_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
+    let ballast: Vec<u8> =
+        (0..1_500_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     fs::write(folder.join("ballast"), ballast)?;
     Ok(())
 }

@@ -82,15 +82,24 @@ fn an_untouched_chain_boots() -> Result<()> {
 
 #[test]
 fn a_changed_bit_of_the_payload_is_refused() -> Result<()> {
-    let (machine, _disk) = with_manifest("a_changed_bit_of_the_payload_is_refused", Some(&flipped_in("payload", 0.4)?))?;
-    let block = ["the manifest's signature does not verify", "the bytes that the trusted key signed", "signature by trusted key"];
+    let (machine, _disk) =
+        with_manifest("a_changed_bit_of_the_payload_is_refused", Some(&flipped_in("payload", 0.4)?))?;
+    let block = [
+        "the manifest's signature does not verify",
+        "the bytes that the trusted key signed",
+        "signature by trusted key",
+    ];
     refused(&machine, "verified", block, &Ending::PoweredOff)
 }
 
 #[test]
 fn a_changed_bit_of_the_signature_is_refused() -> Result<()> {
     let (machine, _disk) = with_manifest("a_changed_bit_of_the_signature_is_refused", Some(&flipped_in("sig", 0.3)?))?;
-    let block = ["the manifest's signature does not verify", "the bytes that the trusted key signed", "signature by trusted key"];
+    let block = [
+        "the manifest's signature does not verify",
+        "the bytes that the trusted key signed",
+        "signature by trusted key",
+    ];
     refused(&machine, "verified", block, &Ending::PoweredOff)
 }
 
@@ -98,7 +107,11 @@ fn a_changed_bit_of_the_signature_is_refused() -> Result<()> {
 fn a_manifest_by_an_unknown_key_is_refused() -> Result<()> {
     let other = chain()?.signed_manifest(&[example_key(2)?], |_| ())?;
     let (machine, _disk) = with_manifest("a_manifest_by_an_unknown_key_is_refused", Some(&other))?;
-    let block = ["the manifest is not signed by enough trusted keys", "1 of the keys in the trust policy", "signatures: expected 1"];
+    let block = [
+        "the manifest is not signed by enough trusted keys",
+        "1 of the keys in the trust policy",
+        "signatures: expected 1",
+    ];
     refused(&machine, "verified", block, &Ending::PoweredOff)
 }
 
@@ -146,7 +159,11 @@ fn signature_confusion_a_signed_release_statement_is_no_manifest() -> Result<()>
 
     let relabelled = String::from_utf8(release)?.replace(".release.", ".manifest.");
     let (machine, _disk) = with_manifest("signature_confusion_relabelled", Some(relabelled.as_bytes()))?;
-    let block = ["the manifest's signature does not verify", "the bytes that the trusted key signed", "signature by trusted key"];
+    let block = [
+        "the manifest's signature does not verify",
+        "the bytes that the trusted key signed",
+        "signature by trusted key",
+    ];
     refused(&machine, "verified", block, &Ending::PoweredOff)
 }
 
@@ -163,7 +180,11 @@ fn signature_confusion_a_second_signature_that_is_wrong_spoils_the_first() -> Re
     let machine = both
         .machine("signature_confusion_second", &disk)
         .initrd(both.initramfs_with_manifest(Some(&envelope.to_json()))?);
-    let block = ["the manifest's signature does not verify", "the bytes that the trusted key signed", "signature by trusted key"];
+    let block = [
+        "the manifest's signature does not verify",
+        "the bytes that the trusted key signed",
+        "signature by trusted key",
+    ];
     refused(&machine, "verified", block, &Ending::PoweredOff)
 }
 
@@ -180,7 +201,9 @@ fn an_older_image_than_the_rollback_floor_is_refused() -> Result<()> {
 #[test]
 fn cmdline_injection_every_parameter_that_weakens_the_chain_is_refused() -> Result<()> {
     let (disk, _) = chain()?.disk()?;
-    for parameter in ["systemd.verity=0", "systemd.verity_root_options=ignore-corruption", "rd.break", "rd.shell", "init=/bin/sh"] {
+    for parameter in
+        ["systemd.verity=0", "systemd.verity_root_options=ignore-corruption", "rd.break", "rd.shell", "init=/bin/sh"]
+    {
         let machine = chain()?.machine("cmdline_injection", &disk).append(parameter);
         // The kernel keeps `init=` for itself, and so do we: it is on the line all the same.
         let block = ["the kernel command line contradicts the sealed configuration", "", parameter];
@@ -312,7 +335,8 @@ fn an_absent_device_is_named_with_what_was_seen_instead() -> Result<()> {
     let other = Chain::tiny("trixie", "", |request| request.config.image.id = "other".parse().ok())?;
     let stranger = ScratchDisk::empty(1 << 20)?;
     drop(other);
-    let machine = chain.without_disk("an_absent_device_other_disk").disk(Disk::raw(stranger.path())).append("rd.timeout=3");
+    let machine =
+        chain.without_disk("an_absent_device_other_disk").disk(Disk::raw(stranger.path())).append("rd.timeout=3");
     refused(&machine, "found", [fact, &place, "/dev/vda"], &Ending::PoweredOff)
 }
 
@@ -320,7 +344,8 @@ fn an_absent_device_is_named_with_what_was_seen_instead() -> Result<()> {
 fn two_disks_with_the_sealed_partition_are_ambiguous() -> Result<()> {
     let (first, _) = chain()?.disk()?;
     let (second, _) = chain()?.disk()?;
-    let machine = chain()?.machine("two_disks_are_ambiguous", &first).disk(Disk::raw(second.path()).on(Bus::VirtioScsi));
+    let machine =
+        chain()?.machine("two_disks_are_ambiguous", &first).disk(Disk::raw(second.path()).on(Bus::VirtioScsi));
     // Which of the two is seen first depends on the kernel; both boot or the doubt is named, but no wrong one ever.
     let mut vm = machine.start()?;
     let ended = vm.wait_for_end(PATIENCE)?;
