@@ -18,6 +18,10 @@ use swtpm_tests::{
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// What is said of a signature by a trusted key that does not verify.
+const BAD_SIGNATURE: [&str; 3] =
+    ["the manifest's signature does not verify", "the bytes that the trusted key signed", "signature by trusted key"];
+
 /// The chain that most tests attack: sealed once, never changed.
 fn chain() -> Result<&'static Chain> {
     static CHAIN: OnceLock<Result<Chain, String>> = OnceLock::new();
@@ -88,23 +92,13 @@ fn an_untouched_chain_boots() -> Result<()> {
 fn a_changed_bit_of_the_payload_is_refused() -> Result<()> {
     let (machine, _disk) =
         with_manifest("a_changed_bit_of_the_payload_is_refused", Some(&flipped_in("payload", 0.4)?))?;
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
 fn a_changed_bit_of_the_signature_is_refused() -> Result<()> {
     let (machine, _disk) = with_manifest("a_changed_bit_of_the_signature_is_refused", Some(&flipped_in("sig", 0.3)?))?;
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
@@ -163,12 +157,7 @@ fn signature_confusion_a_signed_release_statement_is_no_manifest() -> Result<()>
 
     let relabelled = String::from_utf8(release)?.replace(".release.", ".manifest.");
     let (machine, _disk) = with_manifest("signature_confusion_relabelled", Some(relabelled.as_bytes()))?;
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
@@ -184,12 +173,7 @@ fn signature_confusion_a_second_signature_that_is_wrong_spoils_the_first() -> Re
     let machine = both
         .machine("signature_confusion_second", &disk)
         .initrd(both.initramfs_with_manifest(Some(&envelope.to_json()))?);
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
@@ -252,7 +236,8 @@ fn a_changed_data_block_fails_the_read_where_that_is_sealed() -> Result<()> {
     let (disk, report) = chain.disk()?;
     disk.flip_bit(partitions(&report)?.0.offset + 1030, 3)?;
     let machine = chain.machine("a_changed_data_block_fails_the_read", &disk);
-    let block = ["erofs cannot be mounted", "an erofs image that this kernel reads", "I/O error"];
+    let block =
+        ["the image on the disk is corrupted", "blocks that verify", "verity status: expected V (verified), found C"];
     refused(&machine, "mounted", block, &Ending::PoweredOff)
 }
 
@@ -400,7 +385,7 @@ fn a_kernel_without_dm_verity_is_refused() -> Result<()> {
     ];
     let (disk, _) = chain()?.disk()?;
     let machine = chain()?.machine("a_kernel_without_dm_verity", &disk).initrd(chain()?.initramfs_with(&files)?);
-    let block = ["kernel without dm-verity", "the device-mapper target verity", "No such file"];
+    let block = ["kernel without dm-verity", "the device-mapper target verity", "/dev/mapper/control: No such file"];
     refused(&machine, "found", block, &Ending::PoweredOff)
 }
 
