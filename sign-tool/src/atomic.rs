@@ -3,14 +3,17 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::fs::{CWD, FlockOperation, RenameFlags, flock, renameat_with};
 use tempfile::{Builder, NamedTempFile, TempDir};
 
 use crate::report::{ExitStatus, Failure};
+
+/// How the names of files begin until they are complete.
+pub const TEMPORARY: &str = ".iofs-";
 
 /// The folder that a path lies in; `.` for a bare name.
 pub fn parent(path: &Path) -> &Path {
@@ -34,7 +37,7 @@ impl AtomicFile {
     /// A [`Failure`] that names the path.
     pub fn create(path: &Path, mode: u32) -> Result<Self, Failure> {
         let file = Builder::new()
-            .prefix(".iofs-")
+            .prefix(TEMPORARY)
             .permissions(fs::Permissions::from_mode(mode))
             .tempfile_in(parent(path))
             .map_err(|error| Failure::io(format_args!("create {}", path.display()), &error))?;
@@ -80,9 +83,12 @@ pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// A directory that takes its name only once everything in it is complete and on disk.
+///
+/// While it is filled it is locked. What a killed process left is not, and is removed by the next one for that name.
 #[derive(Debug)]
 pub struct AtomicDirectory {
     staging: TempDir,
+    _lock: File,
     path: PathBuf,
     replace: bool,
 }
@@ -93,26 +99,36 @@ impl AtomicDirectory {
     /// # Errors
     /// `path` exists, unless it is to be replaced and looks like an earlier output (`is_ours`), or is empty.
     pub fn create(path: &Path, replace: bool, is_ours: impl FnOnce(&Path) -> bool) -> Result<Self, Failure> {
-        if path.exists() && !is_empty_directory(path) {
-            if !replace {
-                return Err(Failure::new(ExitStatus::Usage, format!("{} exists already", path.display()))
-                    .next("choose another --out, or add --replace to put the new output in its place"));
-            }
-            if !is_ours(path) {
-                return Err(Failure::new(
-                    ExitStatus::Usage,
-                    format!("{} is not the output of an earlier seal: it is not replaced", path.display()),
-                )
-                .next("choose another --out"));
-            }
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let staging = Builder::new()
-            .prefix(&format!(".{name}.partial-"))
-            .permissions(fs::Permissions::from_mode(0o755))
-            .tempdir_in(parent(path))
+        Self::check(path, replace, is_ours)?;
+        let prefix = format!(".{}.partial-", path.file_name().unwrap_or_default().to_string_lossy());
+        remove_abandoned(parent(path), &prefix);
+        let (staging, lock) = locked_directory(parent(path), &prefix)
             .map_err(|error| Failure::io(format_args!("create a directory beside {}", path.display()), &error))?;
-        Ok(Self { staging, path: path.to_owned(), replace })
+        Ok(Self { staging, _lock: lock, path: path.to_owned(), replace })
+    }
+
+    /// Whether [`AtomicDirectory::create`] would take the name.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn check(path: &Path, replace: bool, is_ours: impl FnOnce(&Path) -> bool) -> Result<(), Failure> {
+        if path.symlink_metadata().is_err() || is_empty_directory(path) {
+            return Ok(());
+        }
+        if !replace {
+            return Err(Failure::new(ExitStatus::Usage, format!("{} exists already", path.display()))
+                .next("choose another --out, or add --replace to put the new output in its place"));
+        }
+        if !is_ours(path) {
+            let fact = format!("{} is not the output of an earlier seal: it is not replaced", path.display());
+            return Err(Failure::new(ExitStatus::Usage, fact).next("choose another --out"));
+        }
+        Ok(())
+    }
+
+    /// Where the directory lies while it is being filled. What is removed again can lie in it, too.
+    pub fn path(&self) -> &Path {
+        self.staging.path()
     }
 
     /// The path of a file in the directory while it is being filled.
@@ -158,6 +174,39 @@ impl AtomicDirectory {
     }
 }
 
+fn locked_directory(parent: &Path, prefix: &str) -> io::Result<(TempDir, File)> {
+    loop {
+        let permissions = fs::Permissions::from_mode(0o755);
+        let directory = Builder::new().prefix(prefix).permissions(permissions).tempdir_in(parent)?;
+        let lock = File::open(directory.path())?;
+        // Between its creation and its locking, another process may have taken it for abandoned.
+        let locked = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let same = fs::symlink_metadata(directory.path())
+            .is_ok_and(|found| lock.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino())));
+        if locked && same {
+            return Ok((directory, lock));
+        }
+    }
+}
+
+/// Removes the directories of processes that were killed, as far as this one may.
+fn remove_abandoned(parent: &Path, prefix: &str) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let named = entry.file_name().as_encoded_bytes().starts_with(prefix.as_bytes());
+        if !named || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let free = File::open(entry.path()).and_then(|directory| {
+            flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+            Ok(directory)
+        });
+        // Whoever may not remove it can still seal: it is in nobody's way.
+        if let Ok(_lock) = free {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn is_empty_directory(path: &Path) -> bool {
     fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none())
 }
@@ -174,6 +223,20 @@ mod tests {
         directory.write("a", b"1").unwrap();
         drop(directory);
         assert!(is_empty_directory(home.path()));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_what_is_in_use_is_not() {
+        let home = tempfile::tempdir().unwrap();
+        let out = home.path().join("out");
+        let abandoned = home.path().join(".out.partial-123456/tree/deep");
+        fs::create_dir_all(&abandoned).unwrap();
+        fs::create_dir(home.path().join(".other.partial-1")).unwrap();
+        let first = AtomicDirectory::create(&out, false, |_| true).unwrap();
+        assert!(!home.path().join(".out.partial-123456").exists());
+        let second = AtomicDirectory::create(&out, false, |_| true).unwrap();
+        assert!(first.path().exists() && second.path().exists());
+        assert!(home.path().join(".other.partial-1").exists());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use iofs_policy::{
     dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
     manifest::{ImageIdentity, Manifest},
     release::{Artifact, Release},
-    trust::{KeyId, TrustedKeys, VerifiedPayload},
+    trust::{KeyId, TrustPolicy, TrustedKeys, VerifiedPayload},
     verity::{HashArea, RootHash, Superblock},
 };
 use rayon::prelude::*;
@@ -87,13 +87,14 @@ pub fn check(
 ) -> Result<CheckReport, Failure> {
     std::fs::read_dir(directory.path())
         .map_err(|error| Failure::io(format_args!("open {}", directory.path().display()), &error))?;
-    let mut check = Check { directory, keys, threads, output, report: CheckReport::default() };
+    let mut check = Check { directory, keys, threads, output, envelopes: Vec::new(), report: CheckReport::default() };
     let manifest = check.manifest();
     let release = check.release(manifest.as_ref());
     if let Some(release) = &release {
         check.digests(release);
     }
     if let Some((manifest, _)) = &manifest {
+        check.trust(manifest);
         check.root_hash_file(manifest);
         check.superblock(manifest);
         check.blocks(manifest);
@@ -111,6 +112,8 @@ struct Check<'a> {
     keys: &'a TrustedKeys,
     threads: NonZeroUsize,
     output: Output,
+    /// The envelopes that `keys` verified.
+    envelopes: Vec<(&'static str, Envelope)>,
     report: CheckReport,
 }
 
@@ -129,8 +132,14 @@ impl Check<'_> {
         let bytes = self.note(name, bytes)?;
         let envelope = Envelope::parse(&bytes, payload_type);
         let envelope = self.note(name, envelope)?;
+        // No digest covers the release statement's envelope: it must be written in the one way that seal has.
+        if envelope.to_json() != bytes {
+            self.problem(name, "envelope: expected the form that iofs-sign writes, found the same content in another");
+        }
         let verified = self.keys.verify(&envelope);
-        self.note(name, verified)
+        let verified = self.note(name, verified)?;
+        self.envelopes.push((name, envelope));
+        Some(verified)
     }
 
     fn manifest(&mut self) -> Option<(Manifest, Sha256Digest)> {
@@ -164,15 +173,48 @@ impl Check<'_> {
         Some(release)
     }
 
+    /// What the device will ask for: `keys` may be fewer than those that it trusts.
+    fn trust(&mut self, manifest: &Manifest) {
+        let Ok(trust) = self.directory.trust() else {
+            if self.report.problems.iter().all(|problem| problem.artifact != sealed::TRUST) {
+                self.problem(sealed::TRUST, "not a trust policy");
+            }
+            return;
+        };
+        self.signatures(&trust);
+        let image = &manifest.image;
+        if (&trust.image_id, trust.role) != (&image.id, image.role) {
+            let (id, role) = (&trust.image_id, trust.role);
+            let what = format_args!("expected image {} ({}), found {id} ({role})", image.id, image.role);
+            self.problem(sealed::TRUST, what);
+        }
+        if trust.minimum_rollback_index > image.rollback_index {
+            let (least, found) = (trust.minimum_rollback_index, image.rollback_index);
+            self.problem(sealed::TRUST, format_args!("it refuses rollback index {found}: the least is {least}"));
+        }
+    }
+
+    /// Every signature verifies, none is by a stranger, and there are as many as the device wants.
+    fn signatures(&mut self, trust: &TrustPolicy) {
+        for (name, envelope) in std::mem::take(&mut self.envelopes) {
+            self.note(name, trust.keys.verify(&envelope));
+            let known = |id| self.keys.keys().iter().chain(trust.keys.keys()).any(|key| key.id() == id);
+            if let Some(stranger) = envelope.signatures().iter().find(|one| !known(one.keyid)) {
+                let id = stranger.keyid;
+                self.problem(name, format_args!("signature by key {id}: expected one of the trusted keys"));
+            }
+        }
+    }
+
     /// Every file that the statement lists, and that no file is there which it does not list.
     fn digests(&mut self, release: &Release) {
         let problems: Vec<Problem> =
             release.artifacts.par_iter().filter_map(|artifact| self.digest_problem(artifact)).collect();
         self.report.problems.extend(problems);
         let listed: BTreeSet<&str> = release.artifacts.iter().map(|one| one.name.as_str()).collect();
-        for name in sealed::ARTIFACTS {
-            if !listed.contains(name) && self.directory.has(name) {
-                self.problem(name, "expected no such file, as the release statement does not list it");
+        for name in self.directory.names() {
+            if name != sealed::RELEASE && !listed.contains(name.as_str()) {
+                self.problem(&name, "expected no such file, as the release statement does not list it");
             }
         }
     }

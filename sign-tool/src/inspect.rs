@@ -7,6 +7,7 @@ use std::{
 };
 
 use iofs_policy::{
+    boot_record::BootRecord,
     digest::Sha256Digest,
     dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
     manifest::Manifest,
@@ -82,6 +83,8 @@ pub enum Inspection {
         /// Whether it is one of the published examples.
         example: bool,
     },
+    /// The record of a boot, `/run/iofs/boot.json`.
+    BootRecord(Box<BootRecord>),
     /// A module index.
     ModuleIndex {
         /// The kernel's release.
@@ -173,7 +176,7 @@ fn by_head(path: &Path, file: &mut File, head: &[u8]) -> Result<Inspection, Fail
         Failure::new(
             ExitStatus::BadInput,
             format!(
-                "{}: expected an envelope, trust policy, verity superblock, erofs image, initramfs, disk image, kernel or \
+                "{}: expected an envelope, trust policy, boot record, verity superblock, erofs image, initramfs, disk image, kernel or \
                  key; as an initramfs it reads: {}",
                 path.display(),
                 failure.fact
@@ -229,6 +232,9 @@ fn json(path: &Path, file: &File) -> Result<Inspection, Failure> {
     if let Ok(policy) = TrustPolicy::parse(&bytes) {
         let keys = policy.keys.keys().iter().map(TrustedKey::id).collect();
         return Ok(Inspection::Trust { policy, keys });
+    }
+    if let Ok(record) = serde_json::from_slice(&bytes) {
+        return Ok(Inspection::BootRecord(Box::new(record)));
     }
     match Envelope::parse_unsigned(&bytes, PayloadType::Release) {
         Ok(envelope) => document(path, &envelope, Release::from_json).map(Inspection::Release),

@@ -179,9 +179,11 @@ pub fn is_exposed(path: &Path) -> bool {
 
 fn read_pem(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     let read = || {
-        let mut text = Zeroizing::new(String::with_capacity(4096));
-        File::open(path)?.take(MAX_KEY_FILE).read_to_string(&mut text)?;
-        Ok(text)
+        // All room at once: a vector that grows would leave copies of the secret behind.
+        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
+        File::open(path)?.take(MAX_KEY_FILE).read_to_end(&mut bytes)?;
+        // Other bytes make it no key, which its parser says better.
+        Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
     };
     read().map_err(|source| KeyFileError::Read { path: path.to_owned(), source })
 }
@@ -191,6 +193,7 @@ fn describe(pem: &str, error: &dyn std::fmt::Display) -> String {
     let label = pem.lines().find_map(|line| line.strip_prefix("-----BEGIN ")?.strip_suffix("-----"));
     match label {
         Some(label) => format!("a PEM file labelled {label:?} ({error})"),
+        None if pem.is_empty() => "an empty file".to_owned(),
         None => "a file without a PEM label".to_owned(),
     }
 }

@@ -1,6 +1,10 @@
 //! What every verb shares on its way out: errors as a fact and a next step, exit codes, JSON, progress.
 
-use std::{fmt, io::IsTerminal, time::Duration};
+use std::{
+    fmt,
+    io::{ErrorKind, IsTerminal, Write},
+    time::Duration,
+};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
@@ -76,11 +80,17 @@ pub struct Output {
 impl Output {
     /// Prints the result: `value` with `--json`, else the text.
     pub fn result<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) {
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(value).expect("results hold no maps with odd keys"));
+        let text = if self.json {
+            serde_json::to_string_pretty(value).expect("results hold no maps with odd keys")
         } else {
-            let text = text();
-            println!("{}", text.trim_end_matches('\n'));
+            text()
+        };
+        let mut stdout = std::io::stdout().lock();
+        let written = writeln!(stdout, "{}", text.trim_end_matches('\n')).and_then(|()| stdout.flush());
+        match written {
+            // A reader that has seen enough, such as `head`, is no error.
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => self.warn(format_args!("print the result: {error}")),
+            _ => {}
         }
     }
 

@@ -9,7 +9,7 @@ use std::{
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, PayloadType},
-    manifest::{ImageIdentity, Manifest, Overlay, Place, SealedVerity},
+    manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, SealedVerity},
     trust::{KeyId, TrustPolicy, TrustedKey, TrustedKeys},
     verity::{HashFormat, RootHash, Salt, VerityParameters},
 };
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use crate::{
     atomic::AtomicDirectory,
     erofs::{self, ImageOptions, ImageWriter, TimeClamp},
-    initramfs::{self, Format, kernel::KernelImage, modules::ModuleSet},
+    initramfs::{self, Format, elf::Machine, kernel::KernelImage, modules::ModuleSet},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory, digest_file},
@@ -93,12 +93,11 @@ pub struct Sealed {
 /// A [`Failure`] that names the input and what is wrong with it.
 pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let trust_keys = trusted_keys(request)?;
-    let kernel = request.kernel.as_ref().map(|kernel| KernelImage::read(&kernel.image)).transpose()?;
-    let directory =
-        AtomicDirectory::create(&request.out, request.replace, |path| path.join(sealed::MANIFEST).exists())?;
+    let kernel = read_kernel(request)?;
+    let directory = AtomicDirectory::create(&request.out, request.replace, is_sealed)?;
 
     let (content, os_release) = write_image(request, kernel.as_ref(), &directory, output)?;
-    let identity = identity(&request.config, &os_release);
+    let identity = identity(&request.config, &os_release, kernel.as_ref());
     let tree = write_tree(request, &directory, &content, output)?;
     let manifest = manifest(&request.config, identity, tree, kernel.as_ref());
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
@@ -108,10 +107,14 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     if let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) {
         write_kernel(request, paths, kernel, &directory, output)?;
     }
-    let inside = SealedDirectory::new(&directory.file(""));
-    let pending = finish::sign(&inside, &request.keys)?;
+    let inside = SealedDirectory::new(directory.path());
+    let pending = finish::sign_locked(&inside, &request.keys)?;
     directory.commit()?;
     describe(request, &manifest, pending)
+}
+
+fn is_sealed(path: &Path) -> bool {
+    path.join(sealed::MANIFEST).exists()
 }
 
 /// What `seal` would do, for `--dry-run`.
@@ -152,8 +155,9 @@ impl Plan {
 /// # Errors
 /// As [`seal`].
 pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
+    AtomicDirectory::check(&request.out, request.replace, is_sealed)?;
     let keys = trusted_keys(request)?;
-    let kernel = request.kernel.as_ref().map(|kernel| KernelImage::read(&kernel.image)).transpose()?;
+    let kernel = read_kernel(request)?;
     image_options(&request.config, kernel.as_ref())?.check()?;
     let modules = match (&request.kernel, &kernel) {
         (Some(paths), Some(kernel)) => {
@@ -190,6 +194,27 @@ pub fn enter_namespace_if_needed(request: &SealRequest) -> Result<(), Failure> {
     match Source::open(&request.root)? {
         Source::Directory(_) | Source::Erofs(_) => Ok(()),
         Source::Tar(..) | Source::Initramfs(_) => Ok(namespace::ensure_root()?),
+    }
+}
+
+/// The kernel, which must be for the image's processor.
+fn read_kernel(request: &SealRequest) -> Result<Option<KernelImage>, Failure> {
+    let Some(paths) = &request.kernel else { return Ok(None) };
+    let kernel = KernelImage::read(&paths.image)?;
+    match request.config.image.architecture {
+        Some(wanted) if wanted != architecture(&kernel) => {
+            let (image, found) = (paths.image.display(), kernel.machine.name());
+            let fact = format!("kernel {image}: expected one for {wanted}, found one for {found}");
+            Err(Failure::new(ExitStatus::Usage, fact).next("correct image.architecture, or leave it out"))
+        }
+        _ => Ok(Some(kernel)),
+    }
+}
+
+fn architecture(kernel: &KernelImage) -> Architecture {
+    match kernel.machine {
+        Machine::X86_64 => Architecture::X86_64,
+        Machine::Arm64 => Architecture::Arm64,
     }
 }
 
@@ -272,7 +297,7 @@ fn write_image(
     let options = image_options(&request.config, kernel)?;
     let source = Source::open(&request.root)?;
     let progress = output.progress("unpacking the root tree", source.size());
-    let tree = source.stage(Some(crate::atomic::parent(&request.out)), &progress)?;
+    let tree = source.stage(Some(directory.path()), &progress)?;
     progress.finish();
     let os_release = match tree {
         Some(tree) => {
@@ -336,14 +361,14 @@ fn write_tree(
     Ok(SealedVerity { parameters, root_hash, hash_offset, superblock_uuid, on_corruption })
 }
 
-fn identity(config: &Config, os_release: &OsRelease) -> ImageIdentity {
+fn identity(config: &Config, os_release: &OsRelease, kernel: Option<&KernelImage>) -> ImageIdentity {
     let image = &config.image;
     ImageIdentity {
         id: image.id.clone().unwrap_or_else(|| os_release.image_id()),
         version: image.version.clone().unwrap_or_else(|| os_release.image_version()),
         rollback_index: image.rollback_index,
         role: image.role,
-        architecture: image.architecture,
+        architecture: image.architecture.or(kernel.map(architecture)).unwrap_or(Architecture::CURRENT),
         debug: image.debug,
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
@@ -12,9 +13,13 @@ use iofs_policy::{
     release::Artifact,
     trust::{MAX_TRUST_SIZE, TrustPolicy},
 };
+use rustix::fs::{FlockOperation, OFlags, flock};
 use sha2::{Digest, Sha256};
 
-use crate::report::{ExitStatus, Failure};
+use crate::{
+    atomic,
+    report::{ExitStatus, Failure},
+};
 
 /// The erofs image.
 pub const IMAGE: &str = "image.erofs";
@@ -67,17 +72,43 @@ impl SealedDirectory {
         self.file(name).symlink_metadata().is_ok()
     }
 
-    /// Opens a file.
+    /// Keeps other processes from changing the directory, and removes what a killed one left behind.
+    pub fn lock(&self) -> Result<File, Failure> {
+        let lock = || {
+            let directory = File::open(&self.path)?;
+            flock(&directory, FlockOperation::LockExclusive)?;
+            for name in self.names().iter().filter(|name| name.starts_with(atomic::TEMPORARY)) {
+                std::fs::remove_file(self.file(name))?;
+            }
+            Ok(directory)
+        };
+        lock().map_err(|error: io::Error| Failure::io(format_args!("lock {}", self.path.display()), &error))
+    }
+
+    /// The names of all files that are there, sorted.
+    pub fn names(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    /// Opens a file. Anything but a regular file is refused: a pipe would never end.
     pub fn open(&self, name: &str) -> Result<File, Failure> {
         let path = self.file(name);
-        File::open(&path).map_err(|error| {
+        let file = File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&path);
+        let file = file.map_err(|error| {
             let failure = Failure::io(format_args!("open {}", path.display()), &error);
             match error.kind() {
                 io::ErrorKind::NotFound => Failure { status: ExitStatus::BadInput, ..failure }
                     .next("give a directory that 'iofs-sign seal' wrote"),
                 _ => failure,
             }
-        })
+        })?;
+        match file.metadata() {
+            Ok(metadata) if !metadata.is_file() => Err(bad_input(&path, &"expected a regular file")),
+            _ => Ok(file),
+        }
     }
 
     /// Reads a whole file, which must not be larger than `limit` bytes.

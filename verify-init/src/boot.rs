@@ -121,11 +121,14 @@ impl<'a, S: System> Boot<'a, S> {
         }
     }
 
-    /// Reports and stops. The kernel log comes first, so that on a console that shows both the block is the last word.
+    /// Reports and stops. What was said so far comes first, `quiet` or not, and the block stands in one piece: the
+    /// kernel prints its log's records whenever it likes.
     fn refuse(mut self, refusal: &FailureReport) -> S::Gone {
+        let pending = std::mem::take(&mut self.pending);
+        pending.iter().for_each(|line| self.print(line));
         let text = format!("{refusal}\n  action:   {}", self.action);
-        self.log(report::ERROR, &text);
         self.print(&format!("\n{text}\n"));
+        self.log(report::ERROR, &text);
         self.system.stop(self.action)
     }
 }

@@ -77,6 +77,8 @@ pub(crate) struct Fake {
     pub(crate) modules: Vec<(String, String)>,
     pub(crate) table: Option<MappedTarget>,
     pub(crate) status: String,
+    /// The status after a call of `broken` failed.
+    pub(crate) status_once_broken: String,
     pub(crate) armed: Vec<FailureAction>,
     clock: Duration,
 }
@@ -96,6 +98,7 @@ impl Fake {
             modules: Vec::new(),
             table: None,
             status: "V".to_owned(),
+            status_once_broken: "V".to_owned(),
             armed: Vec::new(),
             clock: Duration::from_secs(1),
         }
@@ -182,6 +185,9 @@ impl Fake {
         let number = self.calls.len();
         let broken = self.broken.iter().find(|(prefix, _)| call.starts_with(prefix)).map(|(_, error)| *error);
         self.calls.push(call);
+        if broken.is_some() {
+            self.status.clone_from(&self.status_once_broken);
+        }
         let failing = self.fail.filter(|(at, _)| *at == number).map(|(_, error)| error).or(broken);
         failing.map_or(Ok(()), |error| Err(error.into()))
     }

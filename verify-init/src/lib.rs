@@ -10,6 +10,7 @@ pub mod linux;
 mod mapped;
 mod modules;
 mod mounted;
+mod record;
 pub mod report;
 mod started;
 pub mod superblock;

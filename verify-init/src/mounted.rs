@@ -1,12 +1,10 @@
 //! The fifth stage: the image is mounted, and the overlay over it.
 
-use std::io;
-
 use iofs_policy::{
-    boot_record::BootRecord,
     failure::{FailureReport, Stage},
     manifest::{MountOption, Overlay},
-    paths::BOOT_RECORD,
+    paths::ROOT_MAPPING,
+    verity::check_status,
 };
 use nix::{errno::Errno, mount::MsFlags};
 
@@ -15,7 +13,6 @@ use crate::{
     mapped::Mapped,
     report::{refusal, text},
     system::{Mount, System},
-    verified::Verified,
 };
 
 const STAGE: Stage = Stage::Mounted;
@@ -37,7 +34,7 @@ const EXECUTABLE: u32 = 0o111;
 
 /// The new root is complete.
 pub(crate) struct Mounted {
-    pub(crate) verified: Verified,
+    pub(crate) mapped: Mapped,
     /// The init that was found in it.
     pub(crate) init: String,
     /// Whether missing mount points can be made.
@@ -45,7 +42,7 @@ pub(crate) struct Mounted {
 }
 
 impl Mapped {
-    /// Mounts, checks for init and writes the record of this boot.
+    /// Mounts, and checks for init.
     pub(crate) fn mount<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Mounted, FailureReport> {
         let manifest = self.verified.manifest.manifest();
         let (flags, options) = split(&manifest.mount_options);
@@ -60,20 +57,18 @@ impl Mapped {
             options: &options,
         };
         folder(boot, image.target)?;
-        mount(boot, &image, "an erofs image that this kernel reads, and mount options that it knows")?;
+        let mounted = mount(boot, &image, "an erofs image that this kernel reads, and mount options that it knows");
+        mounted.map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
         if let Some(overlay) = overlay {
             mount_overlay(boot, overlay, flags)?;
             tell_systemd(boot, &format!("/dev/block/{}", self.data));
         }
         let init = self.verified.command_line.init.clone().unwrap_or_else(|| manifest.init.to_string());
-        check_init(boot, &init)?;
+        check_init(boot, &init).map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
         let what =
             overlay.map_or("read-only".to_owned(), |overlay| format!("under an overlay of {}", overlay.tmpfs_size));
         boot.reached(STAGE, &format!("mounted {} {what}", self.path));
-        if let Err(error) = write_record(boot, &self) {
-            boot.warn(format!("{BOOT_RECORD}: {}", text(&error)));
-        }
-        Ok(Mounted { writable: overlay.is_some(), verified: self.verified, init })
+        Ok(Mounted { writable: overlay.is_some(), mapped: self, init })
     }
 }
 
@@ -152,6 +147,14 @@ fn tell_systemd<S: System>(boot: &mut Boot<'_, S>, device: &str) {
     }
 }
 
+/// If a block of the image was bad, that is the reason for whatever failed after it.
+fn corruption<S: System>(boot: &mut Boot<'_, S>) -> Option<FailureReport> {
+    let targets = boot.system.mapping_status(ROOT_MAPPING).ok()?;
+    let error = targets.iter().find_map(|target| check_status(&target.text).err())?;
+    let next = "write the sealed image to the disk again; if this repeats, the disk is failing";
+    Some(refusal(STAGE, "the image on the disk is corrupted", "blocks that verify", error.to_string(), next))
+}
+
 /// The initramfs is only left for a root that has an init.
 fn check_init<S: System>(boot: &mut Boot<'_, S>, init: &str) -> Result<(), FailureReport> {
     let found = match boot.system.mode_in_root(NEW_ROOT, init) {
@@ -161,32 +164,4 @@ fn check_init<S: System>(boot: &mut Boot<'_, S>, init: &str) -> Result<(), Failu
     };
     let next = "seal an image that has this init, or seal the path of the one that it has";
     Err(refusal(STAGE, format!("the image has no init {init}"), "an executable file", found, next))
-}
-
-fn write_record<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) -> io::Result<()> {
-    let verified = &mapped.verified.manifest;
-    let manifest = verified.manifest();
-    let image = &manifest.image;
-    let record = BootRecord {
-        record_version: 1,
-        verify_init: env!("CARGO_PKG_VERSION").to_owned(),
-        image_id: image.id.clone(),
-        image_version: image.version.to_string(),
-        rollback_index: image.rollback_index,
-        role: image.role,
-        architecture: image.architecture,
-        debug: image.debug,
-        manifest_digest: verified.digest(),
-        signers: verified.signers().to_vec(),
-        root_hash: manifest.verity.root_hash.clone(),
-        data_device: mapped.data_device.clone(),
-        hash_device: mapped.hash_device.clone(),
-        verity_table: mapped.table.clone(),
-        kernel_release: mapped.verified.release.clone(),
-        warnings: boot.warnings.clone(),
-        stages: boot.stages.clone(),
-    };
-    let mut json = serde_json::to_vec_pretty(&record)?;
-    json.push(b'\n');
-    boot.system.write(BOOT_RECORD, &json)
 }

@@ -5,6 +5,7 @@ use iofs_policy::failure::{FailureReport, Stage};
 use crate::{
     boot::Boot,
     mounted::{Mounted, NEW_ROOT},
+    record,
     report::{refusal, text},
     system::System,
 };
@@ -16,8 +17,6 @@ const MOVED: [&str; 4] = ["/dev", "/proc", "/sys", "/run"];
 impl Mounted {
     /// Leaves the initramfs for good.
     pub(crate) fn switch<S: System>(self, boot: &mut Boot<'_, S>) -> Result<S::Gone, FailureReport> {
-        let total = crate::report::milliseconds(boot.system.now());
-        boot.reached(STAGE, &format!("switching to {} at {total} ms of uptime, after", self.init));
         for place in MOVED {
             self.move_along(boot, place)?;
         }
@@ -28,7 +27,12 @@ impl Mounted {
             let next = "see the kernel's messages above";
             refusal(STAGE, "the new root cannot be entered", format!("{NEW_ROOT} as /"), text(&error), next)
         })?;
-        boot.system.exec(&self.init, &self.verified.command_line.init_arguments).map_err(|error| {
+        let total = crate::report::milliseconds(boot.system.now());
+        boot.reached(STAGE, &format!("switching to {} at {total} ms of uptime, after", self.init));
+        // Last of all, so that it tells the whole boot; `/run` has moved and kept its name.
+        record::write(boot, &self.mapped);
+        let arguments = &self.mapped.verified.command_line.init_arguments;
+        boot.system.exec(&self.init, arguments).map_err(|error| {
             let next = "seal an image whose init runs on this machine: its format, interpreter and libraries";
             refusal(STAGE, format!("init {} cannot be run", self.init), "a program that takes over", text(&error), next)
         })

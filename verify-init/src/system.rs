@@ -77,7 +77,7 @@ pub trait System {
     /// Makes a symbolic link.
     fn link(&mut self, target: &str, path: &str) -> io::Result<()>;
 
-    /// Mounts a file system. Where the same one is mounted already, that is fine.
+    /// Mounts a file system. One of the kernel's own that is there already is fine.
     fn mount(&mut self, mount: &Mount<'_>) -> io::Result<()>;
     /// Moves a mount.
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()>;

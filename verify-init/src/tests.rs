@@ -84,7 +84,7 @@ fn a_sealed_machine_boots_to_its_init() {
     assert_eq!((record.data_device.as_str(), record.hash_device.as_str()), ("/dev/vda1", "/dev/vda2"));
     assert_eq!(record.warnings, [""; 0]);
     let stages: Vec<Stage> = record.stages.iter().map(|time| time.stage).collect();
-    assert_eq!(stages, [Stage::Started, Stage::Verified, Stage::Found, Stage::Mapped, Stage::Mounted]);
+    assert_eq!(stages, [Stage::Started, Stage::Verified, Stage::Found, Stage::Mapped, Stage::Mounted, Stage::Switched]);
 }
 
 #[test]
@@ -402,6 +402,24 @@ fn a_corrupted_status_is_refused_before_the_mount() {
         "BOOT REFUSED before stage \"mapped\": the kernel's verity device is not the sealed one"
     );
     assert_eq!(fake.count("mount erofs"), 0);
+}
+
+#[test]
+fn a_bad_block_is_named_as_the_reason_of_what_it_breaks() {
+    for call in ["mount erofs", "mode_in_root"] {
+        let (text, _) = refused(|fake| {
+            fake.broken.push((call, Errno::EIO));
+            fake.status_once_broken = "C".to_owned();
+        });
+        assert_eq!(
+            report(&text)[..3],
+            [
+                "BOOT REFUSED before stage \"mounted\": the image on the disk is corrupted",
+                "blocks that verify",
+                "verity status: expected V (verified), found C (a block was corrupted)"
+            ]
+        );
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use iofs_sign::{
 
 /// Show what a file is and what it says, without believing any of it
 ///
-/// Knows sealed directories, manifests, release statements, trust policies, verity superblocks, erofs images,
+/// Knows sealed directories, manifests, release statements, trust policies, boot records, verity superblocks, erofs images,
 /// initramfs archives, disk images, kernels, module indexes and keys. Signatures are listed, not verified: 'iofs-sign
 /// verify' does that.
 #[derive(Debug, clap::Args)]

@@ -48,7 +48,10 @@ enum Verb {
 
 /// Parses the command line, runs the verb and reports.
 pub(crate) fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return not_parsed(&error),
+    };
     let output = Output { json: arguments.json, quiet: arguments.quiet };
     match run(&arguments.verb, output) {
         Ok(()) => ExitCode::SUCCESS,
@@ -57,6 +60,21 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(failure.status as u8)
         }
     }
+}
+
+/// Help, or a command line that is none. Scripts that ask for JSON get it here too.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().skip(1).take_while(|argument| argument != "--").any(|argument| argument == "--json");
+    if !(json && error.use_stderr()) {
+        let _ = error.print();
+        return if error.use_stderr() { ExitCode::from(ExitStatus::Usage as u8) } else { ExitCode::SUCCESS };
+    }
+    let text = error.render().to_string();
+    let fact = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect::<Vec<_>>().join(" ");
+    let fact = fact.strip_prefix("error: ").unwrap_or(&fact);
+    let failure = Failure::new(ExitStatus::Usage, fact).next("see 'iofs-sign --help'");
+    report(&failure, Output { json, quiet: false });
+    ExitCode::from(failure.status as u8)
 }
 
 fn run(verb: &Verb, output: Output) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
 //! `iofs-sign sign` and `iofs-sign attach`: signing on another machine.
 
-use std::path::PathBuf;
+use std::{fs::File, io::Read, path::PathBuf};
 
 use iofs_sign::{
     keys::{self, PrivateKey},
@@ -59,10 +59,13 @@ pub(crate) fn attach(arguments: &AttachArguments, output: Output) -> Result<(), 
     let key = keys::read_public(&arguments.key)?;
     super::warn_example(key.id(), output);
     let path = &arguments.signature;
-    let signature =
-        std::fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    let mut signature = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(SIGNATURE_SIZE as u64 + 1).read_to_end(&mut signature))
+        .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
     if signature.len() != SIGNATURE_SIZE {
-        let (path, found) = (path.display(), signature.len());
+        let found = if signature.len() > SIGNATURE_SIZE { "more".to_owned() } else { signature.len().to_string() };
+        let path = path.display();
         return Err(Failure::new(
             ExitStatus::BadInput,
             format!("signature {path}: expected {SIGNATURE_SIZE} raw bytes, found {found}"),

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use iofs_policy::{manifest::Manifest, release::Release, trust::KeyId};
+use iofs_policy::{boot_record::BootRecord, manifest::Manifest, release::Release, trust::KeyId};
 
 use super::{Document, InspectedDisk, InspectedErofs, InspectedInitramfs, InspectedSuperblock, Inspection};
 
@@ -34,6 +34,7 @@ impl Display for Inspection {
                 let half = if *private { "private" } else { "public" };
                 writeln!(out, "ed25519 {half} key\n  key id: {}", named(*keyid))
             }
+            Self::BootRecord(record) => timeline(record, out),
             Self::ModuleIndex { release, modules } => {
                 writeln!(out, "module index for kernel {release}\n  modules: {}", modules.join(" "))
             }
@@ -153,6 +154,31 @@ fn list(initramfs: &InspectedInitramfs, out: &mut Formatter<'_>) -> fmt::Result 
         }
     }
     Ok(())
+}
+
+/// The stages, each with a bar as long as it took.
+fn timeline(record: &BootRecord, out: &mut Formatter<'_>) -> fmt::Result {
+    const WIDTH: u64 = 40;
+    let debug = if record.debug { ", DEBUG image" } else { "" };
+    writeln!(out, "boot of {} {} ({}{debug})", record.image_id, record.image_version, record.role)?;
+    writeln!(out, "  kernel: {}, verify-init {}", record.kernel_release, record.verify_init)?;
+    record.signers.iter().try_for_each(|key| writeln!(out, "  signed by: {}", named(*key)))?;
+    writeln!(out, "  root hash: {}", record.root_hash)?;
+    writeln!(out, "  data: {}, tree: {}", record.data_device, record.hash_device)?;
+    let milliseconds = |nanoseconds: u64| format!("{}.{}", nanoseconds / 1_000_000, nanoseconds / 100_000 % 10);
+    let start = record.stages.first().map_or(0, |first| first.reached_ns.saturating_sub(first.took_ns));
+    writeln!(out, "  {:<9} {:>9} {:>9}", "stage", "took ms", "at ms")?;
+    writeln!(out, "  {:<9} {:>9} {:>9}", "kernel", milliseconds(start), milliseconds(start))?;
+    let total: u64 = record.stages.iter().map(|stage| stage.took_ns).sum::<u64>().max(1);
+    let mut before = 0;
+    for stage in &record.stages {
+        let (indent, length) = (before * WIDTH / total, (stage.took_ns * WIDTH / total).max(1));
+        let bar = format!("{}{}", " ".repeat(indent as usize), "█".repeat(length as usize));
+        let (took, at) = (milliseconds(stage.took_ns), milliseconds(stage.reached_ns));
+        writeln!(out, "  {:<9} {took:>9} {at:>9}  {bar}", stage.stage.name())?;
+        before += stage.took_ns;
+    }
+    record.warnings.iter().try_for_each(|warning| writeln!(out, "  warning: {warning}"))
 }
 
 fn partitions(disk: &InspectedDisk, out: &mut Formatter<'_>) -> fmt::Result {

@@ -55,8 +55,8 @@ pub struct ImageSection {
     pub rollback_index: RollbackIndex,
     /// What the image is for.
     pub role: Role,
-    /// What it runs on. Default: what this program runs on.
-    pub architecture: Architecture,
+    /// What it runs on. Default: what the kernel is for; without a kernel, what this program runs on.
+    pub architecture: Option<Architecture>,
     /// Whether the kernel command line may ask for more.
     pub debug: bool,
 }
@@ -68,7 +68,7 @@ impl Default for ImageSection {
             version: None,
             rollback_index: RollbackIndex(0),
             role: Role::Root,
-            architecture: Architecture::CURRENT,
+            architecture: None,
             debug: false,
         }
     }

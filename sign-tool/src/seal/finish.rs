@@ -52,6 +52,12 @@ const DOCUMENTS: [(&str, PayloadType); 2] =
 /// # Errors
 /// The key is not among the trusted ones, or the directory is damaged.
 pub fn sign(directory: &SealedDirectory, keys: &[PrivateKey]) -> Result<Pending, Failure> {
+    let _lock = directory.lock()?;
+    sign_locked(directory, keys)
+}
+
+/// As [`sign`], for a directory that nobody else knows or that is locked.
+pub(super) fn sign_locked(directory: &SealedDirectory, keys: &[PrivateKey]) -> Result<Pending, Failure> {
     let trust = directory.trust()?;
     for key in keys {
         check_trusted(&trust, &key.public())?;
@@ -78,6 +84,7 @@ pub fn sign(directory: &SealedDirectory, keys: &[PrivateKey]) -> Result<Pending,
 /// # Errors
 /// The key is not trusted, or the signature does not verify: nothing is changed then.
 pub fn attach(directory: &SealedDirectory, key: &TrustedKey, signature: &[u8]) -> Result<Pending, Failure> {
+    let _lock = directory.lock()?;
     let trust = directory.trust()?;
     check_trusted(&trust, key)?;
     advance(directory)?;
@@ -99,7 +106,7 @@ pub fn attach(directory: &SealedDirectory, key: &TrustedKey, signature: &[u8]) -
 
 /// Writes what the signatures present allow: the mini-initramfs once the manifest is signed, the release statement
 /// once that is there, and the bytes that the next signature is to cover.
-pub fn advance(directory: &SealedDirectory) -> Result<Pending, Failure> {
+fn advance(directory: &SealedDirectory) -> Result<Pending, Failure> {
     let trust = directory.trust()?;
     let manifest = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
     if enough(&manifest, &trust) && !directory.has(sealed::RELEASE) {
@@ -162,7 +169,8 @@ fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &Tru
     let embedded =
         |path: &str, bytes| EmbeddedFile { path: path.trim_start_matches('/').to_owned(), mode: 0o644, bytes };
     let files = [embedded(paths::MANIFEST, manifest.to_json()), embedded(paths::TRUST, trust.to_json())];
-    let (segment, _) = initramfs::image_segment(&files, Format::Zstd, 0)?;
+    // Two small files: not worth a compression that the kernel might lack.
+    let (segment, _) = initramfs::image_segment(&files, Format::None, 0)?;
     bytes.extend_from_slice(&segment);
     atomic::write(&directory.file(sealed::INITRAMFS), 0o644, &bytes)
 }

@@ -11,7 +11,7 @@ use crate::system::{MappedTarget, Mapping};
 fn error(error: DmError) -> io::Error {
     match error {
         DmError::Core(Error::Ioctl(_, _, _, number)) => (*number).into(),
-        DmError::Core(Error::ContextInit(text)) => io::Error::other(text),
+        DmError::Core(Error::ContextInit(text)) => io::Error::other(format!("/dev/mapper/control: {text}")),
         _ => io::Error::other("device-mapper: unexpected answer"),
     }
 }

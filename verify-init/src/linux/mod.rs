@@ -95,8 +95,8 @@ impl System for Linux {
     fn mount(&mut self, mount: &Mount<'_>) -> io::Result<()> {
         let options = Some(mount.options).filter(|options| !options.is_empty());
         match nix::mount::mount(Some(mount.source), mount.target, Some(mount.kind), mount.flags, options) {
-            // The same file system is there already.
-            Err(Errno::EBUSY) if mount.target.matches('/').count() == 1 => Ok(()),
+            // The kernel's own, which it may have mounted itself. Anything else that is in the way is an error.
+            Err(Errno::EBUSY) if matches!(mount.kind, "devtmpfs" | "proc" | "sysfs") => Ok(()),
             result => Ok(result?),
         }
     }

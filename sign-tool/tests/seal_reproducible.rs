@@ -1,0 +1,118 @@
+//! The same input gives the same bytes, wherever and however it is sealed.
+
+mod seal_common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use iofs_sign::tree::odd::{Odd, build};
+use seal_common::{Bench, assert_same, command, files, noise, passes, tool};
+
+type Files = BTreeMap<String, Vec<u8>>;
+
+/// What both kinds of file system and tar can carry.
+const PORTABLE: Odd =
+    Odd { xattrs: false, large_ids: true, device_links: false, longest_name: 200, newlines: true, reversed: false };
+
+/// Seals a tree into `out` with the bench's kernel and key, and makes a disk image of that.
+fn sealed(bench: &Bench, root: &Path, out: &Path, options: &[&str], epoch: Option<u64>) -> Files {
+    let mut seal = command();
+    seal.args(["seal", "--key", &bench.text("key.pem"), "--kernel", &bench.text("vmlinuz")]);
+    seal.args(["--modules", &bench.text("modules"), "--init", &bench.text("init")]).args(options);
+    seal.arg("--root").arg(root).arg("--out").arg(out);
+    seal.envs(epoch.map(|epoch| ("SOURCE_DATE_EPOCH", epoch.to_string())));
+    passes(&seal.output().unwrap());
+    passes(&bench.verify(out));
+    let disk = out.with_extension("disk");
+    passes(&command().arg("disk").arg(out).arg("--out").arg(&disk).output().unwrap());
+    let mut all = files(out);
+    assert_eq!(all.len(), 8, "{:?}", all.keys());
+    all.insert("disk".to_owned(), fs::read(disk).unwrap());
+    all
+}
+
+fn odd_tree(root: &Path, odd: Odd) {
+    assert!(rustix::process::geteuid().is_root(), "this test makes device nodes and owners: run it as root");
+    fs::create_dir(root).unwrap();
+    build(root, odd).unwrap();
+}
+
+#[test]
+fn creation_order_threads_and_places_do_not_matter() {
+    let bench = Bench::new();
+    let (first, second) = (bench.path("first"), bench.path("second"));
+    odd_tree(&first, Odd { longest_name: 200, ..Odd::default() });
+    odd_tree(&second, Odd { longest_name: 200, reversed: true, ..Odd::default() });
+    let expected = sealed(&bench, &first, &bench.path("a"), &["--threads", "1"], None);
+    assert_same(&expected, &sealed(&bench, &first, &bench.path("b"), &["--threads", "4"], None));
+    assert_same(&expected, &sealed(&bench, &second, &bench.path("elsewhere with spaces"), &[], None));
+}
+
+#[test]
+fn file_systems_and_tar_do_not_matter() {
+    let bench = Bench::new();
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    odd_tree(&bench.path("tree"), PORTABLE);
+    let expected = sealed(&bench, &bench.path("tree"), &bench.path("a"), &[], None);
+
+    let elsewhere = memory.path().join("tree");
+    odd_tree(&elsewhere, Odd { reversed: true, ..PORTABLE });
+    assert_same(&expected, &sealed(&bench, &elsewhere, &memory.path().join("out"), &[], None));
+
+    let archive = bench.text("tree.tar");
+    passes(&tool("tar", "tar", &["--format=pax", "-C", &bench.text("tree"), "-cf", &archive, "."]));
+    assert_same(&expected, &sealed(&bench, Path::new(&archive), &bench.path("b"), &[], None));
+    passes(&tool("zstd", "zstd", &["-q", &archive]));
+    let packed = bench.path("tree.tar.zst");
+    assert_same(&expected, &sealed(&bench, &packed, &memory.path().join("from tar"), &[], None));
+}
+
+#[test]
+fn a_sealed_image_seals_again_to_the_same_bytes() {
+    let bench = Bench::new();
+    let names = ["--id", "car", "--image-version", "7"];
+    let expected = sealed(&bench, &bench.path("root"), &bench.path("a"), &names, None);
+    assert_same(&expected, &sealed(&bench, &bench.path("a/image.erofs"), &bench.path("b"), &names, None));
+}
+
+#[test]
+fn times_after_source_date_epoch_do_not_matter() {
+    let bench = Bench::new();
+    let epoch = 1_700_000_000;
+    let at = |seconds: u64, out: &str, epoch: Option<u64>| {
+        let root = bench.path("root");
+        for name in ["usr/bin/tool", "etc/os-release", "usr/bin", "usr", "etc", ""] {
+            let time = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+            fs::File::open(root.join(name)).unwrap().set_modified(time).unwrap();
+        }
+        sealed(&bench, &root, &bench.path(out), &[], epoch)
+    };
+    // The symlink's time is that of its making, and so after the epoch.
+    let expected = at(1_800_000_000, "a", Some(epoch));
+    assert_same(&expected, &at(1_900_000_000, "b", Some(epoch)));
+    assert_same(&expected, &at(epoch, "c", Some(epoch)));
+    let image = |files: &Files| files["image.erofs"].clone();
+    assert_ne!(image(&expected), image(&at(1_600_000_000, "d", Some(epoch))), "earlier times are kept");
+    assert_ne!(image(&expected), image(&at(1_800_000_000, "e", None)));
+}
+
+#[test]
+fn any_other_content_gives_another_salt_root_hash_and_id() {
+    let bench = Bench::new();
+    let before = sealed(&bench, &bench.path("root"), &bench.path("a"), &[], None);
+    fs::write(bench.path("root/usr/bin/tool"), noise(300_000, 9)).unwrap();
+    let after = sealed(&bench, &bench.path("root"), &bench.path("b"), &[], None);
+    for name in ["image.erofs", "image.verity", "roothash", "manifest.dsse.json", "release.dsse.json", "disk"] {
+        assert_ne!(before[name], after[name], "{name}");
+    }
+    for name in ["vmlinuz", "trust.json"] {
+        assert_eq!(before[name], after[name], "{name}");
+    }
+    // Bytes 16 to 32 of the superblock are its id, those from 88 on the salt.
+    assert_ne!(before["image.verity"][16..32], after["image.verity"][16..32]);
+    assert_ne!(before["image.verity"][88..120], after["image.verity"][88..120]);
+}

@@ -1,0 +1,146 @@
+//! A sealed image, mounted by a real kernel, is the tree that it was made of, in every byte and all metadata.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use iofs_sign::{
+    erofs::ImageCompression,
+    inspect::initramfs,
+    report::Progress,
+    sealed,
+    tree::{odd, source::Source},
+};
+use swtpm_tests::{Disk, Ending, Line, Machine, Newc, ScratchDisk, cache, chain::Chain, tools};
+
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Room for the list that the guest writes.
+const LIST_SIZE: u64 = 32 << 20;
+
+/// Mounts the image on the first disk and lists it to the second.
+const INIT: &str = "#!/bin/sh
+mount -t devtmpfs dev /dev
+mount -t proc proc /proc
+# Three rounds: one leaves out what needs a module that comes later.
+for round in 1 2 3; do
+    for module in virtio_ring virtio virtio_pci_legacy_dev virtio_pci_modern_dev virtio_pci virtio_blk \\
+        crc32c_intel libcrc32c erofs; do
+        [ -e /lib/modules/*/$module.ko ] && insmod /lib/modules/*/$module.ko 2>/dev/null
+    done
+done
+while [ ! -b /dev/vdb ]; do sleep 0.1; done
+mount -t erofs -o ro /dev/vda /sysroot && list-tree /sysroot /dev/vdb && echo 'LIST COMPLETE'
+poweroff -f
+";
+
+/// The lister, static like everything else in an initramfs.
+fn lister() -> Result<PathBuf> {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let folder = cache::target_folder("static-tools")?;
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--package", "swtpm-tests", "--bin", "list-tree", "--target", &target])
+        .arg("--target-dir")
+        .arg(&folder)
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        .current_dir(cache::workspace())
+        .status()?;
+    ensure!(status.success(), "list-tree does not build");
+    Ok(folder.join(target).join("debug/list-tree"))
+}
+
+fn list_here(lister: &Path, tree: &Path) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let out = folder.path().join("list");
+    ensure!(Command::new(lister).arg(tree).arg(&out).status()?.success(), "list-tree failed here");
+    Ok(fs::read_to_string(out)?)
+}
+
+/// Lists the sealed image as the chain's own kernel sees it.
+fn list_in_guest(name: &str, chain: &Chain, lister: &Path) -> Result<String> {
+    let directory = chain.directory();
+    let out = ScratchDisk::empty(LIST_SIZE)?;
+    let initrd = guest_initramfs(chain, lister)?;
+    let mut vm = Machine::named(name)
+        .kernel(directory.file(sealed::KERNEL))
+        .initrd(initrd.path())
+        .memory_mib(1024)
+        .disk(Disk::raw(directory.file(sealed::IMAGE)).read_only())
+        .disk(Disk::raw(out.path()))
+        .start()?;
+    vm.wait_for_line(&Line::exactly("LIST COMPLETE"), PATIENCE)?;
+    ensure!(vm.wait_for_end(PATIENCE)? == Ending::PoweredOff);
+    let bytes = out.read(0, usize::try_from(LIST_SIZE)?)?;
+    let text = String::from_utf8(bytes)?;
+    let end = text.find("END OF LIST\n").context("the guest's list is incomplete")?;
+    Ok(text[..end + "END OF LIST\n".len()].to_owned())
+}
+
+/// The sealed initramfs' modules, with a shell as init in the place of verify-init.
+fn guest_initramfs(chain: &Chain, lister: &Path) -> Result<tempfile::NamedTempFile> {
+    let original = chain.directory().file(sealed::INITRAMFS);
+    let second = initramfs::inspect(&original)?.segments.get(1).context("no second archive")?.offset;
+    let mut bytes = fs::read(original)?;
+    bytes.truncate(usize::try_from(second)?);
+    let busybox = tools::require("busybox", "apt-get install busybox-static")?;
+    let mut archive = Newc::new().folder("bin").program("bin/busybox", &fs::read(busybox)?);
+    for applet in ["sh", "mount", "insmod", "sleep", "poweroff"] {
+        archive = archive.link(&format!("bin/{applet}"), "busybox");
+    }
+    archive = archive.program("bin/list-tree", &fs::read(lister)?).program("init", INIT.as_bytes());
+    bytes.extend(archive.finish());
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), bytes)?;
+    Ok(file)
+}
+
+fn equal(name: &str, suite: &str, tree: &Path, compression: ImageCompression) -> Result<()> {
+    let lister = lister()?;
+    let chain = Chain::seal(suite, tree, |request| request.config.filesystem.compression = Some(compression))?;
+    let (here, there) = (list_here(&lister, tree)?, list_in_guest(name, &chain, &lister)?);
+    let mut lines = here.lines().zip(there.lines());
+    if let Some((expected, found)) = lines.find(|(expected, found)| expected != found) {
+        anyhow::bail!("expected {expected}\n   found {found}");
+    }
+    ensure!(here == there, "the lists have {} and {} lines", here.lines().count(), there.lines().count());
+    ensure!(here.lines().count() > 100, "a list of {} lines proves nothing", here.lines().count());
+    Ok(())
+}
+
+fn equal_debian(name: &str, suite: &str, compression: ImageCompression) -> Result<()> {
+    let source = Source::open(&cache::root(suite)?)?;
+    let tree = source.stage(None, &Progress::hidden())?.context("a tar gives a tree")?;
+    equal(name, suite, &tree.path(), compression)
+}
+
+fn equal_odd(name: &str, suite: &str, compression: ImageCompression) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let tree = folder.path().join("tree");
+    fs::create_dir(&tree)?;
+    odd::build_odd_tree(&tree)?;
+    equal(name, suite, &tree, compression)
+}
+
+#[test]
+fn debian_12_s_root_mounted_by_its_kernel_equals_the_tree() -> Result<()> {
+    equal_debian("image_equals_tree_bookworm", "bookworm", ImageCompression::Lz4)
+}
+
+#[test]
+fn debian_13_s_root_mounted_by_its_kernel_equals_the_tree() -> Result<()> {
+    equal_debian("image_equals_tree_trixie", "trixie", ImageCompression::Lz4Hc(None))
+}
+
+#[test]
+fn the_tree_of_odd_entries_mounted_by_6_1_equals_the_tree() -> Result<()> {
+    equal_odd("image_equals_tree_odd_6_1", "bookworm", ImageCompression::Lz4)
+}
+
+#[test]
+fn the_tree_of_odd_entries_mounted_by_6_12_equals_the_tree() -> Result<()> {
+    equal_odd("image_equals_tree_odd_6_12", "trixie", ImageCompression::None)
+}
