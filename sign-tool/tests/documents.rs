@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use iofs_policy::{manifest::Manifest, modules::ModuleIndex, release::Release, trust::TrustPolicy};
+
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
@@ -30,4 +32,21 @@ fn every_dependency_is_explained_with_its_version() {
     expected.sort();
     explained.sort();
     assert_eq!(explained, expected, "left: docs/dependencies.md, right: Cargo.toml and fuzz/Cargo.toml");
+}
+
+/// The fenced blocks of one kind, in their order.
+fn blocks(document: &str, kind: &str) -> Vec<String> {
+    let fence = format!("```{kind}\n");
+    document.split(&fence).skip(1).filter_map(|rest| Some(rest.split_once("```")?.0.to_owned())).collect()
+}
+
+#[test]
+fn the_examples_of_formats_are_what_this_version_writes() {
+    let document = read("docs/formats.md");
+    let [manifest, trust, release] = &blocks(&document, "json")[..] else { panic!("expected three documents") };
+    let [index] = &blocks(&document, "text")[..] else { panic!("expected one index") };
+    assert_eq!(Manifest::from_json(manifest.as_bytes()).unwrap().to_json(), manifest.as_bytes());
+    assert_eq!(TrustPolicy::parse(trust.as_bytes()).unwrap().to_json(), trust.as_bytes());
+    assert_eq!(Release::from_json(release.as_bytes()).unwrap().to_json(), release.as_bytes());
+    assert_eq!(&ModuleIndex::parse(index).unwrap().to_text(), index);
 }
