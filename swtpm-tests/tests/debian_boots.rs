@@ -79,7 +79,7 @@ fn a_root_without_overlay_is_read_only() -> Result<()> {
 }
 
 #[test]
-fn what_is_written_to_the_overlay_is_gone_at_the_next_boot() -> Result<()> {
+fn overlay_upper_what_is_written_is_gone_at_the_next_boot() -> Result<()> {
     let script = "ls /etc/written 2>/dev/null && echo 'STILL THERE'; touch /etc/written && echo 'WRITTEN'; sync";
     let chain = Chain::tiny("bookworm", script, |request| {
         request.config.overlay.size = "32m".parse().expect("valid");
