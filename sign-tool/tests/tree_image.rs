@@ -13,8 +13,7 @@ use iofs_sign::{
 };
 use tree_common::{assert_same, odd, shell, stage, work};
 
-const TARABLE: Odd =
-    Odd { xattrs: true, large_ids: true, device_links: false, longest_name: 254, newlines: true, reversed: false };
+const TARABLE: Odd = Odd { xattrs: true, device_links: false, longest_name: 254, ..Odd::ALL };
 
 fn write(tree: &Path, image: &Path, options: &ImageOptions) -> ImageInfo {
     MkfsErofs::find().unwrap().write(tree, image, options, &Progress::hidden()).unwrap()
@@ -180,4 +179,22 @@ fn a_name_that_the_program_would_cut_is_refused() {
         let failure = Failure::from(error);
         assert!(failure.status == ExitStatus::Missing && failure.fact.contains("255 bytes"), "{failure}");
     }
+}
+
+#[test]
+fn sockets_are_stored_and_times_before_1970_are_refused_by_name() {
+    let work = work();
+    let (tree, image) = (work.path().join("tree"), work.path().join("image"));
+    std::fs::create_dir(&tree).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(tree.join("socket")).unwrap();
+    shell("echo >\"$1\"; touch -d @0.5 \"$1\"", &[&tree.join("first")]);
+    write(&tree, &image, &ImageOptions::default());
+    let dump = Command::new("dump.erofs").arg("--path=/socket").arg(&image).output().unwrap();
+    assert!(String::from_utf8_lossy(&dump.stdout).contains("SOCK"), "{dump:?}");
+    shell("touch -d @-1 \"$1\"", &[&tree.join("first")]);
+    let written =
+        MkfsErofs::find().unwrap().write(&tree, &image, &ImageOptions::default(), &Progress::hidden()).unwrap_err();
+    let failure = Failure::from(written);
+    assert_eq!(failure.status, ExitStatus::BadInput);
+    assert!(failure.fact.contains("tree/first, which was modified before 1970"), "{failure}");
 }

@@ -18,8 +18,17 @@ use tempfile::TempDir;
 
 /// A directory on disk, since attributes of users need a file system that has them.
 pub(crate) fn work() -> TempDir {
+    work_in("/var/tmp")
+}
+
+/// A directory in memory, for tests that make and delete thousands of files: see [`Odd::many`].
+pub(crate) fn fast_work() -> TempDir {
+    work_in("/dev/shm")
+}
+
+fn work_in(place: &str) -> TempDir {
     assert!(rustix::process::geteuid().is_root(), "these tests make device nodes and owners: run them as root");
-    tempfile::tempdir_in("/var/tmp").unwrap()
+    tempfile::tempdir_in(place).unwrap()
 }
 
 /// The odd tree in a new directory below `work`.
