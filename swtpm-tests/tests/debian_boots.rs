@@ -36,6 +36,9 @@ fn boots_to_multi_user(suite: &str, kernel: &str) -> Result<()> {
     let root = reported(&vm, "root")?;
     ensure!(root.starts_with("overlay overlay rw") && root.contains("lowerdir=/run/iofs/lower"), "/ is {root}");
 
+    let slow = vm.console().find(&Line::containing("using shash \"sha256-generic\""));
+    ensure!(slow.is_none(), "the processor's own SHA-256 was not loaded before dm-verity");
+
     let record: BootRecord = serde_json::from_str(&reported(&vm, "boot")?)?;
     let manifest = chain.manifest()?;
     ensure!(record.root_hash == manifest.verity.root_hash && record.image_id == manifest.image.id, "{record:?}");
