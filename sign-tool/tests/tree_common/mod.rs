@@ -44,7 +44,7 @@ pub(crate) fn shell(script: &str, arguments: &[&Path]) {
     let output = Command::new("sh").args(["-ec", script, "sh"]).args(arguments).env("LC_ALL", "C").output().unwrap();
     assert!(
         output.status.success(),
-        "{script}: {}\n(apt-get install tar cpio gzip xz-utils zstd lz4 erofs-utils acl attr)",
+        "{script}: {}\n(apt-get install tar cpio gzip xz-utils zstd lz4 erofs-utils acl attr dracut-core)",
         String::from_utf8_lossy(&output.stderr)
     );
 }
