@@ -15,8 +15,7 @@ use seal_common::{Bench, assert_same, command, files, noise, passes, tool};
 type Files = BTreeMap<String, Vec<u8>>;
 
 /// What both kinds of file system and tar can carry.
-const PORTABLE: Odd =
-    Odd { xattrs: false, large_ids: true, device_links: false, longest_name: 200, newlines: true, reversed: false };
+const PORTABLE: Odd = Odd { xattrs: false, device_links: false, longest_name: 200, ..Odd::ALL };
 
 /// Seals a tree into `out` with the bench's kernel and key, and makes a disk image of that.
 fn sealed(bench: &Bench, root: &Path, out: &Path, options: &[&str], epoch: Option<u64>) -> Files {

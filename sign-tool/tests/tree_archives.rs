@@ -2,7 +2,7 @@
 
 mod tree_common;
 
-use std::path::Path;
+use std::{os::unix::fs::MetadataExt, path::Path};
 
 use iofs_sign::{
     archive::{
@@ -31,7 +31,7 @@ fn a_pax_archive_keeps_everything() {
 #[test]
 fn access_lists_in_text_and_sparse_files_of_each_version_are_kept() {
     let work = work();
-    let tree = odd(work.path(), Odd { device_links: false, ..Odd::default() });
+    let tree = odd(work.path(), Odd { device_links: false, many: 300, ..Odd::default() });
     for version in ["0.0", "0.1", "1.0"] {
         let archive = work.path().join(format!("{version}.tar"));
         let script = format!(
@@ -41,7 +41,7 @@ fn access_lists_in_text_and_sparse_files_of_each_version_are_kept() {
         shell(&script, &[&tree, &archive]);
         let unpacked = stage(&archive, work.path()).unwrap();
         assert_same(&tree, &unpacked.path(), Ignore::default());
-        let blocks = std::os::unix::fs::MetadataExt::blocks(&unpacked.path().join("hole").metadata().unwrap());
+        let blocks = unpacked.path().join("hole").metadata().unwrap().blocks();
         assert_eq!(blocks, 0, "holes stay holes");
     }
 }
@@ -49,7 +49,7 @@ fn access_lists_in_text_and_sparse_files_of_each_version_are_kept() {
 #[test]
 fn a_gnu_archive_keeps_what_it_can_hold() {
     let work = work();
-    let tree = odd(work.path(), Odd { xattrs: false, device_links: false, ..Odd::default() });
+    let tree = odd(work.path(), Odd { xattrs: false, device_links: false, many: 300, ..Odd::default() });
     for option in ["", "--sparse"] {
         let archive = work.path().join(format!("gnu{option}.tar"));
         shell(&format!("tar --format=gnu {option} -C \"$1\" -cf \"$2\" ."), &[&tree, &archive]);
@@ -61,7 +61,7 @@ fn a_gnu_archive_keeps_what_it_can_hold() {
 #[test]
 fn every_compression_gives_the_same_tree() {
     let work = work();
-    let tree = odd(work.path(), Odd { xattrs: false, device_links: false, ..Odd::default() });
+    let tree = odd(work.path(), Odd { xattrs: false, device_links: false, many: 300, ..Odd::default() });
     let plain = work.path().join("a.tar");
     shell("tar --format=pax -C \"$1\" -cf \"$2\" .", &[&tree, &plain]);
     for (command, expected) in [
@@ -86,7 +86,7 @@ fn every_compression_gives_the_same_tree() {
 #[test]
 fn an_initramfs_with_microcode_in_front_is_unpacked_as_a_whole() {
     let work = work();
-    let tree = odd(work.path(), Odd { xattrs: false, ..Odd::default() });
+    let tree = odd(work.path(), Odd { xattrs: false, many: 300, ..Odd::default() });
     let early = work.path().join("early");
     std::fs::create_dir_all(early.join("kernel/x86/microcode")).unwrap();
     std::fs::write(early.join("kernel/x86/microcode/GenuineIntel.bin"), [7; 5000]).unwrap();
@@ -129,19 +129,34 @@ fn segments(image: &Path) -> Vec<Segment> {
     walk(&mut Input::new(std::fs::File::open(image).unwrap(), "initrd.img"), &mut Nothing).unwrap()
 }
 
+/// As `clean_path` and `do_name` of Linux `init/initramfs.c` do: another kind replaces, the same kind is written to.
 #[test]
-fn later_archives_of_an_initramfs_replace_files_of_earlier_ones() {
+fn later_archives_of_an_initramfs_change_files_as_the_kernel_does() {
     let work = work();
-    let script =
-        "cd \"$1\"; mkdir a b; echo old >a/file; ln a/file a/again; echo new >b/file; mkdir b/dir; echo dir >a/dir
+    let script = "cd \"$1\"; mkdir a b
+        echo long old text >a/file; ln a/file a/again; echo new >b/file; chmod 600 b/file; touch -d @1000 b/file
+        echo dir >a/dir; mkdir b/dir
+        echo old >a/plain; ln a/plain a/kept; ln -s file b/plain
+        mknod a/null c 1 3; mknod b/null c 1 5; chmod 666 b/null
+        ln -s file a/link; echo through >b/link
+        echo one >a/empty; : >b/empty
         for part in a b; do (cd $part; find . | sort | cpio --quiet -o -H newc | zstd -q -c); done >all";
     shell(script, &[work.path()]);
-    let tree = stage(&work.path().join("all"), work.path()).unwrap().path();
-    drop(tree);
     let tree = stage(&work.path().join("all"), work.path()).unwrap();
-    assert_eq!(std::fs::read(tree.path().join("file")).unwrap(), b"new\n");
-    assert_eq!(std::fs::read(tree.path().join("again")).unwrap(), b"old\n");
-    assert!(tree.path().join("dir").is_dir());
+    let file = |name: &str| tree.path().join(name);
+    let content = |name: &str| std::fs::read_to_string(file(name)).unwrap();
+    assert_eq!(content("file"), "new\n");
+    assert_eq!(content("again"), "new\n", "the other name of a file that is written to in place");
+    let again = file("again").metadata().unwrap();
+    assert_eq!((again.mode() & 0o7777, again.mtime(), again.nlink()), (0o600, 1000, 2));
+    assert!(file("dir").is_dir());
+    assert!(file("plain").is_symlink());
+    assert_eq!(content("kept"), "old\n", "the other name of a file that is replaced");
+    let device = file("null").metadata().unwrap();
+    assert_eq!((device.rdev(), device.mode() & 0o7777), (0x103, 0o666), "mknod fails on the one that is there");
+    assert!(file("link").symlink_metadata().unwrap().is_file());
+    assert_eq!(content("link"), "through\n");
+    assert_eq!(content("empty"), "");
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod tree_common;
 use std::path::Path;
 
 use iofs_sign::report::{ExitStatus, Failure};
-use tree_common::{shell, stage, work};
+use tree_common::{fast_work, shell, stage};
 
 /// An entry of a tar to be made: type, name, link target, content.
 type Member<'a> = (u8, &'a [u8], &'a [u8], &'a [u8]);
@@ -72,7 +72,7 @@ fn unpack(archive: &[u8], work: &Path) -> Result<(), Failure> {
 }
 
 fn place() -> tempfile::TempDir {
-    let work = work();
+    let work = fast_work();
     std::fs::write(work.path().join("outside"), "untouched").unwrap();
     work
 }

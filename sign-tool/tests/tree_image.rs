@@ -11,13 +11,18 @@ use iofs_sign::{
     report::{ExitStatus, Failure, Progress},
     tree::{Source, compare::Ignore, odd::Odd},
 };
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tree_common::{assert_same, odd, shell, stage, work};
 
-const TARABLE: Odd =
-    Odd { xattrs: true, large_ids: true, device_links: false, longest_name: 254, newlines: true, reversed: false };
+const TARABLE: Odd = Odd { xattrs: true, device_links: false, longest_name: 254, ..Odd::ALL };
 
 fn write(tree: &Path, image: &Path, options: &ImageOptions) -> ImageInfo {
     MkfsErofs::find().unwrap().write(tree, image, options, &Progress::hidden()).unwrap()
+}
+
+/// Debian 12's 1.5 has none, Debian 13's 1.8 has it.
+fn has_zstd() -> bool {
+    MkfsErofs::find().unwrap().compressors().iter().any(|name| name == "zstd")
 }
 
 fn bytes(tree: &Path, image: &Path) -> Vec<u8> {
@@ -81,19 +86,19 @@ fn another_content_has_another_id() {
 fn tools_accept_the_image_and_extract_the_tree() {
     let work = work();
     let tree = odd(work.path(), TARABLE);
-    for (name, compression, cluster_size) in [
-        ("none", ImageCompression::None, 65536),
-        ("lz4", ImageCompression::Lz4, 4096),
-        ("lz4hc", ImageCompression::Lz4Hc(Some(12)), 65536),
-        ("wide", ImageCompression::Lz4Hc(None), 1 << 20),
-    ] {
+    let (old, new) = (KernelRelease::new(6, 1), KernelRelease::new(6, 12));
+    let mut ways = vec![
+        ("none", ImageCompression::None, 65536, old),
+        ("lz4", ImageCompression::Lz4, 4096, old),
+        ("lz4hc", ImageCompression::Lz4Hc(Some(12)), 65536, old),
+        ("wide", ImageCompression::Lz4Hc(None), 1 << 20, old),
+    ];
+    if has_zstd() {
+        ways.push(("zstd", ImageCompression::Zstd(None), 65536, new));
+    }
+    for (name, compression, cluster_size, kernel) in ways {
         let image = work.path().join(name);
-        let options = ImageOptions {
-            compression,
-            cluster_size,
-            kernel: Some(KernelRelease::new(6, 1)),
-            ..ImageOptions::default()
-        };
+        let options = ImageOptions { compression, cluster_size, kernel: Some(kernel), ..ImageOptions::default() };
         let info = write(&tree, &image, &options);
         println!("{name}: {info:?}");
         let extracted = work.path().join(format!("{name}.out"));
@@ -102,7 +107,7 @@ fn tools_accept_the_image_and_extract_the_tree() {
         let ignore =
             Ignore { xattrs: true, nanoseconds: true, hard_links: true, set_id_modes: true, ..Ignore::default() };
         assert_same(&tree, &extracted, ignore);
-        let found = check_image(&image, Some(KernelRelease::new(6, 1))).unwrap();
+        let found = check_image(&image, Some(kernel)).unwrap();
         assert_eq!((found.checksum_holds, found.uuid, found.block_size), (Some(true), info.uuid, 4096));
         let dump = Command::new("dump.erofs").arg("-s").arg(&image).output().unwrap();
         assert!(String::from_utf8_lossy(&dump.stdout).contains(&info.uuid.to_string()));
@@ -143,7 +148,7 @@ fn what_the_program_or_the_kernel_lacks_is_refused_with_a_way_out() {
     let failure = refused(ImageCompression::Zstd(None), Some(KernelRelease::new(6, 1)));
     assert_eq!(failure.status, ExitStatus::Usage);
     assert!(failure.fact.contains("6.10") && failure.next_step.unwrap().contains("lz4"));
-    if !writer.compressors().iter().any(|name| name == "zstd") {
+    if !has_zstd() {
         let failure = refused(ImageCompression::Zstd(None), Some(KernelRelease::new(6, 12)));
         assert_eq!(failure.status, ExitStatus::Missing);
         assert!(failure.fact.contains("lz4hc"), "{failure}");
@@ -179,5 +184,56 @@ fn a_name_that_the_program_would_cut_is_refused() {
     if let Err(error) = written {
         let failure = Failure::from(error);
         assert!(failure.status == ExitStatus::Missing && failure.fact.contains("255 bytes"), "{failure}");
+    }
+}
+
+#[test]
+fn sockets_are_stored_and_times_before_1970_are_refused_by_name() {
+    let work = work();
+    let (tree, image) = (work.path().join("tree"), work.path().join("image"));
+    std::fs::create_dir(&tree).unwrap();
+    let _listener = std::os::unix::net::UnixListener::bind(tree.join("socket")).unwrap();
+    shell("echo >\"$1\"; touch -d @0.5 \"$1\"", &[&tree.join("first")]);
+    write(&tree, &image, &ImageOptions::default());
+    let dump = Command::new("dump.erofs").arg("--path=/socket").arg(&image).output().unwrap();
+    assert!(String::from_utf8_lossy(&dump.stdout).contains("SOCK"), "{dump:?}");
+    shell("touch -d @-1 \"$1\"", &[&tree.join("first")]);
+    let written =
+        MkfsErofs::find().unwrap().write(&tree, &image, &ImageOptions::default(), &Progress::hidden()).unwrap_err();
+    let failure = Failure::from(written);
+    assert_eq!(failure.status, ExitStatus::BadInput);
+    assert!(failure.fact.contains("tree/first, which was modified before 1970"), "{failure}");
+}
+
+/// Later versions compress the segments of large files in several threads.
+#[test]
+fn the_image_does_not_depend_on_the_number_of_processors() {
+    let work = work();
+    let tree = work.path().join("tree");
+    std::fs::create_dir(&tree).unwrap();
+    let words = (0..6_000_000_u32).flat_map(|number| (number.wrapping_mul(2_654_435_761) >> 16).to_le_bytes());
+    std::fs::write(tree.join("large"), words.collect::<Vec<u8>>()).unwrap();
+    for name in 0..40 {
+        std::fs::write(tree.join(name.to_string()), vec![name; 300_000]).unwrap();
+    }
+    let all = sched_getaffinity(None).unwrap();
+    let mut one = CpuSet::new();
+    one.set((0..CpuSet::MAX_CPU).find(|number| all.is_set(*number)).unwrap());
+    let mut compressions = vec![ImageCompression::Lz4, ImageCompression::Lz4Hc(Some(3))];
+    if has_zstd() {
+        compressions.push(ImageCompression::Zstd(Some(1)));
+    }
+    for compression in compressions {
+        let options = ImageOptions { compression, ..ImageOptions::default() };
+        let with = |processors: &CpuSet| {
+            // What is started from here on inherits it.
+            sched_setaffinity(None, processors).unwrap();
+            let image = work.path().join("image");
+            let info = write(&tree, &image, &options);
+            (info, std::fs::read(image).unwrap())
+        };
+        let (first, again) = (with(&one), with(&all));
+        assert_eq!(first.0, again.0);
+        assert!(first.1 == again.1, "{compression:?}: {}", first_difference(&first.1, &again.1));
     }
 }

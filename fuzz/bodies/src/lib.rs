@@ -5,6 +5,7 @@
 
 mod archives;
 mod boot;
+mod devices;
 mod documents;
 mod images;
 mod modules;
@@ -14,6 +15,7 @@ mod tpm;
 
 pub use archives::{cpio_initramfs, tar};
 pub use boot::{command_line, verity_superblock, verity_table};
+pub use devices::{gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image};
 pub use modules::{module_alias, module_index};
@@ -29,6 +31,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("cpio_initramfs", cpio_initramfs),
     ("dsse_envelope", dsse_envelope),
     ("erofs_superblock", erofs_superblock),
+    ("gpt", gpt),
     ("iofs_toml", iofs_toml),
     ("kernel_image", kernel_image),
     ("manifest", manifest),
@@ -36,9 +39,11 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("module_index", module_index),
     ("os_release", os_release),
     ("release", release),
+    ("superblock_difference", superblock_difference),
     ("tar", tar),
     ("tpm_response", tpm_response),
     ("trust_policy", trust_policy),
+    ("uevent", uevent),
     ("verity_superblock", verity_superblock),
     ("verity_table", verity_table),
 ];

@@ -53,6 +53,14 @@ pub enum ImageError {
         /// The file.
         path: PathBuf,
     },
+    /// A time that the program would take for one far in the future, and set to the newest in the tree.
+    #[error("{generator}: cannot store the time of {}, which was modified before 1970", .path.display())]
+    Early {
+        /// The program and its version.
+        generator: String,
+        /// The file.
+        path: PathBuf,
+    },
     /// The program failed.
     #[error("{generator} failed ({status}): {}", .stderr)]
     Child {
@@ -108,6 +116,9 @@ impl From<ImageError> for Failure {
             ImageError::Version { .. } => failure(ExitStatus::Missing).next("apt-get install erofs-utils"),
             ImageError::LongName { .. } => {
                 failure(ExitStatus::Missing).next("shorten the name by one byte, or install erofs-utils 1.8 or later")
+            }
+            ImageError::Early { .. } => {
+                failure(ExitStatus::BadInput).next("set its time in the tree: touch --no-dereference --date @0 FILE")
             }
             ImageError::Option { .. } => failure(ExitStatus::Usage),
             ImageError::Child { .. } => {

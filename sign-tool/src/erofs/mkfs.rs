@@ -25,8 +25,8 @@ const PROGRAM: &str = "IOFS_MKFS_EROFS";
 const UUID_DOMAIN: &[u8] = b"iofs erofs image uuid v1\0";
 /// From 1.8 on, files are compressed in segments by several threads, and only whether there are any changes the bytes.
 const WORKERS: &str = "--workers=4";
-/// 1.5 cuts names of 255 bytes (seen: it then stores the file of the shorter name, or fails if there is none). Versions
-/// that were not tried are not trusted either.
+/// 1.5 cuts names of 255 bytes and fails on the file that it then does not find (`No such file or directory`); where
+/// the shorter name exists, it would be that file. Versions that were not tried are not trusted either.
 const LONG_NAMES_SINCE: (u32, u32) = (1, 8);
 /// Lines of a failed child's messages that go into ours.
 const LAST_LINES: usize = 6;
@@ -94,6 +94,9 @@ impl MkfsErofs {
             })?;
             if entry.file_name().len() == 255 && self.version < LONG_NAMES_SINCE {
                 return Err(ImageError::LongName { generator: self.generator(), path: entry.into_path() });
+            }
+            if metadata.mtime() < 0 {
+                return Err(ImageError::Early { generator: self.generator(), path: entry.into_path() });
             }
             newest = newest.max(metadata.mtime() + i64::from(metadata.mtime_nsec() > 0));
         }

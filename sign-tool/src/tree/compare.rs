@@ -42,6 +42,8 @@ pub struct Ignore {
     pub symlink_times: bool,
     /// The set-user-ID and set-group-ID bits of files, which fsck.erofs 1.5 loses when it extracts.
     pub set_id_modes: bool,
+    /// Modification times of directories, which some tools set before they fill them.
+    pub directory_times: bool,
     /// All modification times.
     pub times: bool,
 }
@@ -119,7 +121,7 @@ fn compare_files(
     differences.compare(name, "mode", mode(&a), mode(&b));
     differences.compare(name, "owner", a.uid(), b.uid());
     differences.compare(name, "group", a.gid(), b.gid());
-    if !(ignore.times || a.is_symlink() && ignore.symlink_times) {
+    if !(ignore.times || a.is_symlink() && ignore.symlink_times || a.is_dir() && ignore.directory_times) {
         differences.compare(name, "mtime", a.mtime(), b.mtime());
         if !ignore.nanoseconds {
             differences.compare(name, "mtime nanoseconds", a.mtime_nsec(), b.mtime_nsec());

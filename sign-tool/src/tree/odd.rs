@@ -19,9 +19,6 @@ use rustix::fs::{
 const NET_RAW: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 /// Capabilities 1 and 3: the value holds a newline byte, where line-minded tools break.
 const NEWLINE_CAPS: [u8; 20] = [1, 0, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-/// Names in the directory with many.
-const MANY: usize = 5000;
-
 /// What the tree shall hold, for ways that cannot carry all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Odd {
@@ -35,13 +32,29 @@ pub struct Odd {
     pub longest_name: usize,
     /// Names with a newline, which line-minded tools split.
     pub newlines: bool,
+    /// Names in the directory with many. ext4 without a journal looks at each inode that was deleted in the last seconds
+    /// before it gives out another, so that tests which make and delete thousands again and again would take minutes.
+    pub many: usize,
     /// Create in the reverse order: another order of directory entries, inodes and attributes.
     pub reversed: bool,
 }
 
+impl Odd {
+    /// Everything.
+    pub const ALL: Self = Self {
+        xattrs: true,
+        large_ids: true,
+        device_links: true,
+        longest_name: 255,
+        newlines: true,
+        many: 5000,
+        reversed: false,
+    };
+}
+
 impl Default for Odd {
     fn default() -> Self {
-        Self { xattrs: true, large_ids: true, device_links: true, longest_name: 255, newlines: true, reversed: false }
+        Self::ALL
     }
 }
 
@@ -134,7 +147,7 @@ fn files(odd: Odd) -> Vec<Step> {
     if odd.newlines {
         file(b"dir/new\nline", 0o644, 0, 0);
     }
-    for number in 0..MANY {
+    for number in 0..odd.many {
         let name = format!("many/{number:04}-{}", "x".repeat(number % 40)).into_bytes();
         steps.push((name, Box::new(|path| File::create(path).map(|_| ()))));
     }

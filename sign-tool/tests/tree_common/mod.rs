@@ -18,8 +18,17 @@ use tempfile::TempDir;
 
 /// A directory on disk, since attributes of users need a file system that has them.
 pub(crate) fn work() -> TempDir {
+    work_in("/var/tmp")
+}
+
+/// A directory in memory, for tests that make and delete thousands of files: see [`Odd::many`].
+pub(crate) fn fast_work() -> TempDir {
+    work_in("/dev/shm")
+}
+
+fn work_in(place: &str) -> TempDir {
     assert!(rustix::process::geteuid().is_root(), "these tests make device nodes and owners: run them as root");
-    tempfile::tempdir_in("/var/tmp").unwrap()
+    tempfile::tempdir_in(place).unwrap()
 }
 
 /// The odd tree in a new directory below `work`.
@@ -35,7 +44,7 @@ pub(crate) fn shell(script: &str, arguments: &[&Path]) {
     let output = Command::new("sh").args(["-ec", script, "sh"]).args(arguments).env("LC_ALL", "C").output().unwrap();
     assert!(
         output.status.success(),
-        "{script}: {}\n(apt-get install tar cpio gzip xz-utils zstd lz4 erofs-utils acl attr)",
+        "{script}: {}\n(apt-get install tar cpio gzip xz-utils zstd lz4 erofs-utils acl attr dracut-core)",
         String::from_utf8_lossy(&output.stderr)
     );
 }

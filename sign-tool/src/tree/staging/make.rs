@@ -91,10 +91,14 @@ impl Staging {
         name: &[u8],
         content: &mut dyn Content,
     ) -> Result<(), StagingError> {
+        // A further name of a cpio file may come without data, which must not empty the file.
         if self.is_further_name(entry, name)? {
-            return self.update_linked(entry, name, content);
+            return self.rewrite(entry, name, content, OFlags::empty());
         }
         let (parent, last) = self.parent(name, entry.metadata.mtime)?;
+        if self.is_rewritten(entry, parent.as_fd(), &last)? {
+            return self.rewrite(entry, name, content, OFlags::TRUNC);
+        }
         self.clear(entry, parent.as_fd(), &last)?;
         match &entry.kind {
             Kind::File => {
@@ -146,12 +150,35 @@ impl Staging {
         }
     }
 
-    fn update_linked(&mut self, entry: &Entry, name: &[u8], content: &mut dyn Content) -> Result<(), StagingError> {
+    /// Whether a cpio entry finds a file of its own kind under its name. The kernel replaces only what is of another
+    /// kind, and writes to the rest in place: further names of it change too, and a device keeps its number
+    /// (Linux `init/initramfs.c`, `clean_path` and `do_name`).
+    fn is_rewritten(&self, entry: &Entry, parent: BorrowedFd<'_>, last: &[u8]) -> Result<bool, StagingError> {
+        let kind = match entry.kind {
+            _ if entry.link.is_none() => return Ok(false),
+            Kind::File => FileType::RegularFile,
+            Kind::CharDevice(_) => FileType::CharacterDevice,
+            Kind::BlockDevice(_) => FileType::BlockDevice,
+            Kind::Fifo => FileType::Fifo,
+            _ => return Ok(false),
+        };
+        let found = kind_at(parent, last).map_err(|errno| StagingError::call("stat", &entry.name, errno))?;
+        Ok(found == Some(kind))
+    }
+
+    /// Gives an existing file another content and metadata.
+    fn rewrite(
+        &mut self,
+        entry: &Entry,
+        name: &[u8],
+        content: &mut dyn Content,
+        truncate: OFlags,
+    ) -> Result<(), StagingError> {
         let (parent, last) = self.parents.open_existing(name)?;
         if entry.kind != Kind::File {
             return finish_special(parent.as_fd(), &last, entry);
         }
-        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | truncate;
         let file =
             openat(&parent, &*last, flags, Mode::empty()).map_err(|errno| StagingError::call("open", name, errno))?;
         self.fill(&File::from(file), entry, content)
@@ -175,7 +202,6 @@ impl Staging {
             }
             self.bytes += extent.length;
         }
-        // A further name of a cpio file comes without data, which must not empty the file.
         if entry.size > 0 || entry.link.is_none() {
             ftruncate(file, entry.size).map_err(|errno| StagingError::call("truncate", &entry.name, errno))?;
         }
