@@ -11,6 +11,7 @@ mod images;
 mod modules;
 mod sealed;
 mod texts;
+mod tpm;
 
 pub use archives::{cpio_initramfs, tar};
 pub use boot::{command_line, verity_superblock, verity_table};
@@ -19,6 +20,7 @@ pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image};
 pub use modules::{module_alias, module_index};
 pub use texts::{iofs_toml, os_release};
+pub use tpm::tpm_response;
 
 /// Panics where an invariant is broken; tells whether the parser took the input.
 pub type Body = fn(&[u8]) -> bool;
@@ -39,6 +41,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("release", release),
     ("superblock_difference", superblock_difference),
     ("tar", tar),
+    ("tpm_response", tpm_response),
     ("trust_policy", trust_policy),
     ("uevent", uevent),
     ("verity_superblock", verity_superblock),
