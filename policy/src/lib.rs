@@ -13,6 +13,7 @@ pub mod hex;
 pub mod manifest;
 pub mod modules;
 pub mod paths;
+pub mod pcr;
 pub mod release;
 pub mod trust;
 pub mod verity;

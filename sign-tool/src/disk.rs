@@ -39,7 +39,7 @@ const BACKUP: u64 = 33 * SECTOR;
 /// Copies skip blocks of zeros of this size, so that the image file stays sparse. Bytes.
 const HOLE: usize = 64 * 1024;
 /// The attribute bit "read-only".
-const READ_ONLY: u64 = 1 << 60;
+pub(crate) const READ_ONLY: u64 = 1 << 60;
 
 /// A partition of the image, for reports.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]

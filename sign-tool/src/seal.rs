@@ -1,39 +1,39 @@
 //! `seal`: root tree → erofs image → hash tree → manifest → mini-initramfs → signatures → release statement.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs,
     num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
 use iofs_policy::{
     digest::Sha256Digest,
-    dsse::{Envelope, PayloadType},
-    manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, SealedVerity},
-    trust::{KeyId, TrustPolicy, TrustedKey, TrustedKeys},
-    verity::{HashFormat, RootHash, Salt, VerityParameters},
+    manifest::{Architecture, ImageIdentity, Manifest},
+    trust::{TrustedKey, TrustedKeys},
+    verity::RootHash,
 };
-use sha2::{Digest, Sha256};
-use uuid::Uuid;
 
 use crate::{
     atomic::AtomicDirectory,
-    erofs::{self, ImageOptions, ImageWriter, TimeClamp},
     initramfs::{self, Format, elf::Machine, kernel::KernelImage, modules::ModuleSet},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
-    sealed::{self, SealedDirectory, digest_file},
+    sealed::{self, SealedDirectory},
     tree::{namespace, source::Source},
-    verity::{self, FormatJob},
 };
 
 pub mod config;
+mod documents;
 pub mod finish;
+mod image;
 pub mod os_release;
+mod plan;
 
 use config::Config;
+use documents::{identity, manifest, trust_policy, write_documents};
 use finish::Pending;
-use os_release::OsRelease;
+use image::{write_image, write_tree};
+pub use plan::{Plan, plan};
 
 /// What to seal, and how.
 #[derive(Debug)]
@@ -117,74 +117,6 @@ fn is_sealed(path: &Path) -> bool {
     path.join(sealed::MANIFEST).exists()
 }
 
-/// What `seal` would do, for `--dry-run`.
-#[derive(Debug, serde::Serialize)]
-pub struct Plan {
-    /// What the root tree is.
-    pub root: String,
-    /// The kernel's release, if there is a kernel.
-    pub kernel_release: Option<String>,
-    /// The modules for the mini-initramfs.
-    pub modules: Vec<String>,
-    /// The keys that the device will trust.
-    pub trusted_keys: Vec<KeyId>,
-    /// How many of them must sign.
-    pub threshold: u8,
-    /// The directory to write.
-    pub out: PathBuf,
-}
-
-impl Plan {
-    /// The plan as people read it.
-    pub fn to_text(&self) -> String {
-        let kernel = self.kernel_release.as_deref().unwrap_or("none: the image alone");
-        let keys: Vec<String> = self.trusted_keys.iter().map(KeyId::to_string).collect();
-        format!(
-            "root tree: {}\nkernel:    {kernel}\nmodules:   {}\ntrusted:   {} ({} must sign)\nwould write {}",
-            self.root,
-            self.modules.join(" "),
-            keys.join(", "),
-            self.threshold,
-            self.out.display()
-        )
-    }
-}
-
-/// Checks all inputs that can be checked before anything is written.
-///
-/// # Errors
-/// As [`seal`].
-pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
-    AtomicDirectory::check(&request.out, request.replace, is_sealed)?;
-    let keys = trusted_keys(request)?;
-    let kernel = read_kernel(request)?;
-    image_options(&request.config, kernel.as_ref())?.check()?;
-    let modules = match (&request.kernel, &kernel) {
-        (Some(paths), Some(kernel)) => {
-            let set = ModuleSet::collect(kernel, &paths.modules, &request.config.modules.requests())?;
-            set.index.modules().iter().map(|module| module.name.clone()).collect()
-        }
-        _ => Vec::new(),
-    };
-    Ok(Plan {
-        root: describe_source(&Source::open(&request.root)?),
-        kernel_release: kernel.map(|kernel| kernel.release.to_string()),
-        modules,
-        trusted_keys: keys.keys().iter().map(TrustedKey::id).collect(),
-        threshold: keys.threshold(),
-        out: request.out.clone(),
-    })
-}
-
-fn describe_source(source: &Source) -> String {
-    match source {
-        Source::Directory(path) => format!("directory {}", path.display()),
-        Source::Tar(path, compression) => format!("tar {} ({})", path.display(), compression.name()),
-        Source::Initramfs(path) => format!("cpio initramfs {}", path.display()),
-        Source::Erofs(path) => format!("erofs image {}", path.display()),
-    }
-}
-
 /// Becomes root of a user namespace where the root tree is an archive and this process is not root: owners and modes
 /// can be kept in no other way. Call it before anything else is done.
 ///
@@ -236,182 +168,10 @@ fn trusted_keys(request: &SealRequest) -> Result<TrustedKeys, Failure> {
         .map_err(|error| Failure::new(ExitStatus::Usage, format!("trusted keys: {error}")))
 }
 
-fn image_options(config: &Config, kernel: Option<&KernelImage>) -> Result<ImageOptions, Failure> {
-    let defaults = ImageOptions::default();
-    let filesystem = &config.filesystem;
-    Ok(ImageOptions {
-        compression: filesystem.compression.unwrap_or(defaults.compression),
-        cluster_size: filesystem.cluster_size.unwrap_or(defaults.cluster_size),
-        clamp: source_date_epoch()?.map_or(TimeClamp::Newest, TimeClamp::Epoch),
-        kernel: kernel.map(|kernel| {
-            let (major, minor) = kernel.release.version();
-            erofs::KernelRelease::new(major.into(), minor.into())
-        }),
-    })
-}
-
-/// The timestamp that reproducible builds agree on (reproducible-builds.org): seconds since 1970.
-fn source_date_epoch() -> Result<Option<u64>, Failure> {
-    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
-    let seconds = text.to_str().and_then(|text| text.parse().ok());
-    seconds.map(Some).ok_or_else(|| {
-        Failure::new(
-            ExitStatus::Usage,
-            format!("SOURCE_DATE_EPOCH: expected seconds since 1970, found {}", text.display()),
-        )
-        .next("set it to such a number, or unset it")
-    })
-}
-
 fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
     fs::copy(from, to)
         .map(drop)
         .map_err(|error| Failure::io(format_args!("copy {} to {}", from.display(), to.display()), &error))
-}
-
-/// The digest of the image, from which everything that could be random is derived.
-struct Content(Sha256Digest, u64);
-
-impl Content {
-    fn derive(&self, purpose: &str) -> [u8; 32] {
-        Sha256::new().chain_update(purpose).chain_update([0]).chain_update(self.0.as_bytes()).finalize().into()
-    }
-
-    fn salt(&self) -> Salt {
-        Salt::new(self.derive("iofs verity salt").to_vec()).expect("32 bytes are a salt")
-    }
-
-    fn superblock_uuid(&self) -> Uuid {
-        let digest = self.derive("iofs verity superblock uuid");
-        uuid::Builder::from_custom_bytes(digest[..16].try_into().expect("16 of 32 bytes")).into_uuid()
-    }
-}
-
-fn write_image(
-    request: &SealRequest,
-    kernel: Option<&KernelImage>,
-    directory: &AtomicDirectory,
-    output: Output,
-) -> Result<(Content, OsRelease), Failure> {
-    let image = directory.file(sealed::IMAGE);
-    let options = image_options(&request.config, kernel)?;
-    let source = Source::open(&request.root)?;
-    let progress = output.progress("unpacking the root tree", source.size());
-    let tree = source.stage(Some(directory.path()), &progress)?;
-    progress.finish();
-    let os_release = match tree {
-        Some(tree) => {
-            tree.remarks().iter().for_each(|remark| output.warn(remark));
-            let progress = output.spinner("writing the erofs image");
-            erofs::mkfs::MkfsErofs::find()?.write(&tree.path(), &image, &options, &progress)?;
-            progress.finish();
-            OsRelease::read(&tree.path())
-        }
-        None => {
-            erofs::check_image(&request.root, options.kernel)?;
-            copy(&request.root, &image)?;
-            OsRelease::default()
-        }
-    };
-    let digest = |path: &Path| digest_file(&mut File::open(path)?);
-    let (size, sha256) =
-        digest(&image).map_err(|error| Failure::io(format_args!("read {}", image.display()), &error))?;
-    Ok((Content(sha256, size), os_release))
-}
-
-fn write_tree(
-    request: &SealRequest,
-    directory: &AtomicDirectory,
-    content: &Content,
-    output: Output,
-) -> Result<SealedVerity, Failure> {
-    let section = &request.config.verity;
-    let open = |name: &str, write: bool| {
-        let path = directory.file(name);
-        OpenOptions::new()
-            .read(true)
-            .write(write)
-            .create(write)
-            .open(&path)
-            .map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))
-    };
-    let (data, hash) = (open(sealed::IMAGE, false)?, open(sealed::TREE, true)?);
-    let parameters = VerityParameters {
-        format: HashFormat::Normal,
-        algorithm: section.algorithm,
-        data_block_size: section.data_block_size,
-        hash_block_size: section.hash_block_size,
-        data_blocks: verity::count_blocks(&data, section.data_block_size)?,
-        salt: section.salt.clone().unwrap_or_else(|| content.salt()),
-    };
-    let superblock_uuid = section.superblock.then(|| content.superblock_uuid());
-    let (hash_offset, threads) = (0, request.threads);
-    let job = FormatJob {
-        data: &data,
-        hash: &hash,
-        hash_offset,
-        superblock: superblock_uuid,
-        parameters: &parameters,
-        threads,
-    };
-    let progress = output.progress("hashing every block", content.1);
-    let root_hash = verity::format(&job, &progress)?;
-    progress.finish();
-    let on_corruption = request.config.boot.on_corruption;
-    Ok(SealedVerity { parameters, root_hash, hash_offset, superblock_uuid, on_corruption })
-}
-
-fn identity(config: &Config, os_release: &OsRelease, kernel: Option<&KernelImage>) -> ImageIdentity {
-    let image = &config.image;
-    ImageIdentity {
-        id: image.id.clone().unwrap_or_else(|| os_release.image_id()),
-        version: image.version.clone().unwrap_or_else(|| os_release.image_version()),
-        rollback_index: image.rollback_index,
-        role: image.role,
-        architecture: image.architecture.or(kernel.map(architecture)).unwrap_or(Architecture::CURRENT),
-        debug: image.debug,
-    }
-}
-
-/// PARTUUIDs follow from the root hash, as the Discoverable Partitions Specification has it.
-fn default_places(root_hash: &RootHash) -> (Place, Place) {
-    let bytes = root_hash.as_bytes();
-    let half = |bytes: &[u8]| Place::PartUuid(Uuid::from_slice(bytes).expect("16 bytes are a UUID"));
-    (half(&bytes[..16]), half(&bytes[bytes.len() - 16..]))
-}
-
-fn manifest(config: &Config, image: ImageIdentity, verity: SealedVerity, kernel: Option<&KernelImage>) -> Manifest {
-    let (data, tree) = default_places(&verity.root_hash);
-    Manifest {
-        image,
-        verity,
-        data: config.place.data.as_ref().map_or(data, |place| place.0.clone()),
-        tree: config.place.tree.as_ref().map_or(tree, |place| place.0.clone()),
-        mount_options: config.filesystem.mount_options.clone(),
-        overlay: config.overlay.enabled.then(|| Overlay { tmpfs_size: config.overlay.size.clone() }),
-        init: config.boot.init.clone(),
-        kernel_release: kernel.map(|kernel| kernel.release.to_string()),
-        device_timeout: config.boot.device_timeout,
-        on_failure: config.boot.on_failure,
-        allowed_parameters: config.boot.allowed_parameters.clone(),
-    }
-}
-
-fn trust_policy(config: &Config, manifest: &Manifest, keys: TrustedKeys) -> TrustPolicy {
-    TrustPolicy {
-        keys,
-        image_id: manifest.image.id.clone(),
-        role: manifest.image.role,
-        minimum_rollback_index: config.trust.minimum_rollback_index.unwrap_or(manifest.image.rollback_index),
-        on_failure: manifest.on_failure,
-    }
-}
-
-fn write_documents(directory: &AtomicDirectory, manifest: &Manifest, trust: &TrustPolicy) -> Result<(), Failure> {
-    let envelope = Envelope::unsigned(PayloadType::Manifest, manifest.to_json());
-    directory.write(sealed::MANIFEST, &envelope.to_json())?;
-    directory.write(sealed::TRUST, &trust.to_json())?;
-    directory.write(sealed::ROOT_HASH, manifest.verity.root_hash.to_string().as_bytes())
 }
 
 fn write_kernel(

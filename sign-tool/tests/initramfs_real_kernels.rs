@@ -7,8 +7,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+use iofs_policy::paths;
 use iofs_sign::initramfs::{
-    self, EmbeddedFile, Format, Initramfs, InitramfsPlan, MANIFEST_PATH, Segment, TRUST_PATH,
+    self, EmbeddedFile, Format, Initramfs, InitramfsPlan, Segment, in_archive,
     kernel::KernelImage,
     modules::ModuleSet,
     profile::{Feature, Profile, requests},
@@ -40,7 +41,7 @@ fn init() -> Vec<u8> {
 
 fn build(modules: &ModuleSet, format: Format) -> Initramfs {
     let file = |path: &str, bytes: &[u8]| EmbeddedFile { path: path.to_owned(), mode: 0o644, bytes: bytes.to_vec() };
-    let files = [file(MANIFEST_PATH, b"manifest"), file(TRUST_PATH, b"trust")];
+    let files = [file(in_archive(paths::MANIFEST), b"manifest"), file(in_archive(paths::TRUST), b"trust")];
     initramfs::build(&InitramfsPlan { modules, init: &init(), files: &files, format, mtime: 1_700_000_000 }).unwrap()
 }
 
@@ -77,7 +78,7 @@ fn gnu_tools_read_every_segment_and_extract_what_was_put_in() {
             assert!(at.files.iter().all(|file| listing.contains(&file.path)), "{listing}");
         }
         assert_eq!(fs::read(target.path().join("init")).unwrap(), init());
-        assert_eq!(fs::read(target.path().join(MANIFEST_PATH)).unwrap(), b"manifest");
+        assert_eq!(fs::read(target.path().join(in_archive(paths::MANIFEST))).unwrap(), b"manifest");
         for (name, bytes) in &modules.files {
             let path = target.path().join(format!("lib/modules/{}/{name}", modules.release));
             assert!(fs::read(path).unwrap() == *bytes, "{name}");

@@ -17,7 +17,7 @@ use iofs_policy::{
 };
 use iofs_sign::{
     disk::{self, DiskReport},
-    initramfs::{EmbeddedFile, Format, image_segment},
+    initramfs::{EmbeddedFile, Format, image_segment, in_archive},
     inspect::initramfs::inspect,
     keys::PrivateKey,
     report::Output,
@@ -212,7 +212,7 @@ impl Chain {
         let files: Vec<EmbeddedFile> = files
             .iter()
             .map(|(path, bytes)| {
-                let path = path.trim_start_matches('/').to_owned();
+                let path = in_archive(path).to_owned();
                 EmbeddedFile { path, mode: 0o644, bytes: bytes.clone() }
             })
             .collect();

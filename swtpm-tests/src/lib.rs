@@ -29,6 +29,6 @@ mod vm;
 
 pub use console::{Console, ConsoleError, ConsoleLine, Line};
 pub use disk::ScratchDisk;
-pub use machine::{Bus, Disk, Machine};
+pub use machine::{BASE_COMMAND_LINE, Bus, Disk, Machine};
 pub use newc::Newc;
 pub use vm::{Ending, Vm};

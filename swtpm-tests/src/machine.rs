@@ -110,6 +110,10 @@ pub struct Machine {
     arguments: Vec<OsString>,
 }
 
+/// What every kernel is told: talk on the serial port, reset at once after a panic, and believe the timer. On a busy
+/// host an emulated timer can miss the short test that the kernel gives it, which then panics.
+pub const BASE_COMMAND_LINE: [&str; 3] = ["console=ttyS0", "panic=-1", "no_timer_check"];
+
 impl Machine {
     /// A machine with 512 MiB, two processors and no disk. `name`, best the test's own, is also that of its log.
     pub fn named(name: &str) -> Self {
@@ -138,7 +142,7 @@ impl Machine {
         Self { initrd: Some(image.as_ref().to_owned()), ..self }
     }
 
-    /// Adds words to the kernel's command line, behind `console=ttyS0 panic=-1` (a panic resets at once).
+    /// Adds words to the kernel's command line, behind [`BASE_COMMAND_LINE`].
     #[must_use]
     pub fn append(mut self, words: &str) -> Self {
         self.command_line.push(words.to_owned());
@@ -210,7 +214,7 @@ impl Machine {
         if let Some(kernel) = &self.kernel {
             pair("-kernel", kernel.into());
             let words = self.command_line.iter().map(String::as_str);
-            let words: Vec<&str> = ["console=ttyS0", "panic=-1"].into_iter().chain(words).collect();
+            let words: Vec<&str> = BASE_COMMAND_LINE.into_iter().chain(words).collect();
             pair("-append", words.join(" ").into());
         }
         if let Some(initrd) = &self.initrd {
@@ -255,6 +259,6 @@ mod tests {
     #[test]
     fn words_appended_come_after_the_harnesss_own_so_that_they_win() {
         let line = line(&Machine::named("x").kernel("k").append("panic=0").append("quiet"));
-        assert!(line.contains("-append console=ttyS0 panic=-1 panic=0 quiet"), "{line}");
+        assert!(line.contains("-append console=ttyS0 panic=-1 no_timer_check panic=0 quiet"), "{line}");
     }
 }

@@ -18,6 +18,10 @@ use swtpm_tests::{
 
 const PATIENCE: Duration = Duration::from_secs(90);
 
+/// What is said of a signature by a trusted key that does not verify.
+const BAD_SIGNATURE: [&str; 3] =
+    ["the manifest's signature does not verify", "the bytes that the trusted key signed", "signature by trusted key"];
+
 /// The chain that most tests attack: sealed once, never changed.
 fn chain() -> Result<&'static Chain> {
     static CHAIN: OnceLock<Result<Chain, String>> = OnceLock::new();
@@ -88,23 +92,13 @@ fn an_untouched_chain_boots() -> Result<()> {
 fn a_changed_bit_of_the_payload_is_refused() -> Result<()> {
     let (machine, _disk) =
         with_manifest("a_changed_bit_of_the_payload_is_refused", Some(&flipped_in("payload", 0.4)?))?;
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
 fn a_changed_bit_of_the_signature_is_refused() -> Result<()> {
     let (machine, _disk) = with_manifest("a_changed_bit_of_the_signature_is_refused", Some(&flipped_in("sig", 0.3)?))?;
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
@@ -163,12 +157,7 @@ fn signature_confusion_a_signed_release_statement_is_no_manifest() -> Result<()>
 
     let relabelled = String::from_utf8(release)?.replace(".release.", ".manifest.");
     let (machine, _disk) = with_manifest("signature_confusion_relabelled", Some(relabelled.as_bytes()))?;
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
@@ -184,16 +173,11 @@ fn signature_confusion_a_second_signature_that_is_wrong_spoils_the_first() -> Re
     let machine = both
         .machine("signature_confusion_second", &disk)
         .initrd(both.initramfs_with_manifest(Some(&envelope.to_json()))?);
-    let block = [
-        "the manifest's signature does not verify",
-        "the bytes that the trusted key signed",
-        "signature by trusted key",
-    ];
-    refused(&machine, "verified", block, &Ending::PoweredOff)
+    refused(&machine, "verified", BAD_SIGNATURE, &Ending::PoweredOff)
 }
 
 #[test]
-fn an_older_image_than_the_rollback_floor_is_refused() -> Result<()> {
+fn rollback_an_older_image_than_the_floor_is_refused() -> Result<()> {
     let newer = Chain::tiny("trixie", "", |request| request.config.image.rollback_index.0 = 7)?;
     let older = newer.signed_manifest(&[example_key(1)?], |it| it.image.rollback_index.0 = 6)?;
     let (disk, _) = newer.disk()?;
@@ -222,7 +206,7 @@ fn partitions(report: &iofs_sign::disk::DiskReport) -> Result<(&DiskPartition, &
 }
 
 #[test]
-fn a_changed_data_block_panics_the_kernel_as_sealed() -> Result<()> {
+fn corruption_mode_a_changed_data_block_panics_the_kernel_as_sealed() -> Result<()> {
     let (disk, report) = chain()?.disk()?;
     let (data, _) = partitions(&report)?;
     // The erofs superblock: the first block that is read.
@@ -235,7 +219,7 @@ fn a_changed_data_block_panics_the_kernel_as_sealed() -> Result<()> {
 }
 
 #[test]
-fn a_changed_data_block_restarts_the_machine_where_that_is_sealed() -> Result<()> {
+fn corruption_mode_a_changed_data_block_restarts_the_machine_where_that_is_sealed() -> Result<()> {
     let chain = Chain::tiny("trixie", "", |request| request.config.boot.on_corruption = CorruptionAction::Restart)?;
     let (disk, report) = chain.disk()?;
     disk.flip_bit(partitions(&report)?.0.offset + 1030, 3)?;
@@ -247,17 +231,18 @@ fn a_changed_data_block_restarts_the_machine_where_that_is_sealed() -> Result<()
 }
 
 #[test]
-fn a_changed_data_block_fails_the_read_where_that_is_sealed() -> Result<()> {
+fn corruption_mode_a_changed_data_block_fails_the_read_where_that_is_sealed() -> Result<()> {
     let chain = Chain::tiny("trixie", "", |request| request.config.boot.on_corruption = CorruptionAction::Eio)?;
     let (disk, report) = chain.disk()?;
     disk.flip_bit(partitions(&report)?.0.offset + 1030, 3)?;
     let machine = chain.machine("a_changed_data_block_fails_the_read", &disk);
-    let block = ["erofs cannot be mounted", "an erofs image that this kernel reads", "I/O error"];
+    let block =
+        ["the image on the disk is corrupted", "blocks that verify", "verity status: expected V (verified), found C"];
     refused(&machine, "mounted", block, &Ending::PoweredOff)
 }
 
 #[test]
-fn a_changed_block_of_the_lowest_tree_level_is_refused() -> Result<()> {
+fn corruption_mode_a_changed_block_of_the_lowest_tree_level_is_refused() -> Result<()> {
     let (disk, report) = chain()?.disk()?;
     let (_, tree) = partitions(&report)?;
     let manifest = chain()?.manifest()?;
@@ -268,7 +253,7 @@ fn a_changed_block_of_the_lowest_tree_level_is_refused() -> Result<()> {
 }
 
 #[test]
-fn a_changed_block_of_the_top_tree_level_is_refused() -> Result<()> {
+fn corruption_mode_a_changed_block_of_the_top_tree_level_is_refused() -> Result<()> {
     let (disk, report) = chain()?.disk()?;
     let (_, tree) = partitions(&report)?;
     let manifest = chain()?.manifest()?;
@@ -360,6 +345,43 @@ fn an_absent_device_is_named_with_what_was_seen_instead() -> Result<()> {
 }
 
 #[test]
+fn hostile_filesystem_a_crafted_partition_table_is_neither_believed_nor_fatal() -> Result<()> {
+    let (disk, report) = chain()?.disk()?;
+    // A header whose checksums hold and whose numbers are absurd would be the parser's own fuzz target; here the
+    // kernel's view and ours part: entries that no checksum covers any more.
+    disk.write(2 * 512 + 16, &[0xff; 16])?;
+    let machine = chain()?.machine("hostile_filesystem_table", &disk).append("rd.timeout=3");
+    let place = report.partitions[0].partuuid.to_string();
+    let fact = "a sealed device did not appear within 3 s";
+    refused(&machine, "found", [fact, &format!("PARTUUID={place}"), "/dev/vda"], &Ending::PoweredOff)
+}
+
+#[test]
+fn hostile_filesystem_nothing_on_the_disk_is_read_before_the_signature_holds() -> Result<()> {
+    // The disk is full of noise, and the manifest is not signed: the refusal speaks of the signature alone.
+    let noise = ScratchDisk::empty(4 << 20)?;
+    noise.write(
+        0,
+        &(0..1_000_000_u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect::<Vec<_>>(),
+    )?;
+    let other = chain()?.signed_manifest(&[example_key(2)?], |_| ())?;
+    let machine = chain()?
+        .without_disk("hostile_filesystem_noise")
+        .disk(Disk::raw(noise.path()))
+        .initrd(chain()?.initramfs_with_manifest(Some(&other))?);
+    let mut vm = machine.start()?;
+    says_why(
+        &vm,
+        "verified",
+        ["the manifest is not signed by enough trusted keys", "1 of the keys", "signatures: expected 1"],
+    )?;
+    ensure!(vm.wait_for_end(PATIENCE)? == Ending::PoweredOff);
+    // Not even the disk's driver was loaded, so that no partition table was parsed.
+    ensure!(vm.console().find(&Line::containing("virtio_blk")).is_none(), "a disk driver was loaded before");
+    never_reached_the_root(&vm)
+}
+
+#[test]
 fn two_disks_with_the_sealed_partition_are_ambiguous() -> Result<()> {
     let (first, _) = chain()?.disk()?;
     let (second, _) = chain()?.disk()?;
@@ -400,7 +422,7 @@ fn a_kernel_without_dm_verity_is_refused() -> Result<()> {
     ];
     let (disk, _) = chain()?.disk()?;
     let machine = chain()?.machine("a_kernel_without_dm_verity", &disk).initrd(chain()?.initramfs_with(&files)?);
-    let block = ["kernel without dm-verity", "the device-mapper target verity", "No such file"];
+    let block = ["kernel without dm-verity", "the device-mapper target verity", "/dev/mapper/control: No such file"];
     refused(&machine, "found", block, &Ending::PoweredOff)
 }
 
@@ -419,7 +441,7 @@ fn a_failure_reboots_where_that_is_sealed() -> Result<()> {
 }
 
 #[test]
-fn a_failure_stops_with_the_report_on_the_screen_where_that_is_sealed() -> Result<()> {
+fn debug_shell_a_failure_stops_with_the_report_and_nobody_answers_the_keyboard() -> Result<()> {
     let chain = Chain::tiny("trixie", "", |request| request.config.boot.on_failure = FailureAction::Halt)?;
     let mut vm = chain.without_disk("a_failure_stops").append("rd.timeout=1").start()?;
     says_why(&vm, "found", ["a sealed device did not appear within 1 s", "PARTUUID=", "no block device"])?;

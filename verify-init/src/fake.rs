@@ -111,7 +111,7 @@ impl Fake {
         fake.put("/proc/cmdline", b"console=ttyS0 quiet -- one two\n");
         fake.put("/proc/sys/kernel/osrelease", format!("{RELEASE}\n").as_bytes());
         fake.put(MODULE_INDEX, INDEX.as_bytes());
-        fake.put("/sys/bus/pci/devices/0000:00:02.0/modalias", b"pci:v00001AF4d00001001sv00001AF4\n");
+        fake.put("/sys/bus/pci/devices/0000:00:02.0/uevent", b"DRIVER=x\nMODALIAS=pci:v00001AF4d00001001sv00001AF4\n");
         let mut disk = Self::empty();
         let (data, tree) = (DATA_BLOCKS * 4096, 3 * 4096);
         let partitions = [("vda1", "root", None, data), ("vda2", "root-verity", None, tree)];
@@ -121,7 +121,8 @@ impl Fake {
         disk.put("/dev/vda2", &[superblock.encode().as_slice(), &[0; 4096]].concat());
         let event = |text: &str| text.replace(' ', "\0").into_bytes();
         let virtio = event("add@/devices/pci0000:00/virtio0 ACTION=add MODALIAS=virtio:d00000002v00001AF4 ");
-        let modalias = ("/sys/bus/virtio/devices/virtio0/modalias".to_owned(), b"virtio:d00000002v00001AF4\n".to_vec());
+        let modalias =
+            ("/sys/bus/virtio/devices/virtio0/uevent".to_owned(), b"MODALIAS=virtio:d00000002v00001AF4\n".to_vec());
         fake.after_module.push(("/lib/modules/6.1.0-test/virtio_pci.ko", vec![modalias], virtio));
         let block = event("add@/devices/pci0000:00/virtio0/block/vda ACTION=add SUBSYSTEM=block ");
         fake.after_module.push(("/lib/modules/6.1.0-test/virtio_blk.ko", disk.files.into_iter().collect(), block));

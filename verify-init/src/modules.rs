@@ -14,14 +14,15 @@ use crate::{
     boot::Boot,
     report::{milliseconds, refusal, text},
     system::System,
+    uevent,
 };
 
 const STAGE: Stage = Stage::Found;
 const REBUILD: &str = "build the initramfs again for this kernel";
-/// Every bus with its devices: cheaper than walking all of `/sys/devices`, and only these have a `modalias`.
+/// Every bus with its devices: cheaper than walking all of `/sys/devices`.
 const BUSES: &str = "/sys/bus";
-/// One page.
-const MAX_MODALIAS: usize = 65536;
+/// One page, of the largest size that there is.
+const MAX_UEVENT: usize = 65536;
 /// A hostile bus could make up as many devices as it likes.
 const MAX_SEEN: usize = 65536;
 
@@ -74,10 +75,11 @@ impl Modules {
         for bus in boot.system.list(BUSES).unwrap_or_default() {
             let devices = format!("{BUSES}/{bus}/devices");
             for device in boot.system.list(&devices).unwrap_or_default() {
-                // Most have one; one that vanished meanwhile asks for nothing.
-                let modalias = boot.system.read(&format!("{devices}/{device}/modalias"), MAX_MODALIAS);
-                if let Ok(modalias) = modalias.map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned()) {
-                    self.load_for(boot, &modalias)?;
+                // Not from `modalias` files: MMC cards have none, and processors, which ask for the fast SHA-256, one
+                // for all. A device that vanished meanwhile asks for nothing.
+                let uevent = boot.system.read(&format!("{devices}/{device}/uevent"), MAX_UEVENT).unwrap_or_default();
+                if let Some(modalias) = uevent::modalias(&uevent) {
+                    self.load_for(boot, modalias)?;
                 }
             }
         }

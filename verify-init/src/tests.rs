@@ -283,7 +283,7 @@ fn a_kernel_without_verity_is_named() {
 #[test]
 fn a_hardware_module_that_fails_is_a_warning() {
     let mut fake = sealed();
-    fake.put("/sys/bus/pci/devices/0000:00:03.0/modalias", b"pci:v00001AF4d00001005\n");
+    fake.put("/sys/bus/pci/devices/0000:00:03.0/uevent", b"MODALIAS=pci:v00001AF4d00001005\n");
     fake.broken.push(("load_module /lib/modules/6.1.0-test/virtio.ko", Errno::ENODEV));
     assert_eq!(boot(&mut fake), booted());
     assert!(fake.console.contains("verify-init: warning: module virtio: No such device (19)"), "{}", fake.console);

@@ -7,6 +7,11 @@ pub fn value<'a>(list: &'a [u8], separator: u8, key: &str) -> Option<&'a [u8]> {
     list.split(|byte| *byte == separator).find_map(|entry| entry.strip_prefix(key.as_bytes())?.strip_prefix(b"="))
 }
 
+/// The `modalias` in a device's `uevent` file, if it has one.
+pub fn modalias(file: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value(file, b'\n', "MODALIAS")?).ok().filter(|text| !text.is_empty())
+}
+
 /// The `modalias` of an event for a device that came, if it has one.
 ///
 /// The event is `add@/devices/…`, NUL, and keys, each with a NUL behind it.

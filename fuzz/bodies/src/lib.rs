@@ -5,18 +5,22 @@
 
 mod archives;
 mod boot;
+mod devices;
 mod documents;
 mod images;
 mod modules;
 mod sealed;
 mod texts;
+mod tpm;
 
 pub use archives::{cpio_initramfs, tar};
 pub use boot::{command_line, verity_superblock, verity_table};
+pub use devices::{gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image};
 pub use modules::{module_alias, module_index};
 pub use texts::{iofs_toml, os_release};
+pub use tpm::tpm_response;
 
 /// Panics where an invariant is broken; tells whether the parser took the input.
 pub type Body = fn(&[u8]) -> bool;
@@ -27,6 +31,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("cpio_initramfs", cpio_initramfs),
     ("dsse_envelope", dsse_envelope),
     ("erofs_superblock", erofs_superblock),
+    ("gpt", gpt),
     ("iofs_toml", iofs_toml),
     ("kernel_image", kernel_image),
     ("manifest", manifest),
@@ -34,8 +39,11 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("module_index", module_index),
     ("os_release", os_release),
     ("release", release),
+    ("superblock_difference", superblock_difference),
     ("tar", tar),
+    ("tpm_response", tpm_response),
     ("trust_policy", trust_policy),
+    ("uevent", uevent),
     ("verity_superblock", verity_superblock),
     ("verity_table", verity_table),
 ];

@@ -38,6 +38,10 @@ const MAGICS: [(&[u8], Compression); 8] = [
     (&[0x89, b'L', b'Z', b'O', 0, 0x0d, 0x0a, 0x1a, 0x0a], Compression::Lzo),
 ];
 
+/// The most memory that an xz stream may ask for, in bytes: what `xz -9` needs four times over. Sixty bytes can ask for 4 GiB.
+/// The other formats have such a bound of their own: 128 MiB for Zstandard, 8 MiB for LZ4.
+const XZ_MEMORY: u64 = 256 << 20;
+
 /// How many bytes [`Compression::detect`] wants to see.
 pub const MAGIC_SIZE: usize = 9;
 
@@ -70,7 +74,7 @@ impl Compression {
         Ok(match self {
             Self::None => Box::new(input),
             Self::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
-            Self::Xz => Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(input)),
+            Self::Xz => Box::new(xz(input, liblzma::stream::CONCATENATED)?),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?),
             Self::Lz4 => Box::new(lz4::Reader::new(input, true)),
             Self::Bzip2 | Self::Lzma | Self::Lzo => {
@@ -87,7 +91,7 @@ impl Compression {
     pub fn first_stream<'a>(self, input: impl BufRead + 'a) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::Gzip => Box::new(flate2::bufread::GzDecoder::new(input)),
-            Self::Xz => Box::new(liblzma::bufread::XzDecoder::new(input)),
+            Self::Xz => Box::new(xz(input, 0)?),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?.single_frame()),
             Self::Lz4 => Box::new(lz4::Reader::new(input, false)),
             Self::None | Self::Bzip2 | Self::Lzma | Self::Lzo => self.reader(input)?,
@@ -95,9 +99,25 @@ impl Compression {
     }
 }
 
+fn xz<R: BufRead>(input: R, flags: u32) -> io::Result<liblzma::bufread::XzDecoder<R>> {
+    let stream = liblzma::stream::Stream::new_stream_decoder(XZ_MEMORY, flags)?;
+    Ok(liblzma::bufread::XzDecoder::new_stream(input, stream))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// xz 5.4.1: `head -c 100 /dev/zero | xz --lzma2=dict=1536MiB`.
+    const FAIL_HUGE_DICTIONARY: &str = "fd377a585a000004e6d6b44602002101250000003b787b41e0006300065d00006ea0457800000000da54f34b0e7c6bbc000122644a56ebcd1fb6f37d010000000004595a";
+
+    #[test]
+    fn an_xz_stream_that_asks_for_more_memory_than_any_real_one_is_refused() {
+        let packed = iofs_policy::hex::decode(FAIL_HUGE_DICTIONARY).unwrap();
+        for reader in [Compression::Xz.reader(&packed[..]), Compression::Xz.first_stream(&packed[..])] {
+            assert!(reader.unwrap().read_to_end(&mut Vec::new()).is_err());
+        }
+    }
 
     #[test]
     fn streams_are_told_apart_by_their_magic() {

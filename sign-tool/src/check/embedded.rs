@@ -12,6 +12,7 @@ use crate::{
         initramfs::{Segment, Visitor, walk},
         input::Input,
     },
+    initramfs::in_archive,
     sealed,
 };
 
@@ -29,7 +30,7 @@ impl Visitor for Collector {
     type Error = ArchiveError;
 
     fn entry(&mut self, _: &Segment, _: u64, entry: &Entry, content: &mut dyn Content) -> Result<(), ArchiveError> {
-        let twin = TWINS.iter().find(|(path, ..)| entry.name == path.trim_start_matches('/').as_bytes());
+        let twin = TWINS.iter().find(|(path, ..)| entry.name == in_archive(path).as_bytes());
         let Some((path, _, limit)) = twin else { return Ok(()) };
         let mut bytes = Vec::new();
         let mut buffer = [0; 8192];

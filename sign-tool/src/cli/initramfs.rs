@@ -6,10 +6,11 @@ use std::{
 };
 
 use clap::Args;
+use iofs_policy::paths;
 use iofs_sign::{
     atomic,
     initramfs::{
-        self, EmbeddedFile, Format, InitramfsPlan, MANIFEST_PATH, TRUST_PATH,
+        self, EmbeddedFile, Format, InitramfsPlan, in_archive,
         kernel::KernelImage,
         modules::ModuleSet,
         profile::{Feature, Profile, Request, requests},
@@ -140,9 +141,9 @@ fn list(modules: &ModuleSet, output: Output) {
 
 fn embedded_files(arguments: &Arguments) -> Result<Vec<EmbeddedFile>, Failure> {
     let mut files = Vec::new();
-    for (source, path) in [(&arguments.manifest, MANIFEST_PATH), (&arguments.trust, TRUST_PATH)] {
+    for (source, path) in [(&arguments.manifest, paths::MANIFEST), (&arguments.trust, paths::TRUST)] {
         if let Some(source) = source {
-            files.push(EmbeddedFile { path: path.to_owned(), mode: 0o644, bytes: read(source)? });
+            files.push(EmbeddedFile { path: in_archive(path).to_owned(), mode: 0o644, bytes: read(source)? });
         }
     }
     Ok(files)

@@ -13,6 +13,7 @@ mod tree;
 use std::io::{self, Write};
 
 use clap::ValueEnum;
+use iofs_policy::paths;
 use serde::Serialize;
 
 use self::{
@@ -21,13 +22,6 @@ use self::{
     newc::{Archive, PathError},
 };
 use crate::report::{ExitStatus, Failure};
-
-/// Where verify-init finds its manifest.
-pub const MANIFEST_PATH: &str = "etc/iofs/manifest.dsse.json";
-/// Where verify-init finds the keys it trusts.
-pub const TRUST_PATH: &str = "etc/iofs/trust.json";
-/// Where verify-init finds the module index.
-pub const INDEX_PATH: &str = "etc/iofs/modules";
 
 /// Mount points, and the folder of the second archive.
 const DIRECTORIES: [&str; 7] = ["dev", "etc/iofs", "proc", "run", "sys", "sysroot", "tmp"];
@@ -68,7 +62,7 @@ pub struct InitramfsPlan<'a> {
     pub modules: &'a ModuleSet,
     /// The static binary that becomes `/init`.
     pub init: &'a [u8],
-    /// The files of the image: [`MANIFEST_PATH`], [`TRUST_PATH`]. Without any there is no second archive.
+    /// The files of the image: [`paths::MANIFEST`], [`paths::TRUST`]. Without any there is no second archive.
     pub files: &'a [EmbeddedFile],
     /// The compression.
     pub format: Format,
@@ -192,7 +186,7 @@ pub fn base_segment(
     // The kernel opens it for PID 1 before anything mounts devtmpfs; without it PID 1 has no standard streams.
     archive.device("dev/console", 5, 1)?;
     archive.file("init", 0o755, init)?;
-    archive.file(INDEX_PATH, 0o644, index.as_bytes())?;
+    archive.file(in_archive(paths::MODULE_INDEX), 0o644, index.as_bytes())?;
     for (name, bytes) in &modules.files {
         archive.file(&format!("lib/modules/{}/{name}", modules.release), 0o644, &bytes[..])?;
     }
@@ -224,6 +218,11 @@ impl Report {
         }
         text
     }
+}
+
+/// An absolute path as archives spell it: without the leading slash.
+pub fn in_archive(path: &str) -> &str {
+    path.trim_start_matches('/')
 }
 
 fn check_init(init: &[u8], machine: Machine) -> Result<(), InitramfsError> {

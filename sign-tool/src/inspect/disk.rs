@@ -8,6 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
+    disk::{DiskPartition, READ_ONLY},
     erofs,
     report::{ExitStatus, Failure},
 };
@@ -24,18 +25,9 @@ pub struct InspectedDisk {
 /// A partition.
 #[derive(Debug, Serialize)]
 pub struct InspectedPartition {
-    /// Its number.
-    pub number: u32,
-    /// Its name.
-    pub label: String,
-    /// Its unique id.
-    pub partuuid: Uuid,
-    /// Its type.
-    pub type_uuid: Uuid,
-    /// Its first byte.
-    pub offset: u64,
-    /// Its size in bytes.
-    pub size: u64,
+    /// What the table says.
+    #[serde(flatten)]
+    pub entry: DiskPartition,
     /// Whether the read-only attribute is set.
     pub read_only: bool,
     /// What it begins with, if that is known.
@@ -56,16 +48,15 @@ pub(super) fn inspect(path: &Path) -> Result<InspectedDisk, Failure> {
         .filter(|(_, partition)| partition.is_used())
         .map(|(number, partition)| {
             let offset = partition.first_lba.saturating_mul(512);
-            InspectedPartition {
+            let entry = DiskPartition {
                 number: *number,
                 label: partition.name.clone(),
                 partuuid: partition.part_guid,
                 type_uuid: partition.part_type_guid.guid,
                 offset,
                 size: (partition.last_lba + 1).saturating_sub(partition.first_lba).saturating_mul(512),
-                read_only: partition.flags & 1 << 60 != 0,
-                content: content(&file, offset),
-            }
+            };
+            InspectedPartition { entry, read_only: partition.flags & READ_ONLY != 0, content: content(&file, offset) }
         })
         .collect();
     Ok(InspectedDisk { disk_uuid: *disk.guid(), partitions })

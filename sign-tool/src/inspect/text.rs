@@ -184,9 +184,13 @@ fn timeline(record: &BootRecord, out: &mut Formatter<'_>) -> fmt::Result {
 fn partitions(disk: &InspectedDisk, out: &mut Formatter<'_>) -> fmt::Result {
     writeln!(out, "disk image {}", disk.disk_uuid)?;
     for one in &disk.partitions {
-        let read_only = if one.read_only { ", read-only" } else { "" };
-        writeln!(out, "partition {} {:?}: {} bytes at {}{read_only}", one.number, one.label, one.size, one.offset)?;
-        writeln!(out, "  PARTUUID {}, type {}", one.partuuid, one.type_uuid)?;
+        let (entry, read_only) = (&one.entry, if one.read_only { ", read-only" } else { "" });
+        writeln!(
+            out,
+            "partition {} {:?}: {} bytes at {}{read_only}",
+            entry.number, entry.label, entry.size, entry.offset
+        )?;
+        writeln!(out, "  PARTUUID {}, type {}", entry.partuuid, entry.type_uuid)?;
         writeln!(out, "  begins with: {}", one.content.unwrap_or("something unknown"))?;
     }
     Ok(())

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     atomic,
-    initramfs::{self, EmbeddedFile, Format},
+    initramfs::{self, EmbeddedFile, Format, in_archive},
     keys::PrivateKey,
     report::{ExitStatus, Failure},
     sealed::{self, SealedDirectory},
@@ -166,8 +166,7 @@ fn bad_envelope(error: &EnvelopeError) -> Failure {
 
 fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &TrustPolicy) -> Result<(), Failure> {
     let mut bytes = directory.read(sealed::INITRAMFS_BASE, MAX_BASE)?;
-    let embedded =
-        |path: &str, bytes| EmbeddedFile { path: path.trim_start_matches('/').to_owned(), mode: 0o644, bytes };
+    let embedded = |path: &str, bytes| EmbeddedFile { path: in_archive(path).to_owned(), mode: 0o644, bytes };
     let files = [embedded(paths::MANIFEST, manifest.to_json()), embedded(paths::TRUST, trust.to_json())];
     // Two small files: not worth a compression that the kernel might lack.
     let (segment, _) = initramfs::image_segment(&files, Format::None, 0)?;

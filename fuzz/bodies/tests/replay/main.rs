@@ -20,7 +20,7 @@ use std::{
 use iofs_fuzz_bodies::{Body, TARGETS};
 use mutate::Mutator;
 
-const RUNS: u64 = 20_000;
+const RUNS: u64 = 50_000;
 const SEED: u64 = 0x1f05;
 
 fn home() -> PathBuf {

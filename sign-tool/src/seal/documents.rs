@@ -1,0 +1,78 @@
+//! Manifest and trust policy.
+
+use iofs_policy::{
+    dsse::{Envelope, PayloadType},
+    manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, SealedVerity},
+    trust::{TrustPolicy, TrustedKeys},
+    verity::RootHash,
+};
+use uuid::Uuid;
+
+use super::{architecture, config::Config, os_release::OsRelease};
+use crate::{atomic::AtomicDirectory, initramfs::kernel::KernelImage, report::Failure, sealed};
+
+/// Which image this is: as configured, else as the tree says.
+pub(super) fn identity(config: &Config, os_release: &OsRelease, kernel: Option<&KernelImage>) -> ImageIdentity {
+    let image = &config.image;
+    ImageIdentity {
+        id: image.id.clone().unwrap_or_else(|| os_release.image_id()),
+        version: image.version.clone().unwrap_or_else(|| os_release.image_version()),
+        rollback_index: image.rollback_index,
+        role: image.role,
+        architecture: image.architecture.or(kernel.map(architecture)).unwrap_or(Architecture::CURRENT),
+        debug: image.debug,
+    }
+}
+
+/// PARTUUIDs follow from the root hash, as the Discoverable Partitions Specification has it.
+fn default_places(root_hash: &RootHash) -> (Place, Place) {
+    let bytes = root_hash.as_bytes();
+    let half = |bytes: &[u8]| Place::PartUuid(Uuid::from_slice(bytes).expect("16 bytes are a UUID"));
+    (half(&bytes[..16]), half(&bytes[bytes.len() - 16..]))
+}
+
+/// The manifest, to be signed.
+pub(super) fn manifest(
+    config: &Config,
+    image: ImageIdentity,
+    verity: SealedVerity,
+    kernel: Option<&KernelImage>,
+) -> Manifest {
+    let (data, tree) = default_places(&verity.root_hash);
+    Manifest {
+        image,
+        verity,
+        data: config.place.data.as_ref().map_or(data, |place| place.0.clone()),
+        tree: config.place.tree.as_ref().map_or(tree, |place| place.0.clone()),
+        mount_options: config.filesystem.mount_options.clone(),
+        overlay: config.overlay.enabled.then(|| Overlay { tmpfs_size: config.overlay.size.clone() }),
+        init: config.boot.init.clone(),
+        kernel_release: kernel.map(|kernel| kernel.release.to_string()),
+        device_timeout: config.boot.device_timeout,
+        on_failure: config.boot.on_failure,
+        allowed_parameters: config.boot.allowed_parameters.clone(),
+    }
+}
+
+/// What the boot side accepts.
+pub(super) fn trust_policy(config: &Config, manifest: &Manifest, keys: TrustedKeys) -> TrustPolicy {
+    TrustPolicy {
+        keys,
+        image_id: manifest.image.id.clone(),
+        role: manifest.image.role,
+        minimum_rollback_index: config.trust.minimum_rollback_index.unwrap_or(manifest.image.rollback_index),
+        on_failure: manifest.on_failure,
+    }
+}
+
+/// Writes both, and the root hash for other tools.
+pub(super) fn write_documents(
+    directory: &AtomicDirectory,
+    manifest: &Manifest,
+    trust: &TrustPolicy,
+) -> Result<(), Failure> {
+    let envelope = Envelope::unsigned(PayloadType::Manifest, manifest.to_json());
+    directory.write(sealed::MANIFEST, &envelope.to_json())?;
+    directory.write(sealed::TRUST, &trust.to_json())?;
+    directory.write(sealed::ROOT_HASH, manifest.verity.root_hash.to_string().as_bytes())
+}

@@ -1,0 +1,147 @@
+//! The erofs image and its hash tree.
+
+use std::{
+    fs::{File, OpenOptions},
+    path::Path,
+};
+
+use iofs_policy::{
+    digest::Sha256Digest,
+    manifest::SealedVerity,
+    verity::{HashFormat, Salt, VerityParameters},
+};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::{SealRequest, config::Config, copy, os_release::OsRelease};
+use crate::{
+    atomic::AtomicDirectory,
+    erofs::{self, ImageOptions, ImageWriter, TimeClamp},
+    initramfs::kernel::KernelImage,
+    report::{ExitStatus, Failure, Output},
+    sealed::{self, digest_file},
+    tree::source::Source,
+    verity::{self, FormatJob},
+};
+
+/// The digest of the image, from which everything that could be random is derived.
+pub(super) struct Content(Sha256Digest, u64);
+
+impl Content {
+    fn derive(&self, purpose: &str) -> [u8; 32] {
+        Sha256::new().chain_update(purpose).chain_update([0]).chain_update(self.0.as_bytes()).finalize().into()
+    }
+
+    fn salt(&self) -> Salt {
+        Salt::new(self.derive("iofs verity salt").to_vec()).expect("32 bytes are a salt")
+    }
+
+    fn superblock_uuid(&self) -> Uuid {
+        let digest = self.derive("iofs verity superblock uuid");
+        uuid::Builder::from_custom_bytes(digest[..16].try_into().expect("16 of 32 bytes")).into_uuid()
+    }
+}
+
+/// Writes the erofs image, and reads what the tree says of itself.
+pub(super) fn write_image(
+    request: &SealRequest,
+    kernel: Option<&KernelImage>,
+    directory: &AtomicDirectory,
+    output: Output,
+) -> Result<(Content, OsRelease), Failure> {
+    let image = directory.file(sealed::IMAGE);
+    let options = image_options(&request.config, kernel)?;
+    let source = Source::open(&request.root)?;
+    let progress = output.progress("unpacking the root tree", source.size());
+    let tree = source.stage(Some(directory.path()), &progress)?;
+    progress.finish();
+    let os_release = match tree {
+        Some(tree) => {
+            tree.remarks().iter().for_each(|remark| output.warn(remark));
+            let progress = output.spinner("writing the erofs image");
+            erofs::mkfs::MkfsErofs::find()?.write(&tree.path(), &image, &options, &progress)?;
+            progress.finish();
+            OsRelease::read(&tree.path())
+        }
+        None => {
+            erofs::check_image(&request.root, options.kernel)?;
+            copy(&request.root, &image)?;
+            OsRelease::default()
+        }
+    };
+    let digest = |path: &Path| digest_file(&mut File::open(path)?);
+    let (size, sha256) =
+        digest(&image).map_err(|error| Failure::io(format_args!("read {}", image.display()), &error))?;
+    Ok((Content(sha256, size), os_release))
+}
+
+/// Writes the hash tree of the image.
+pub(super) fn write_tree(
+    request: &SealRequest,
+    directory: &AtomicDirectory,
+    content: &Content,
+    output: Output,
+) -> Result<SealedVerity, Failure> {
+    let section = &request.config.verity;
+    let open = |name: &str, write: bool| {
+        let path = directory.file(name);
+        OpenOptions::new()
+            .read(true)
+            .write(write)
+            .create(write)
+            .open(&path)
+            .map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))
+    };
+    let (data, hash) = (open(sealed::IMAGE, false)?, open(sealed::TREE, true)?);
+    let parameters = VerityParameters {
+        format: HashFormat::Normal,
+        algorithm: section.algorithm,
+        data_block_size: section.data_block_size,
+        hash_block_size: section.hash_block_size,
+        data_blocks: verity::count_blocks(&data, section.data_block_size)?,
+        salt: section.salt.clone().unwrap_or_else(|| content.salt()),
+    };
+    let superblock_uuid = section.superblock.then(|| content.superblock_uuid());
+    let (hash_offset, threads) = (0, request.threads);
+    let job = FormatJob {
+        data: &data,
+        hash: &hash,
+        hash_offset,
+        superblock: superblock_uuid,
+        parameters: &parameters,
+        threads,
+    };
+    let progress = output.progress("hashing every block", content.1);
+    let root_hash = verity::format(&job, &progress)?;
+    progress.finish();
+    let on_corruption = request.config.boot.on_corruption;
+    Ok(SealedVerity { parameters, root_hash, hash_offset, superblock_uuid, on_corruption })
+}
+
+/// What the image's writer is told.
+pub(super) fn image_options(config: &Config, kernel: Option<&KernelImage>) -> Result<ImageOptions, Failure> {
+    let defaults = ImageOptions::default();
+    let filesystem = &config.filesystem;
+    Ok(ImageOptions {
+        compression: filesystem.compression.unwrap_or(defaults.compression),
+        cluster_size: filesystem.cluster_size.unwrap_or(defaults.cluster_size),
+        clamp: source_date_epoch()?.map_or(TimeClamp::Newest, TimeClamp::Epoch),
+        kernel: kernel.map(|kernel| {
+            let (major, minor) = kernel.release.version();
+            erofs::KernelRelease::new(major.into(), minor.into())
+        }),
+    })
+}
+
+/// The timestamp that reproducible builds agree on (reproducible-builds.org): seconds since 1970.
+fn source_date_epoch() -> Result<Option<u64>, Failure> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
+    let seconds = text.to_str().and_then(|text| text.parse().ok());
+    seconds.map(Some).ok_or_else(|| {
+        Failure::new(
+            ExitStatus::Usage,
+            format!("SOURCE_DATE_EPOCH: expected seconds since 1970, found {}", text.display()),
+        )
+        .next("set it to such a number, or unset it")
+    })
+}

@@ -1,0 +1,76 @@
+//! What `seal` would do, checked as far as it can be without writing anything.
+
+use std::path::PathBuf;
+
+use iofs_policy::trust::{KeyId, TrustedKey};
+
+use super::{SealRequest, image::image_options, is_sealed, read_kernel, trusted_keys};
+use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Failure, tree::source::Source};
+
+/// What `seal` would do, for `--dry-run`.
+#[derive(Debug, serde::Serialize)]
+pub struct Plan {
+    /// What the root tree is.
+    pub root: String,
+    /// The kernel's release, if there is a kernel.
+    pub kernel_release: Option<String>,
+    /// The modules for the mini-initramfs.
+    pub modules: Vec<String>,
+    /// The keys that the device will trust.
+    pub trusted_keys: Vec<KeyId>,
+    /// How many of them must sign.
+    pub threshold: u8,
+    /// The directory to write.
+    pub out: PathBuf,
+}
+
+impl Plan {
+    /// The plan as people read it.
+    pub fn to_text(&self) -> String {
+        let kernel = self.kernel_release.as_deref().unwrap_or("none: the image alone");
+        let keys: Vec<String> = self.trusted_keys.iter().map(KeyId::to_string).collect();
+        format!(
+            "root tree: {}\nkernel:    {kernel}\nmodules:   {}\ntrusted:   {} ({} must sign)\nwould write {}",
+            self.root,
+            self.modules.join(" "),
+            keys.join(", "),
+            self.threshold,
+            self.out.display()
+        )
+    }
+}
+
+/// Checks all inputs that can be checked before anything is written.
+///
+/// # Errors
+/// As [`seal`].
+pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
+    AtomicDirectory::check(&request.out, request.replace, is_sealed)?;
+    let keys = trusted_keys(request)?;
+    let kernel = read_kernel(request)?;
+    image_options(&request.config, kernel.as_ref())?.check()?;
+    let modules = match (&request.kernel, &kernel) {
+        (Some(paths), Some(kernel)) => {
+            let set = ModuleSet::collect(kernel, &paths.modules, &request.config.modules.requests())?;
+            set.index.modules().iter().map(|module| module.name.clone()).collect()
+        }
+        _ => Vec::new(),
+    };
+    Ok(Plan {
+        root: describe_source(&Source::open(&request.root)?),
+        kernel_release: kernel.map(|kernel| kernel.release.to_string()),
+        modules,
+        trusted_keys: keys.keys().iter().map(TrustedKey::id).collect(),
+        threshold: keys.threshold(),
+        out: request.out.clone(),
+    })
+}
+
+fn describe_source(source: &Source) -> String {
+    match source {
+        Source::Directory(path) => format!("directory {}", path.display()),
+        Source::Tar(path, compression) => format!("tar {} ({})", path.display(), compression.name()),
+        Source::Initramfs(path) => format!("cpio initramfs {}", path.display()),
+        Source::Erofs(path) => format!("erofs image {}", path.display()),
+    }
+}

@@ -1,0 +1,270 @@
+//! Against a real software TPM, with tpm2-tools as the second opinion.
+
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    io::Write,
+    net::TcpListener,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use iofs_policy::{
+    hex,
+    pcr::{self, PcrBank, PcrDigest, PcrIndex},
+};
+use iofs_tpm::{
+    CommandError, Tpm,
+    pcr::{BanksError, active_banks, extend, read},
+    response::ResponseCode,
+    transport::{Socket, Transport, TransportError},
+};
+use tempfile::TempDir;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Finds a program, or says how to install it: a test that is skipped would look like one that passed.
+fn require(program: &str, package: &str) -> PathBuf {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let found = folders.map(|folder| folder.join(program)).find(|candidate| candidate.is_file());
+    found.unwrap_or_else(|| panic!("{program} is not installed\n  run: apt-get install {package}"))
+}
+
+/// A software TPM with a folder of its own. It dies with this value.
+struct SoftwareTpm {
+    process: Child,
+    folder: TempDir,
+}
+
+impl SoftwareTpm {
+    /// A TPM that firmware has started.
+    fn started() -> Self {
+        Self::new("not-need-init,startup-clear")
+    }
+
+    fn new(flags: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().canonicalize().unwrap();
+        let log = fs::File::create(at.join("log")).unwrap();
+        let process = Command::new(require("swtpm", "swtpm"))
+            .args(["socket", "--tpm2", "--flags", flags])
+            .arg("--tpmstate")
+            .arg(format!("dir={}", at.display()))
+            .arg("--server")
+            .arg(format!("type=unixio,path={}", at.join("data").display()))
+            // Where tpm2-tools look for it.
+            .arg("--ctrl")
+            .arg(format!("type=unixio,path={}", at.join("data.ctrl").display()))
+            .stdin(Stdio::null())
+            .stderr(log.try_clone().unwrap())
+            .stdout(log)
+            .spawn()
+            .unwrap();
+        Self { process, folder }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// Connects to the TPM. It serves one connection at a time.
+    fn connect(&mut self) -> Tpm<Socket> {
+        let start = Instant::now();
+        loop {
+            match Socket::unix(self.data(), PATIENCE) {
+                Ok(socket) => return Tpm::new(socket),
+                Err(error) => {
+                    let ended = self.process.try_wait().unwrap();
+                    let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
+                    assert!(ended.is_none(), "swtpm: {}\n{}", ended.unwrap(), log());
+                    assert!(start.elapsed() < PATIENCE, "{error}\n{}", log());
+                    thread::sleep(Duration::from_millis(10));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for SoftwareTpm {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn index(index: u8) -> PcrIndex {
+    PcrIndex::new(index).unwrap()
+}
+
+/// SHA-1 is not computed by this toolkit, so that coreutils say what it is.
+fn hash(bank: PcrBank, parts: &[&[u8]]) -> PcrDigest {
+    if bank != PcrBank::Sha1 {
+        return PcrDigest::of(bank, parts).unwrap();
+    }
+    let mut process =
+        Command::new(require("sha1sum", "coreutils")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    process.stdin.take().unwrap().write_all(&parts.concat()).unwrap();
+    let text = String::from_utf8(process.wait_with_output().unwrap().stdout).unwrap();
+    PcrDigest::new(bank, &hex::decode(&text[..40]).unwrap()).unwrap()
+}
+
+fn predict(value: &PcrDigest, digest: &PcrDigest) -> PcrDigest {
+    let by_hand = hash(value.bank(), &[value.as_bytes(), digest.as_bytes()]);
+    if value.bank() != PcrBank::Sha1 {
+        assert_eq!(pcr::extend(value, digest), Ok(by_hand));
+    }
+    by_hand
+}
+
+fn all_registers(banks: &[PcrBank]) -> BTreeSet<(PcrBank, PcrIndex)> {
+    banks.iter().flat_map(|bank| PcrIndex::all().map(|index| (*bank, index))).collect()
+}
+
+/// What registers hold after a start: PC Client Platform TPM Profile, section 4.6.
+fn at_start(bank: PcrBank, index: PcrIndex) -> PcrDigest {
+    let byte = if (17..=22).contains(&index.get()) { 0xff } else { 0 };
+    PcrDigest::new(bank, &vec![byte; bank.digest_size()]).unwrap()
+}
+
+/// `tpm2_pcrread` of one register.
+fn tpm2_pcrread(data: &Path, bank: PcrBank, index: PcrIndex) -> String {
+    let tcti = format!("swtpm:path={}", data.display());
+    let output = Command::new(require("tpm2_pcrread", "tpm2-tools"))
+        .args(["--tcti", &tcti, &format!("{bank}:{index}")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let value = text.split_once("0x").unwrap_or_else(|| panic!("no value in {text:?}")).1;
+    value.trim().to_lowercase()
+}
+
+#[test]
+fn an_extended_register_has_the_predicted_value_in_all_banks() {
+    let mut software = SoftwareTpm::started();
+    let mut tpm = software.connect();
+    let active = active_banks(&mut tpm).unwrap();
+    let banks: Vec<PcrBank> = active.banks().collect();
+    assert_eq!(banks, PcrBank::ALL, "swtpm starts with all of them");
+    assert!(banks.iter().all(|bank| active.registers(*bank).eq(PcrIndex::all())));
+    assert!(active.unknown().is_empty());
+
+    let mut expected: Vec<PcrDigest> = banks.iter().map(|bank| PcrDigest::zero(*bank)).collect();
+    for event in [&b"one"[..], b"", b"three"] {
+        let digests: Vec<PcrDigest> = banks.iter().map(|bank| hash(*bank, &[event])).collect();
+        extend(&mut tpm, &active, index(13), &digests).unwrap();
+        expected = expected.iter().zip(&digests).map(|(value, digest)| predict(value, digest)).collect();
+    }
+
+    let values = read(&mut tpm, &all_registers(&banks)).unwrap();
+    for (index, found) in values.iter() {
+        let position = banks.iter().position(|bank| *bank == found.bank()).unwrap();
+        let expected = if index.get() == 13 { expected[position] } else { at_start(found.bank(), index) };
+        assert_eq!(found, expected, "register {index}");
+    }
+    assert_eq!(values.iter().count(), 4 * 24);
+
+    drop(tpm);
+    for digest in &expected {
+        assert_eq!(tpm2_pcrread(&software.data(), digest.bank(), index(13)), hex::encode(digest.as_bytes()));
+    }
+}
+
+#[test]
+fn values_and_their_counter_hold_until_the_next_extend() {
+    let mut software = SoftwareTpm::started();
+    let mut tpm = software.connect();
+    let active = active_banks(&mut tpm).unwrap();
+    let all = all_registers(&PcrBank::ALL);
+    let before = read(&mut tpm, &all).unwrap();
+    assert_eq!(read(&mut tpm, &all).unwrap(), before);
+    let digests = PcrBank::ALL.map(|bank| hash(bank, &[b"event"]));
+    extend(&mut tpm, &active, index(11), &digests).unwrap();
+    let after = read(&mut tpm, &all).unwrap();
+    assert_ne!(after.update_counter(), before.update_counter());
+    let changed: Vec<PcrIndex> = before.iter().zip(after.iter()).filter(|(a, b)| a != b).map(|(a, _)| a.0).collect();
+    assert_eq!(changed, [index(11); 4]);
+}
+
+#[test]
+fn a_register_that_locality_0_may_not_extend_is_refused() {
+    let mut software = SoftwareTpm::started();
+    let mut tpm = software.connect();
+    let active = active_banks(&mut tpm).unwrap();
+    let error = extend(&mut tpm, &active, index(17), &PcrBank::ALL.map(PcrDigest::zero)).unwrap_err().to_string();
+    assert!(error.starts_with("extend register 17: TPM2_PCR_Extend: the TPM answers 0x907 "), "{error}");
+}
+
+#[test]
+fn a_tpm_that_nobody_started_says_so() {
+    let mut software = SoftwareTpm::new("not-need-init");
+    let mut tpm = software.connect();
+    let error = active_banks(&mut tpm).unwrap_err();
+    let BanksError::Command(CommandError::Refused { code: ResponseCode::Initialize, .. }) = &error else {
+        panic!("{error}")
+    };
+    assert!(error.to_string().contains("TPM2_Startup"), "{error}");
+}
+
+#[test]
+fn a_tpm_that_is_gone_is_an_error() {
+    let mut software = SoftwareTpm::started();
+    let mut tpm = software.connect();
+    active_banks(&mut tpm).unwrap();
+    software.process.kill().unwrap();
+    software.process.wait().unwrap();
+    for _ in 0..2 {
+        let error = active_banks(&mut tpm).unwrap_err();
+        assert!(matches!(error, BanksError::Command(CommandError::Transport { .. })), "{error}");
+    }
+}
+
+#[test]
+fn a_socket_by_tcp_does_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().canonicalize().unwrap();
+    // swtpm gets the connection and not the port's number, so that nobody else takes the port meanwhile. It wants no
+    // descriptor below 3.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let mut tpm = Tpm::new(Socket::tcp(listener.local_addr().unwrap(), PATIENCE).unwrap());
+    let (accepted, _) = listener.accept().unwrap();
+    let process = Command::new("sh")
+        .args(["-c", "exec \"$@\" 3<&0 0</dev/null", "sh"])
+        .arg(require("swtpm", "swtpm"))
+        .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--fd", "3"])
+        .arg("--tpmstate")
+        .arg(format!("dir={}", state.display()))
+        .stdin(OwnedFd::from(accepted))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let software = SoftwareTpm { process, folder };
+    let banks: Vec<PcrBank> = active_banks(&mut tpm).unwrap().banks().collect();
+    assert_eq!(banks, PcrBank::ALL);
+    drop(software);
+}
+
+/// A TPM's answers, each cut by that many bytes.
+struct Cutting(Socket, usize);
+
+impl Transport for Cutting {
+    fn exchange(&mut self, command: &[u8]) -> Result<Vec<u8>, TransportError> {
+        let mut response = self.0.exchange(command)?;
+        response.truncate(response.len() - self.1);
+        Ok(response)
+    }
+}
+
+#[test]
+fn a_cut_answer_of_a_real_tpm_is_an_error() {
+    let mut software = SoftwareTpm::started();
+    drop(software.connect());
+    for (cut, ok) in [(0, true), (1, false), (10, false)] {
+        let socket = Socket::unix(software.data(), PATIENCE).unwrap();
+        assert_eq!(active_banks(&mut Tpm::new(Cutting(socket, cut))).is_ok(), ok, "{cut} bytes cut");
+    }
+}
