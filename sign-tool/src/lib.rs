@@ -4,6 +4,7 @@ pub mod archive;
 pub mod atomic;
 pub mod check;
 pub mod disk;
+pub mod epoch;
 pub mod erofs;
 pub mod initramfs;
 pub mod inspect;

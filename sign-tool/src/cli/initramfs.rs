@@ -1,7 +1,7 @@
 //! `iofs-sign initramfs`.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -9,6 +9,7 @@ use clap::Args;
 use iofs_policy::paths;
 use iofs_sign::{
     atomic,
+    epoch::source_date_epoch,
     initramfs::{
         self, EmbeddedFile, Format, InitramfsPlan, in_archive,
         kernel::KernelImage,
@@ -98,7 +99,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         init: &init,
         files: &files,
         format: arguments.compress,
-        mtime: source_date_epoch()?,
+        mtime: source_date_epoch()?.unwrap_or_default(),
     };
     let spinner = output.spinner("compressing the initramfs");
     let built = initramfs::build(&plan)?;
@@ -147,17 +148,6 @@ fn embedded_files(arguments: &Arguments) -> Result<Vec<EmbeddedFile>, Failure> {
         }
     }
     Ok(files)
-}
-
-/// The timestamp that reproducible builds agree on (reproducible-builds.org), as far as the archive can hold it.
-fn source_date_epoch() -> Result<u32, Failure> {
-    match env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text.parse().map_err(|_| {
-            Failure::new(ExitStatus::Usage, format!("SOURCE_DATE_EPOCH={text:?} is no number of seconds below 2^32"))
-                .next("set it to seconds since 1970, or unset it")
-        }),
-        Err(_) => Ok(0),
-    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {

@@ -16,9 +16,10 @@ use uuid::Uuid;
 use super::{SealRequest, config::Config, copy, os_release::OsRelease};
 use crate::{
     atomic::AtomicDirectory,
+    epoch::source_date_epoch,
     erofs::{self, ImageOptions, ImageWriter, TimeClamp},
     initramfs::kernel::KernelImage,
-    report::{ExitStatus, Failure, Output},
+    report::{Failure, Output},
     sealed::{self, digest_file},
     tree::source::Source,
     verity::{self, FormatJob},
@@ -130,18 +131,5 @@ pub(super) fn image_options(config: &Config, kernel: Option<&KernelImage>) -> Re
             let (major, minor) = kernel.release.version();
             erofs::KernelRelease::new(major.into(), minor.into())
         }),
-    })
-}
-
-/// The timestamp that reproducible builds agree on (reproducible-builds.org): seconds since 1970.
-fn source_date_epoch() -> Result<Option<u64>, Failure> {
-    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else { return Ok(None) };
-    let seconds = text.to_str().and_then(|text| text.parse().ok());
-    seconds.map(Some).ok_or_else(|| {
-        Failure::new(
-            ExitStatus::Usage,
-            format!("SOURCE_DATE_EPOCH: expected seconds since 1970, found {}", text.display()),
-        )
-        .next("set it to such a number, or unset it")
     })
 }
