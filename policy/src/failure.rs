@@ -41,12 +41,16 @@ pub enum Stage {
     Started,
     /// The manifest's signature, identity and rollback index hold, and the kernel command line asks for nothing else.
     Verified,
+    /// The command line and the manifest are measured into the TPM, where it is used.
+    Measured,
     /// Kernel modules are loaded and the sealed devices found.
     Found,
     /// dm-verity stands over the data.
     Mapped,
     /// The image is mounted, and the overlay over it.
     Mounted,
+    /// The initramfs phase is closed in the TPM, where it is used.
+    Capped,
     /// The real root is in place.
     Switched,
 }
@@ -57,9 +61,11 @@ impl Stage {
         match self {
             Self::Started => "started",
             Self::Verified => "verified",
+            Self::Measured => "measured",
             Self::Found => "found",
             Self::Mapped => "mapped",
             Self::Mounted => "mounted",
+            Self::Capped => "capped",
             Self::Switched => "switched",
         }
     }

@@ -11,6 +11,8 @@ pub mod dsse;
 pub mod failure;
 pub mod hex;
 pub mod manifest;
+pub mod measurement;
+pub mod measurement_log;
 pub mod modules;
 pub mod paths;
 pub mod pcr;

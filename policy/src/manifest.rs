@@ -13,8 +13,10 @@ use crate::{
     verity::{CorruptionAction, ParameterError, RootHash, VerityParameters},
 };
 
+mod tpm;
 mod values;
 
+pub use tpm::{SrkPublic, TpmRules, TpmUse};
 pub use values::{ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, RootPath, ValueError};
 
 /// The longest time to wait for devices that may be sealed, in seconds.
@@ -175,6 +177,10 @@ pub struct Manifest {
     pub device_timeout: u32,
     /// What happens after a failure.
     pub on_failure: FailureAction,
+    /// How the TPM is used.
+    pub tpm: TpmRules,
+    /// The kernel command lines that this image is meant to boot with, for verifiers: the boot measures whichever it finds.
+    pub command_lines: Vec<String>,
     /// Kernel command line parameters (`name` or `name=value`) that are allowed although they are refused by default.
     pub allowed_parameters: Vec<String>,
 }

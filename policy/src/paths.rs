@@ -10,3 +10,5 @@ pub const MODULE_INDEX: &str = "/etc/iofs/modules";
 pub const BOOT_RECORD: &str = "/run/iofs/boot.json";
 /// The name of the verity mapping: what systemd's generators expect of a verity root.
 pub const ROOT_MAPPING: &str = "root";
+/// The log of what user space measured, where systemd appends to it.
+pub const MEASUREMENT_LOG: &str = "/run/log/systemd/tpm2-measure.log";

@@ -5,6 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha384, Sha512};
 
 use crate::hex;
@@ -17,6 +18,13 @@ pub const PCR_COUNT: u8 = 24;
 pub struct PcrIndex(u8);
 
 impl PcrIndex {
+    /// The kernel image and the phases of the boot (UAPI Group, Linux TPM PCR Registry).
+    pub const PHASES: Self = Self(11);
+    /// The kernel command line and other configuration (UAPI Group, Linux TPM PCR Registry).
+    pub const COMMAND_LINE: Self = Self(12);
+    /// System extensions (UAPI Group, Linux TPM PCR Registry), and the manifest.
+    pub const MANIFEST: Self = Self(13);
+
     /// Takes a register's number.
     ///
     /// # Errors
@@ -52,8 +60,7 @@ impl TryFrom<u8> for PcrIndex {
 
 /// A bank: all registers under one digest algorithm.
 ///
-/// SHA-1 is known by name and size only, so that such a bank can be read, and extended by digests that others computed.
-/// Nothing here computes SHA-1.
+/// SHA-1 is broken as a hash; it is here so that firmware's bank of it can be capped and compared like the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PcrBank {
     /// `TPM_ALG_SHA1`
@@ -153,16 +160,16 @@ impl PcrDigest {
     }
 
     /// Hashes the concatenation of `parts`.
-    ///
-    /// # Errors
-    /// [`PcrError::NotComputed`] for SHA-1.
-    pub fn of(bank: PcrBank, parts: &[&[u8]]) -> Result<Self, PcrError> {
+    pub fn of(bank: PcrBank, parts: &[&[u8]]) -> Self {
+        let mut bytes = [0; LARGEST_DIGEST];
+        let digest = &mut bytes[..bank.digest_size()];
         match bank {
-            PcrBank::Sha1 => Err(PcrError::NotComputed(bank)),
-            PcrBank::Sha256 => Self::new(bank, &hash::<Sha256>(parts)),
-            PcrBank::Sha384 => Self::new(bank, &hash::<Sha384>(parts)),
-            PcrBank::Sha512 => Self::new(bank, &hash::<Sha512>(parts)),
+            PcrBank::Sha1 => hash::<Sha1>(parts, digest),
+            PcrBank::Sha256 => hash::<Sha256>(parts, digest),
+            PcrBank::Sha384 => hash::<Sha384>(parts, digest),
+            PcrBank::Sha512 => hash::<Sha512>(parts, digest),
         }
+        Self { bank, bytes }
     }
 
     /// The bank.
@@ -176,10 +183,10 @@ impl PcrDigest {
     }
 }
 
-fn hash<D: Digest>(parts: &[&[u8]]) -> Vec<u8> {
+fn hash<D: Digest>(parts: &[&[u8]], digest: &mut [u8]) {
     let mut hasher = D::new();
     parts.iter().for_each(|part| hasher.update(part));
-    hasher.finalize().to_vec()
+    digest.copy_from_slice(&hasher.finalize());
 }
 
 /// `BANK:HEX`
@@ -199,12 +206,12 @@ impl fmt::Debug for PcrDigest {
 /// section 17.2).
 ///
 /// # Errors
-/// [`PcrError::Banks`] where the two are of different banks, [`PcrError::NotComputed`] for SHA-1.
+/// [`PcrError::Banks`] where the two are of different banks.
 pub fn extend(value: &PcrDigest, digest: &PcrDigest) -> Result<PcrDigest, PcrError> {
     if value.bank != digest.bank {
         return Err(PcrError::Banks { value: value.bank, digest: digest.bank });
     }
-    PcrDigest::of(value.bank, &[value.as_bytes(), digest.as_bytes()])
+    Ok(PcrDigest::of(value.bank, &[value.as_bytes(), digest.as_bytes()]))
 }
 
 /// Why a register, a bank or a digest was refused.
@@ -232,9 +239,6 @@ pub enum PcrError {
         /// The digest's bank.
         digest: PcrBank,
     },
-    /// Digests of this bank are only handled, not computed.
-    #[error("{0} digests are not computed here: give a finished one, or predict another bank")]
-    NotComputed(PcrBank),
 }
 
 #[cfg(test)]
@@ -243,10 +247,11 @@ mod tests {
 
     /// Register 11 after a TPM's start, extended by the digests of `abc` and then of the empty text.
     ///
-    /// Made with Python 3.11, for NAME in sha256, sha384, sha512:
+    /// Made with Python 3.11, for NAME in sha1, sha256, sha384, sha512:
     /// `python3 -c 'import hashlib, sys; h = lambda b: hashlib.new(sys.argv[1], b).digest(); v = bytes(len(h(b"")));
     /// print(h(h(v + h(b"abc")) + h(b"")).hex())' NAME`
-    const GOLDEN: [(PcrBank, &str); 3] = [
+    const GOLDEN: [(PcrBank, &str); 4] = [
+        (PcrBank::Sha1, "e341c8bf722eea72feda9cdd3acc6ebf852d52fb"),
         (PcrBank::Sha256, "ef6a5fdbba9e14e07fa74d23b7ae639d146ce41635cf3fe44315988c4cbd0caf"),
         (
             PcrBank::Sha384,
@@ -261,8 +266,8 @@ mod tests {
     #[test]
     fn a_prediction_equals_another_implementations() {
         for (bank, expected) in GOLDEN {
-            let first = extend(&PcrDigest::zero(bank), &PcrDigest::of(bank, &[b"a", b"bc"]).unwrap()).unwrap();
-            let second = extend(&first, &PcrDigest::of(bank, &[]).unwrap()).unwrap();
+            let first = extend(&PcrDigest::zero(bank), &PcrDigest::of(bank, &[b"a", b"bc"])).unwrap();
+            let second = extend(&first, &PcrDigest::of(bank, &[])).unwrap();
             assert_eq!(second.to_string(), format!("{bank}:{expected}"));
         }
     }
@@ -298,13 +303,5 @@ mod tests {
         }
         let error = extend(&PcrDigest::zero(PcrBank::Sha256), &PcrDigest::zero(PcrBank::Sha384)).unwrap_err();
         assert_eq!(error, PcrError::Banks { value: PcrBank::Sha256, digest: PcrBank::Sha384 });
-    }
-
-    #[test]
-    fn sha1_is_handled_and_never_computed() {
-        let zero = PcrDigest::zero(PcrBank::Sha1);
-        assert_eq!(zero.as_bytes(), [0; 20]);
-        assert_eq!(PcrDigest::of(PcrBank::Sha1, &[b"abc"]), Err(PcrError::NotComputed(PcrBank::Sha1)));
-        assert_eq!(extend(&zero, &zero), Err(PcrError::NotComputed(PcrBank::Sha1)));
     }
 }

@@ -18,6 +18,10 @@ pub struct Release {
     pub root_hash: RootHash,
     /// The release of the kernel that was sealed with the image, if any.
     pub kernel_release: Option<String>,
+    /// The Authenticode digest of the kernel image, if it is a PE image: what UEFI firmware measures of it.
+    pub kernel_authenticode: Option<Sha256Digest>,
+    /// The kernel command lines that this release is meant to boot with. Where there are none, a verifier needs its own.
+    pub command_lines: Vec<String>,
     /// The files, by name.
     pub artifacts: Vec<Artifact>,
 }

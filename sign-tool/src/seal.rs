@@ -99,7 +99,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let (content, os_release) = write_image(request, kernel.as_ref(), &directory, output)?;
     let identity = identity(&request.config, &os_release, kernel.as_ref());
     let tree = write_tree(request, &directory, &content, output)?;
-    let manifest = manifest(&request.config, identity, tree, kernel.as_ref());
+    let manifest = manifest(&request.config, identity, tree, kernel.as_ref())?;
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
     let trust = trust_policy(&request.config, &manifest, trust_keys);
 

@@ -10,7 +10,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use iofs_policy::{
     dsse::{Envelope, PayloadType},
     failure::FailureAction,
-    manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, Role, RollbackIndex, SealedVerity},
+    manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, Role, RollbackIndex, SealedVerity, TpmRules},
     paths::{MANIFEST, MODULE_INDEX, TRUST},
     trust::{TrustPolicy, TrustedKey, TrustedKeys},
     verity::{
@@ -239,6 +239,8 @@ pub(crate) fn manifest() -> Manifest {
         kernel_release: Some(RELEASE.to_owned()),
         device_timeout: 30,
         on_failure: FailureAction::Halt,
+        tpm: TpmRules::default(),
+        command_lines: vec![],
         allowed_parameters: vec![],
     }
 }

@@ -38,6 +38,8 @@ pub(crate) fn manifest() -> Manifest {
         kernel_release: None,
         device_timeout: 30,
         on_failure: FailureAction::PowerOff,
+        tpm: TpmRules::default(),
+        command_lines: vec![],
         allowed_parameters: vec![],
     }
 }

@@ -78,6 +78,11 @@ fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Resu
     writeln!(out, "  device timeout: {} s", manifest.device_timeout)?;
     let corruption = verity.on_corruption.option().unwrap_or("reads fail (eio)");
     writeln!(out, "  on corruption: {corruption}; on failure: {}", manifest.on_failure)?;
+    let srk = if manifest.tpm.srk.is_some() { ", for one TPM only" } else { "" };
+    writeln!(out, "  TPM: {}{srk}", manifest.tpm.usage)?;
+    for line in &manifest.command_lines {
+        writeln!(out, "  command line: {line}")?;
+    }
     if !manifest.allowed_parameters.is_empty() {
         writeln!(out, "  allowed on the command line: {}", manifest.allowed_parameters.join(" "))?;
     }

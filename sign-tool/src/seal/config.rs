@@ -1,6 +1,7 @@
 //! `iofs.toml`: what is sealed into an image. Every field has a default, and unknown ones are errors.
 
 use std::{
+    io::Read,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -9,7 +10,7 @@ use iofs_policy::{
     failure::FailureAction,
     manifest::{
         Architecture, ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, Place, Role, RollbackIndex,
-        RootPath,
+        RootPath, SrkPublic, TpmRules, TpmUse,
     },
     verity::{BlockSize, CorruptionAction, HashAlgorithm, Salt},
 };
@@ -37,6 +38,8 @@ pub struct Config {
     pub overlay: OverlaySection,
     /// What happens at boot.
     pub boot: BootSection,
+    /// How the boot uses the TPM.
+    pub tpm: TpmSection,
     /// Who may sign what boots.
     pub trust: TrustSection,
     /// Kernel modules in the mini-initramfs.
@@ -178,6 +181,8 @@ pub struct BootSection {
     pub on_failure: FailureAction,
     /// Kernel command line parameters that are allowed although they are refused by default.
     pub allowed_parameters: Vec<String>,
+    /// The whole command lines that verifiers accept. The boot itself measures whichever it finds.
+    pub command_lines: Vec<String>,
 }
 
 impl Default for BootSection {
@@ -188,8 +193,49 @@ impl Default for BootSection {
             on_corruption: CorruptionAction::Panic,
             on_failure: FailureAction::PowerOff,
             allowed_parameters: Vec::new(),
+            command_lines: Vec::new(),
         }
     }
+}
+
+/// `[tpm]`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TpmSection {
+    /// Whether the boot needs a TPM.
+    #[serde(rename = "use")]
+    pub usage: TpmUse,
+    /// The storage root key of the only TPM that the image is for: a file, relative to `iofs.toml`.
+    pub srk: Option<PathBuf>,
+}
+
+impl TpmSection {
+    /// Largest file that is read as a key.
+    const MAX_KEY: u64 = 4096;
+
+    /// The rules to seal.
+    ///
+    /// # Errors
+    /// A key file that cannot be read, or holds something else.
+    pub fn rules(&self) -> Result<TpmRules, Failure> {
+        let srk = self.srk.as_deref().map(Self::read_srk).transpose()?;
+        Ok(TpmRules { usage: self.usage, srk })
+    }
+
+    fn read_srk(path: &Path) -> Result<SrkPublic, Failure> {
+        let bytes = read_at_most(path, Self::MAX_KEY)
+            .map_err(|error| Failure::io(format_args!("read storage root key {}", path.display()), &error))?;
+        SrkPublic::new(bytes).map_err(|error| {
+            Failure::new(ExitStatus::BadInput, format!("{}: {error}", path.display()))
+                .next("write it on the device: tpm2_readpublic -c 0x81000001 -o srk.pub")
+        })
+    }
+}
+
+fn read_at_most(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(limit).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// `[trust]`.
@@ -262,7 +308,7 @@ impl Config {
             .next("correct the field; docs/configuration.md lists them all")
         })?;
         let home = crate::atomic::parent(path);
-        for key in &mut config.trust.keys {
+        for key in config.trust.keys.iter_mut().chain(&mut config.tpm.srk) {
             *key = home.join(&*key);
         }
         Ok(config)

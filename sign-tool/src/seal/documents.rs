@@ -37,9 +37,9 @@ pub(super) fn manifest(
     image: ImageIdentity,
     verity: SealedVerity,
     kernel: Option<&KernelImage>,
-) -> Manifest {
+) -> Result<Manifest, Failure> {
     let (data, tree) = default_places(&verity.root_hash);
-    Manifest {
+    Ok(Manifest {
         image,
         verity,
         data: config.place.data.as_ref().map_or(data, |place| place.0.clone()),
@@ -50,8 +50,10 @@ pub(super) fn manifest(
         kernel_release: kernel.map(|kernel| kernel.release.to_string()),
         device_timeout: config.boot.device_timeout,
         on_failure: config.boot.on_failure,
+        tpm: config.tpm.rules()?,
+        command_lines: config.boot.command_lines.clone(),
         allowed_parameters: config.boot.allowed_parameters.clone(),
-    }
+    })
 }
 
 /// What the boot side accepts.

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::{
     atomic,
+    authenticode::{self, AuthenticodeError},
     initramfs::{self, EmbeddedFile, Format, in_archive},
     keys::PrivateKey,
     report::{ExitStatus, Failure},
@@ -23,6 +24,8 @@ use crate::{
 
 /// The largest mini-initramfs that is read back, in bytes.
 const MAX_BASE: usize = 256 * 1024 * 1024;
+/// More than any kernel image has.
+const MAX_KERNEL: usize = 256 * 1024 * 1024;
 
 /// What a sealed directory waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -183,8 +186,24 @@ fn release_statement(directory: &SealedDirectory, envelope: &Envelope) -> Result
         manifest_digest: Sha256Digest::of(payload),
         root_hash: manifest.verity.root_hash,
         kernel_release: manifest.kernel_release,
+        kernel_authenticode: kernel_authenticode(directory)?,
+        command_lines: manifest.command_lines,
         artifacts: directory.artifacts()?,
     })
+}
+
+/// The kernel as UEFI firmware measures it. Kernels without EFI stub are not measured by firmware.
+fn kernel_authenticode(directory: &SealedDirectory) -> Result<Option<Sha256Digest>, Failure> {
+    let path = directory.file(sealed::KERNEL);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let image = directory.read(sealed::KERNEL, MAX_KERNEL)?;
+    match authenticode::digest(&image) {
+        Ok(digest) => Ok(Some(digest)),
+        Err(AuthenticodeError::NotPe) => Ok(None),
+        Err(error) => Err(sealed::bad_input(&path, &error)),
+    }
 }
 
 fn remove(directory: &SealedDirectory, name: &str) -> Result<(), Failure> {
