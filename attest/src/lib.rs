@@ -7,3 +7,5 @@
 pub mod base64_bytes;
 pub mod enrolment;
 pub mod evidence;
+pub mod fields;
+pub mod public;
