@@ -5,7 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod base64_bytes;
+pub mod credential;
 pub mod enrolment;
 pub mod evidence;
 pub mod fields;
 pub mod public;
+pub mod rsa;
