@@ -12,6 +12,8 @@
 
 pub mod client;
 pub mod command;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod pcr;
 pub mod response;
 pub mod transport;
