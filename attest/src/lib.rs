@@ -5,5 +5,9 @@
 #![forbid(unsafe_code)]
 
 pub mod base64_bytes;
+mod bytes;
 pub mod enrolment;
 pub mod evidence;
+pub mod quote;
+
+pub use bytes::FieldError;
