@@ -37,10 +37,6 @@ impl<'a> Reader<'a> {
         self.0.is_empty()
     }
 
-    pub(crate) fn rest(&self) -> &'a [u8] {
-        self.0
-    }
-
     pub(crate) fn bytes(&mut self, field: &'static str, size: usize) -> Result<&'a [u8], FieldError> {
         let found = self.0.len();
         let (bytes, rest) =
