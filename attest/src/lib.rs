@@ -6,6 +6,7 @@
 
 pub mod base64_bytes;
 pub mod batch;
+pub mod certificate;
 pub mod credential;
 pub mod enrolment;
 pub mod evidence;
