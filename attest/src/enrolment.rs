@@ -113,6 +113,9 @@ pub struct Pending {
     pub secret_sha256: Sha256Digest,
 }
 
+/// A time, as certificates have it.
+pub use x509_cert::der::DateTime as Time;
+
 /// Who vouches for endorsement keys.
 #[derive(Debug, Clone, Copy)]
 pub enum Trust<'a> {
@@ -123,7 +126,7 @@ pub enum Trust<'a> {
         /// Certificates between them and the endorsement keys'.
         intermediates: &'a [Certificate],
         /// The time at which all must be valid.
-        at: x509_cert::der::DateTime,
+        at: Time,
     },
     /// Nobody: the request came on a way that only the device's owner could use, and is believed.
     Unverified,
