@@ -166,6 +166,7 @@ fn request(arguments: &RequestArguments, output: Output) -> Result<(), Failure> 
     let mut host = arguments.tpm.open()?;
     let (ek, ak) = (arguments.ek.map(Into::into), arguments.ak.into());
     let request = attest::tpm::request(&mut host, ek, ak, arguments.handle.ak_handle.0)?;
+    drop(host);
     if request.ek_certificate.is_none() {
         output.warn(
             "the TPM has no certificate of this endorsement key: the verifier has to decide whether it believes it",
@@ -181,6 +182,7 @@ fn activate(arguments: &ActivateArguments, output: Output) -> Result<(), Failure
     let challenge = attest::read_json(&arguments.challenge, "a challenge", MAX_SIZE)?;
     let mut host = arguments.tpm.open()?;
     let answer = attest::tpm::activate(&mut host, &challenge, arguments.handle.ak_handle.0)?;
+    drop(host);
     attest::write(arguments.out.as_deref(), 0o600, &attest::to_json(&answer))?;
     written(arguments.out.as_deref(), "send it to the verifier: iofs-sign attest enroll accept", output);
     Ok(())

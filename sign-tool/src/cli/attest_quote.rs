@@ -95,6 +95,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     };
     let mut host = arguments.tpm.open()?;
     let evidence = attest::tpm::evidence(&mut host, &plan)?;
+    drop(host);
     for (place, absent) in [
         (&plan.firmware_log, evidence.firmware_log.is_none()),
         (&plan.measurement_log, evidence.measurement_log.is_none()),
