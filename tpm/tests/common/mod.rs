@@ -90,6 +90,15 @@ impl Drop for SoftwareTpm {
 impl SoftwareTpm {
     /// Runs one of tpm2-tools in the TPM's folder, and returns what it wrote. Nothing else is connected meanwhile.
     pub fn tool(&self, program: &str, arguments: &[&str]) -> String {
+        let text = self.one_tool(program, arguments);
+        if program.starts_with("tpm2_create") {
+            // There is no resource manager that would do it, and room for three objects.
+            self.one_tool("tpm2_flushcontext", &["-Q", "-t"]);
+        }
+        text
+    }
+
+    fn one_tool(&self, program: &str, arguments: &[&str]) -> String {
         let output = Command::new(require(program, "tpm2-tools"))
             .args(arguments)
             .current_dir(self.folder.path())
@@ -135,4 +144,38 @@ pub fn registers(indices: &[u8]) -> BTreeSet<(PcrBank, PcrIndex)> {
 /// Where a socket of the TPM is, in a folder of its own.
 pub fn beside(path: &Path, name: &str) -> PathBuf {
     path.with_file_name(name)
+}
+
+/// An object that `tpm2_create` sealed under the storage root key: its policy is these registers of the SHA-256 bank, and
+/// its authorization value where there is one. Returns the policy's digest and the object.
+pub fn seal(software: &SoftwareTpm, secret: &[u8], list: &str, pin: Option<&str>) -> (Vec<u8>, Vec<u8>) {
+    software.write("secret", secret);
+    software.tool("tpm2_startauthsession", &["-Q", "-S", "trial.ctx"]);
+    software.tool("tpm2_policypcr", &["-Q", "-S", "trial.ctx", "-l", &format!("sha256:{list}"), "-L", "policy"]);
+    if pin.is_some() {
+        software.tool("tpm2_policyauthvalue", &["-Q", "-S", "trial.ctx", "-L", "policy"]);
+    }
+    software.tool("tpm2_flushcontext", &["-Q", "trial.ctx"]);
+    let mut arguments =
+        vec!["-Q", "-C", "0x81000001", "-i", "secret", "-L", "policy", "-u", "seal.pub", "-r", "seal.priv"];
+    arguments.extend(["-a", "fixedtpm|fixedparent|noda"]);
+    if let Some(pin) = pin {
+        arguments.extend(["-p", pin]);
+    }
+    software.tool("tpm2_create", &arguments);
+    (software.file("policy"), [software.file("seal.priv"), software.file("seal.pub")].concat())
+}
+
+/// Defines and writes an NV index that authorizes itself by this value, if there is one.
+pub fn write_nv(software: &SoftwareTpm, index: &str, data: &[u8], auth: Option<&str>) {
+    let size = data.len().to_string();
+    let mut arguments = vec!["-Q", "-C", "o", "-s", &size, "-a", "authread|authwrite|no_da", index];
+    let mut write = vec!["-Q", "-C", index, "-i", "nv", index];
+    if let Some(auth) = auth {
+        arguments.extend(["-p", auth]);
+        write.extend(["-P", auth]);
+    }
+    software.write("nv", data);
+    software.tool("tpm2_nvdefine", &arguments);
+    software.tool("tpm2_nvwrite", &write);
 }
