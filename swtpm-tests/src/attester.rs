@@ -17,9 +17,14 @@ use crate::{
 
 /// The shell, where a sealed init finds it.
 pub const SHELL_INIT: &str = "/usr/sbin/device-shell";
-/// Libraries that are loaded at run time, where Debian keeps them on x86-64. The dynamic linker names the others.
-const LOADED: [&str; 2] =
-    ["/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0", "/usr/lib/x86_64-linux-gnu/libtss2-esys.so.0"];
+/// Libraries that are loaded at run time, by `iofs-sign` and by systemd, where Debian keeps them on x86-64. The dynamic
+/// linker names the others.
+const LOADED: [&str; 4] = [
+    "/usr/lib/x86_64-linux-gnu/libtss2-esys.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-mu.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-rc.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0",
+];
 
 /// The root as a tar archive, made once per test program.
 ///

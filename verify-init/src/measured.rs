@@ -14,6 +14,7 @@ use iofs_policy::{
 use iofs_tpm::{
     Tpm,
     pcr::{self, ActiveBanks},
+    presence::{Facts, Presence},
     transport::{Transport, TransportError},
 };
 
@@ -156,13 +157,13 @@ fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<Ac
     if rules.usage == TpmUse::Off {
         return Ok(None);
     }
-    let told = [(DRIVER, "tpm0"), (TABLE, "TPM2")]
-        .iter()
-        .any(|(folder, name)| boot.system.list(folder).is_ok_and(|names| names.iter().any(|one| one == name)));
-    let patience = match (rules.usage, told) {
+    let mut there =
+        |folder: &str, name: &str| boot.system.list(folder).is_ok_and(|names| names.iter().any(|one| one == name));
+    let facts = Facts { driver: there(DRIVER, "tpm0"), firmware: there(TABLE, "TPM2") };
+    let patience = match (rules.usage, facts.presence()) {
         (TpmUse::Required, _) => MORE_PATIENCE,
-        (_, true) => PATIENCE,
-        (_, false) => return Ok(None),
+        (_, Presence::Ready | Presence::Late) => PATIENCE,
+        (_, Presence::Absent) => return Ok(None),
     };
     let fail = |found: String| {
         let next = "switch the TPM on in the firmware's settings, or seal an image with another [tpm] use";
