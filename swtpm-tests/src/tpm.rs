@@ -122,7 +122,7 @@ impl Swtpm {
         let deadline = Instant::now() + PATIENCE;
         while !self.socket.exists() {
             if let Some(status) = self.child.try_wait()? {
-                bail!("swtpm ended with {status}: {}", std::fs::read_to_string(complaint)?.trim());
+                bail!("swtpm ended with {status}: {}", fs::read_to_string(complaint)?.trim());
             }
             if Instant::now() >= deadline {
                 bail!("swtpm did not open {} within {PATIENCE:?}", self.socket.display());
