@@ -130,6 +130,22 @@ impl<'t, T: Transport> Protected<'t, T> {
         pcr::extend_by(&mut run, active, index, digests)
     }
 
+    /// The same as [`pcr::event`].
+    ///
+    /// # Errors
+    /// See [`ExtendError`], and [`Protected::extend`].
+    pub fn event(
+        &mut self,
+        active: &ActiveBanks,
+        index: PcrIndex,
+        data: &[u8],
+        digests: &[PcrDigest],
+    ) -> Result<(), ExtendError> {
+        let mut run =
+            |command: &Command| self.execute(command, &[], Protection::Integrity).map(|answer| answer.parameters);
+        pcr::event_by(&mut run, active, index, data, digests)
+    }
+
     /// 32 random bytes of the TPM, which nobody on the bus saw (TPM2_GetRandom, Part 3, section 16.1). A TPM may give
     /// fewer.
     ///

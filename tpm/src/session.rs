@@ -240,7 +240,7 @@ fn start_command(kind: SessionKind, srk: &Srk, bound: u32) -> Result<(Command, K
     Ok((command.u16(SHA256), nonce, salt))
 }
 
-fn started(kind: SessionKind, handle: u32, parameters: &[u8]) -> Result<(u32, [u8; SIZE]), ResponseError> {
+pub(crate) fn started(kind: SessionKind, handle: u32, parameters: &[u8]) -> Result<(u32, [u8; SIZE]), ResponseError> {
     if handle.to_be_bytes()[0] != kind.handle_type() {
         return Err(ResponseError::Value {
             field: "sessionHandle",
@@ -444,4 +444,20 @@ pub(crate) struct Entity<'a> {
     pub(crate) handle: u32,
     pub(crate) name: Name,
     pub(crate) auth_value: &'a [u8],
+}
+
+/// For fuzzing: a response to a command under a session of its own, or under the empty password.
+pub(crate) fn read_as_response(bytes: &[u8], session: bool) -> bool {
+    let mut own = Session {
+        handle: 0x0200_0000,
+        kind: SessionKind::Hmac,
+        key: Key::default(),
+        nonce_tpm: [0; SIZE],
+        in_step: false,
+        proves_auth_value: true,
+    };
+    let auth = if session { own.with(b"value", Protection::HiddenResponse) } else { Auth::empty_password() };
+    let mut reader = Reader::new(bytes);
+    let Ok(parameters) = reader.parameters() else { return false };
+    accept(CommandCode::Unseal, &mut [auth], reader, &mut parameters.to_vec()).is_ok()
 }

@@ -213,7 +213,7 @@ fn create_primary<T: Transport>(
     }
 }
 
-fn created(parameters: &[u8]) -> Result<Vec<u8>, ResponseError> {
+pub(crate) fn created(parameters: &[u8]) -> Result<Vec<u8>, ResponseError> {
     let mut reader = Reader::new(parameters);
     let public = reader.sized("outPublic")?;
     reader.sized("creationData")?;

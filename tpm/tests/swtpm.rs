@@ -17,7 +17,7 @@ use iofs_policy::{
 };
 use iofs_tpm::{
     CommandError, Tpm,
-    pcr::{BanksError, active_banks, extend, read},
+    pcr::{BanksError, ExtendError, Judgement, active_banks, event, extend, judge, read},
     response::ResponseCode,
     transport::{Socket, Transport, TransportError},
 };
@@ -96,6 +96,22 @@ fn an_extended_register_has_the_predicted_value_in_all_banks() {
     for digest in &expected {
         assert_eq!(tpm2_pcrread(&software.data(), digest.bank(), index(13)), hex::encode(digest.as_bytes()));
     }
+}
+
+#[test]
+fn an_event_is_hashed_by_the_tpm_as_it_is_here() {
+    let mut software = SoftwareTpm::started();
+    let mut tpm = software.connect();
+    let active = active_banks(&mut tpm).unwrap();
+    for data in [&b"event"[..], &[7; 1024]] {
+        let before = read(&mut tpm, &all_registers(&PcrBank::ALL)).unwrap();
+        let digests = PcrBank::ALL.map(|bank| hash(bank, &[data]));
+        event(&mut tpm, &active, index(12), data, &digests).unwrap();
+        let after = read(&mut tpm, &all_registers(&PcrBank::ALL)).unwrap();
+        assert_eq!(judge(&before, &after, index(12), &digests), Judgement::Extended);
+    }
+    let error = event(&mut tpm, &active, index(12), b"event", &PcrBank::ALL.map(PcrDigest::zero)).unwrap_err();
+    assert!(matches!(error, ExtendError::Digest { .. }), "{error}");
 }
 
 #[test]
