@@ -2,15 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iofs_policy::pcr::{PCR_COUNT, PcrBank, PcrDigest, PcrIndex};
+use iofs_policy::pcr::{self, PCR_COUNT, PcrBank, PcrDigest, PcrIndex};
+
+use zeroize::Zeroizing;
 
 use crate::{
     client::{CommandError, Tpm, malformed},
     command::{Command, CommandCode},
     reader::Reader,
     response::ResponseError,
+    session::{Auth, ended},
     transport::Transport,
 };
+
+/// What runs a command: with a session or without.
+pub(crate) type Run<'r> = dyn FnMut(&Command) -> Result<Zeroizing<Vec<u8>>, CommandError> + 'r;
 
 /// `TPM_CAP_PCRS` (Part 2, section 6.12): which registers each bank has.
 const CAPABILITY_PCRS: u32 = 5;
@@ -66,8 +72,12 @@ pub enum BanksError {
 /// # Errors
 /// See [`BanksError`].
 pub fn active_banks<T: Transport>(tpm: &mut Tpm<T>) -> Result<ActiveBanks, BanksError> {
-    let command = Command::plain(CommandCode::GetCapability).u32(CAPABILITY_PCRS).u32(0).u32(MAX_BANKS);
-    let parameters = tpm.run(&command)?;
+    banks_by(&mut |command| tpm.run(command))
+}
+
+pub(crate) fn banks_by(run: &mut Run<'_>) -> Result<ActiveBanks, BanksError> {
+    let command = Command::new(CommandCode::GetCapability).u32(CAPABILITY_PCRS).u32(0).u32(MAX_BANKS);
+    let parameters = run(&command)?;
     let active = parse_banks(&parameters).map_err(|source| malformed(command.code(), source))?;
     if active.banks.is_empty() { Err(BanksError::None) } else { Ok(active) }
 }
@@ -194,8 +204,12 @@ pub enum ReadError {
 /// # Errors
 /// See [`ReadError`].
 pub fn read<T: Transport>(tpm: &mut Tpm<T>, wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ReadError> {
+    read_by(&mut |command| tpm.run(command), wanted)
+}
+
+pub(crate) fn read_by(run: &mut Run<'_>, wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ReadError> {
     for _ in 0..READ_ATTEMPTS {
-        if let Some(values) = read_unless_changed(tpm, wanted)? {
+        if let Some(values) = read_unless_changed(run, wanted)? {
             return Ok(values);
         }
     }
@@ -203,16 +217,16 @@ pub fn read<T: Transport>(tpm: &mut Tpm<T>, wanted: &BTreeSet<(PcrBank, PcrIndex
 }
 
 /// `None` where the update counter changed between two commands.
-fn read_unless_changed<T: Transport>(
-    tpm: &mut Tpm<T>,
+fn read_unless_changed(
+    run: &mut Run<'_>,
     wanted: &BTreeSet<(PcrBank, PcrIndex)>,
 ) -> Result<Option<PcrValues>, ReadError> {
     let mut missing = wanted.clone();
-    let first = read_some(tpm, &mut missing)?;
+    let first = read_some(run, &mut missing)?;
     let mut read = PcrValues { update_counter: first.update_counter, values: first.values };
     // Each command brings at least one value, so that this ends.
     while !missing.is_empty() {
-        let more = read_some(tpm, &mut missing)?;
+        let more = read_some(run, &mut missing)?;
         if more.update_counter != read.update_counter {
             return Ok(None);
         }
@@ -222,12 +236,9 @@ fn read_unless_changed<T: Transport>(
 }
 
 /// One command. Takes what it read out of `missing`.
-fn read_some<T: Transport>(
-    tpm: &mut Tpm<T>,
-    missing: &mut BTreeSet<(PcrBank, PcrIndex)>,
-) -> Result<PcrValues, ReadError> {
+fn read_some(run: &mut Run<'_>, missing: &mut BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ReadError> {
     let command = read_command(missing);
-    let parameters = tpm.run(&command)?;
+    let parameters = run(&command)?;
     let read = parse_values(&parameters, missing).map_err(|source| malformed(command.code(), source))?;
     if let (true, Some((bank, index))) = (read.values.is_empty(), missing.first().copied()) {
         return Err(ReadError::Absent { bank, index });
@@ -237,13 +248,23 @@ fn read_some<T: Transport>(
 }
 
 fn read_command(wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Command {
+    Command::new(CommandCode::PcrRead).bytes(&selection(wanted))
+}
+
+/// TPML_PCR_SELECTION (Part 2, section 10.9.7), bank by bank.
+pub(crate) fn selection(wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Vec<u8> {
     let mut maps: BTreeMap<PcrBank, [u8; MAP_SIZE as usize]> = BTreeMap::new();
     for (bank, index) in wanted {
         maps.entry(*bank).or_default()[usize::from(index.get() / 8)] |= 1 << (index.get() % 8);
     }
     // At most PcrBank::ALL.len() of them.
-    let start = Command::plain(CommandCode::PcrRead).u32(maps.len() as u32);
-    maps.iter().fold(start, |command, (bank, map)| command.u16(bank.algorithm_id()).u8(MAP_SIZE).bytes(map))
+    let mut bytes = (maps.len() as u32).to_be_bytes().to_vec();
+    for (bank, map) in &maps {
+        bytes.extend_from_slice(&bank.algorithm_id().to_be_bytes());
+        bytes.push(MAP_SIZE);
+        bytes.extend_from_slice(map);
+    }
+    bytes
 }
 
 /// The values are in the order of the selection that comes with them: bank by bank, then by register.
@@ -325,11 +346,20 @@ pub fn extend<T: Transport>(
     index: PcrIndex,
     digests: &[PcrDigest],
 ) -> Result<(), ExtendError> {
+    let mut password =
+        |command: &Command| tpm.execute(command, &mut [Auth::empty_password()]).map(|answer| answer.parameters);
+    extend_by(&mut password, active, index, digests)
+}
+
+pub(crate) fn extend_by(
+    run: &mut Run<'_>,
+    active: &ActiveBanks,
+    index: PcrIndex,
+    digests: &[PcrDigest],
+) -> Result<(), ExtendError> {
     let command = extend_command(active, index, digests)?;
-    let failed = |source| ExtendError::Command { index, source };
-    let parameters = tpm.run(&command).map_err(failed)?;
-    let end = Reader::new(&parameters).end("TPM2_PCR_Extend's parameters");
-    end.map_err(|source| failed(malformed(command.code(), source)))
+    let done = run(&command).and_then(|parameters| ended(command.code(), &parameters));
+    done.map_err(|source| ExtendError::Command { index, source })
 }
 
 fn extend_command(active: &ActiveBanks, index: PcrIndex, digests: &[PcrDigest]) -> Result<Command, ExtendError> {
@@ -348,10 +378,46 @@ fn extend_command(active: &ActiveBanks, index: PcrIndex, digests: &[PcrDigest]) 
     }
     // A register's handle is its number (Part 2, section 7.2). At most PcrBank::ALL.len() digests: TPML_DIGEST_VALUES,
     // Part 2, section 10.9.6.
-    let start = Command::with_empty_password(CommandCode::PcrExtend, index.get().into()).u32(by_bank.len() as u32);
+    let start = Command::new(CommandCode::PcrExtend).handle(index.get().into()).u32(by_bank.len() as u32);
     Ok(by_bank
         .values()
         .fold(start, |command, digest| command.u16(digest.bank().algorithm_id()).bytes(digest.as_bytes())))
+}
+
+/// What became of an extend whose answer did not come through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Judgement {
+    /// All banks hold what the extend makes of them.
+    Extended,
+    /// All banks hold what they held before.
+    NotExtended,
+    /// Something else happened, or cannot be told: a bank whose digests are not computed here and no other to go by, or a
+    /// register that was not read.
+    Other,
+}
+
+/// Tells from values read before and after what became of an extend by these digests, all banks alike.
+///
+/// A bank whose digests are not computed here counts as extended where it changed.
+pub fn judge(before: &PcrValues, after: &PcrValues, index: PcrIndex, digests: &[PcrDigest]) -> Judgement {
+    let mut judged = digests.iter().map(|digest| {
+        let (before, after) = (before.get(digest.bank(), index)?, after.get(digest.bank(), index)?);
+        let predicted = pcr::extend(&before, digest).ok();
+        Some((before == after, predicted.map(|predicted| predicted == after)))
+    });
+    let judged: Option<Vec<(bool, Option<bool>)>> = judged.by_ref().collect();
+    match judged {
+        Some(all) if all.is_empty() => Judgement::Other,
+        Some(all) if all.iter().all(|(unchanged, _)| *unchanged) => Judgement::NotExtended,
+        Some(all) if !as_predicted(&all) => Judgement::Other,
+        Some(_) => Judgement::Extended,
+        None => Judgement::Other,
+    }
+}
+
+fn as_predicted(all: &[(bool, Option<bool>)]) -> bool {
+    all.iter().any(|(_, predicted)| *predicted == Some(true))
+        && all.iter().all(|(unchanged, predicted)| predicted.unwrap_or(!unchanged))
 }
 
 #[cfg(test)]

@@ -1,15 +1,14 @@
 //! Against a real software TPM, with tpm2-tools as the second opinion.
 
+mod common;
+
 use std::{
     collections::BTreeSet,
-    env, fs,
     io::Write,
     net::TcpListener,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    path::Path,
+    process::{Command, Stdio},
 };
 
 use iofs_policy::{
@@ -22,83 +21,8 @@ use iofs_tpm::{
     response::ResponseCode,
     transport::{Socket, Transport, TransportError},
 };
-use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Finds a program, or says how to install it: a test that is skipped would look like one that passed.
-fn require(program: &str, package: &str) -> PathBuf {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    let found = folders.map(|folder| folder.join(program)).find(|candidate| candidate.is_file());
-    found.unwrap_or_else(|| panic!("{program} is not installed\n  run: apt-get install {package}"))
-}
-
-/// A software TPM with a folder of its own. It dies with this value.
-struct SoftwareTpm {
-    process: Child,
-    folder: TempDir,
-}
-
-impl SoftwareTpm {
-    /// A TPM that firmware has started.
-    fn started() -> Self {
-        Self::new("not-need-init,startup-clear")
-    }
-
-    fn new(flags: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().canonicalize().unwrap();
-        let log = fs::File::create(at.join("log")).unwrap();
-        let process = Command::new(require("swtpm", "swtpm"))
-            .args(["socket", "--tpm2", "--flags", flags])
-            .arg("--tpmstate")
-            .arg(format!("dir={}", at.display()))
-            .arg("--server")
-            .arg(format!("type=unixio,path={}", at.join("data").display()))
-            // Where tpm2-tools look for it.
-            .arg("--ctrl")
-            .arg(format!("type=unixio,path={}", at.join("data.ctrl").display()))
-            .stdin(Stdio::null())
-            .stderr(log.try_clone().unwrap())
-            .stdout(log)
-            .spawn()
-            .unwrap();
-        Self { process, folder }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
-
-    /// Connects to the TPM. It serves one connection at a time.
-    fn connect(&mut self) -> Tpm<Socket> {
-        let start = Instant::now();
-        loop {
-            match Socket::unix(self.data(), PATIENCE) {
-                Ok(socket) => return Tpm::new(socket),
-                Err(error) => {
-                    let ended = self.process.try_wait().unwrap();
-                    let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-                    assert!(ended.is_none(), "swtpm: {}\n{}", ended.unwrap(), log());
-                    assert!(start.elapsed() < PATIENCE, "{error}\n{}", log());
-                    thread::sleep(Duration::from_millis(10));
-                }
-            }
-        }
-    }
-}
-
-impl Drop for SoftwareTpm {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn index(index: u8) -> PcrIndex {
-    PcrIndex::new(index).unwrap()
-}
+use common::{PATIENCE, SoftwareTpm, index, require};
 
 /// SHA-1 is not computed by this toolkit, so that coreutils say what it is.
 fn hash(bank: PcrBank, parts: &[&[u8]]) -> PcrDigest {

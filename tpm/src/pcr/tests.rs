@@ -170,7 +170,7 @@ fn each_active_bank_is_extended_at_once() {
     let mut expected = vec![0x80, 0x02, 0, 0, 0, 87, 0, 0, 0x01, 0x82, 0, 0, 0, 13];
     expected.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
     expected.extend([&[0, 4][..], &[0; 20], &[0, 0xb], &[0; 32]].concat());
-    assert_eq!(command.as_bytes(), expected);
+    assert_eq!(command.encode(&[0x40, 0, 0, 9, 0, 0, 0, 0, 0], command.parameters()), expected);
     extend(&mut tpm([extended()]), &two_banks(), index(13), &digests).unwrap();
 }
 
