@@ -17,7 +17,7 @@ const PARTS: [(&str, Part); 5] = [
 ];
 
 /// All that a verdict means: the notes are for people, and take labels into account.
-fn meaning(attested: &Attested) -> impl PartialEq + std::fmt::Debug {
+fn meaning(attested: &Attested) -> serde_json::Value {
     let mut value = serde_json::to_value(attested).unwrap();
     value.as_object_mut().unwrap().remove("notes");
     value
@@ -80,19 +80,23 @@ fn labels_of_firmware(log: &[u8]) -> Vec<usize> {
     labels
 }
 
-/// What no digest covers in user space's log: everything but registers, digests and texts. Names of fields are labels,
-/// too, where a field is optional: what is read under another name is not read at all.
+/// What no digest covers in user space's log: everything but registers, digests and texts. The name of the text is a label,
+/// too, since a record may have none: what is read under another name is not read at all.
 fn labels_of_user_space(log: &[u8]) -> Vec<usize> {
     let text = std::str::from_utf8(log).unwrap();
-    let covered: Vec<std::ops::Range<usize>> = ["\"pcr\":", "\"digests\":", "\"hashAlg\":\"", "\"digest\":\""]
-        .iter()
-        .flat_map(|name| {
-            text.match_indices(name).map(|(at, name)| {
-                let value = at + name.len();
-                at..value + text[value..].find(['"', ',']).unwrap()
-            })
-        })
-        .collect();
+    let mut covered = Vec::new();
+    for (name, named) in [
+        ("\"pcr\":", true),
+        ("\"digests\":", true),
+        ("\"hashAlg\":\"", true),
+        ("\"digest\":\"", true),
+        ("\"string\":\"", false),
+    ] {
+        for (at, _) in text.match_indices(name) {
+            let value = at + name.len();
+            covered.push(if named { at } else { value }..value + text[value..].find(['"', ',']).unwrap());
+        }
+    }
     assert!(!measurement_log::parse(log).unwrap().is_empty());
     (0..log.len()).filter(|byte| !covered.iter().any(|range| range.contains(byte))).collect()
 }

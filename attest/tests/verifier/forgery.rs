@@ -77,8 +77,8 @@ fn attestation_forgery_an_attestation_key_of_another_tpm() {
     verifier.refuses(
         &evidence,
         "attestation key: expected the enrolled one, \
-         000bcc0f1b8e10b8ed96a2d6c13ab41b5f0b8ec2f2a3e7bd31ed0c1c88ed3bff5d34, found \
-         000b0000000000000000000000000000000000000000000000000000000000000000",
+         000bc812901a2ec55389977c68601a29281db927f692829793bfabee9f598653ec36, found \
+         000b4a3ab0a8e30f1dad7d0c9b1802c9dabf4b9751d0191ed9df48ff5379c1453e59",
     );
 }
 

@@ -7,3 +7,5 @@ mod explained;
 mod firmware;
 mod flips;
 mod forgery;
+mod logs;
+mod swtpm;

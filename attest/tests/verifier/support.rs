@@ -16,7 +16,7 @@ use iofs_policy::{
     hex,
     measurement::Measurement,
     measurement_log::{Content, LoggedDigest, Record},
-    pcr::{PcrBank, PcrDigest, PcrIndex, extend},
+    pcr::{PcrBank, PcrDigest, extend},
     release::Release,
     trust::{TrustedKey, TrustedKeys},
 };
@@ -321,8 +321,4 @@ impl Verifier {
         assert_eq!(refusal.to_string(), expected);
         assert!(!refusal.next_step().is_empty() && !refusal.reason().is_empty());
     }
-}
-
-pub(crate) fn index(pcr: u8) -> PcrIndex {
-    PcrIndex::new(pcr).unwrap()
 }
