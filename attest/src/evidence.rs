@@ -9,6 +9,20 @@ use crate::base64_bytes::Base64Bytes;
 /// The version of this document's shape.
 pub const EVIDENCE_VERSION: u32 = 1;
 
+/// The largest document that is parsed, in bytes: both logs at their largest, in base64, and half a megabyte of the rest.
+pub const MAX_SIZE: usize = (crate::tcg::MAX_SIZE + iofs_policy::measurement_log::MAX_SIZE) / 3 * 4 + (1 << 19);
+
+/// Why a document was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EvidenceError {
+    /// It is larger than any real one.
+    #[error("evidence: expected at most {MAX_SIZE} bytes, found {0}")]
+    TooLarge(usize),
+    /// It is not the JSON of evidence.
+    #[error("evidence: {0}")]
+    Json(String),
+}
+
 /// The document of one quote. Nothing in it is believed: the quote's signature covers the registers, and the logs count as
 /// far as they replay to them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,4 +48,24 @@ pub struct Evidence {
     /// Whether that log's file had the sticky bit: somebody was stopped between extending a register and noting it.
     #[serde(default)]
     pub measurement_log_torn: bool,
+}
+
+impl Evidence {
+    /// Parses the JSON form.
+    ///
+    /// # Errors
+    /// [`EvidenceError`]
+    pub fn from_json(bytes: &[u8]) -> Result<Self, EvidenceError> {
+        if bytes.len() > MAX_SIZE {
+            return Err(EvidenceError::TooLarge(bytes.len()));
+        }
+        serde_json::from_slice(bytes).map_err(|error| EvidenceError::Json(error.to_string()))
+    }
+
+    /// The JSON form.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("evidence always serialises");
+        json.push(b'\n');
+        json
+    }
 }

@@ -1,9 +1,19 @@
 //! The verifier's side of measured boot.
 //!
 //! Everything here works on bytes that somebody sent: no TPM, no files, no network. A verdict of *attested* is a value
-//! (`Attested`) that only a verification which went through to its end constructs; every other way out is a refusal.
+//! ([`verify::Attested`]) that only a verification which went through to its end constructs; every other way out is a refusal.
 #![forbid(unsafe_code)]
 
 pub mod base64_bytes;
+pub mod batch;
+mod bytes;
 pub mod enrolment;
 pub mod evidence;
+pub mod explain;
+pub mod learn;
+pub mod policy_file;
+pub mod quote;
+pub mod tcg;
+pub mod verify;
+
+pub use bytes::FieldError;
