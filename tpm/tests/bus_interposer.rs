@@ -19,8 +19,9 @@ use iofs_tpm::{
     CommandError, PinnedSrk, ProtectError, Protected, Tpm,
     command::{Command, CommandCode},
     pcr::{ActiveBanks, ExtendError, Judgement, PcrValues, active_banks, judge, read},
+    response::ResponseCode,
     sealed::{PolicyStep, Sealed},
-    srk::{SRK_HANDLE, SrkError, read_public},
+    srk::{SRK_HANDLE, SrkError, read_public, standard_srk},
     transport::{Socket, Transport, TransportError},
 };
 use tempfile::TempDir;
@@ -58,6 +59,8 @@ struct Interposer {
     diverted: Option<(UnixStream, Takes)>,
     /// Answers the next command with TPM_RC_RETRY, after the TPM executed it.
     hide_once: bool,
+    /// Sends this in front of the next command of that code.
+    meanwhile: Option<(u32, Vec<u8>)>,
 }
 
 /// The bus: a socket in front of swtpm's.
@@ -88,6 +91,9 @@ fn forward(stream: &mut UnixStream, command: &[u8]) -> Vec<u8> {
 
 impl Interposer {
     fn pass(&mut self, command: &[u8]) -> Vec<u8> {
+        if let Some((_, other)) = self.meanwhile.take_if(|(code, _)| *code == code_of(command)) {
+            assert_eq!(forward(&mut self.upstream, &other)[6..10], [0; 4]);
+        }
         let exchange = self.seen.len();
         let flip = |bytes: &[u8], side| match self.flip {
             Some(flip) if flip.exchange == exchange && flip.side == side => flipped(bytes, flip.bit),
@@ -117,7 +123,8 @@ impl Bus {
         upstream.set_read_timeout(Some(PATIENCE)).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bus");
-        let interposer = Interposer { upstream, flip: None, seen: Vec::new(), diverted: None, hide_once: false };
+        let interposer =
+            Interposer { upstream, flip: None, seen: Vec::new(), diverted: None, hide_once: false, meanwhile: None };
         let bus = Self { interposer: Arc::new(Mutex::new(interposer)), path, _folder: folder };
         let listener = UnixListener::bind(&bus.path).unwrap();
         let interposer = Arc::clone(&bus.interposer);
@@ -207,12 +214,16 @@ struct Scene {
 
 impl Scene {
     fn new(prepare: impl FnOnce(&SoftwareTpm)) -> Self {
-        let mut software = SoftwareTpm::started();
+        let software = SoftwareTpm::started();
         software.make_srk();
         prepare(&software);
+        Self::with(software, |bus| PinnedSrk::new(read_public(&mut bus.direct(), SRK_HANDLE).unwrap()).unwrap())
+    }
+
+    fn with(mut software: SoftwareTpm, pin: impl FnOnce(&Bus) -> PinnedSrk) -> Self {
         let bus = Bus::new(&mut software);
         bus.clean();
-        let pin = PinnedSrk::new(read_public(&mut bus.direct(), SRK_HANDLE).unwrap()).unwrap();
+        let pin = pin(&bus);
         let active = active_banks(&mut bus.direct()).unwrap();
         Self { bus, pin, active, _software: software }
     }
@@ -420,6 +431,36 @@ fn may_be_ignored(flip: Flip, codes: &[u32], seen: &[Exchange]) -> bool {
     }
 }
 
+/// What TPM2_CreatePrimary brings is compared with the pin as well, and nothing else of it is believed: creation data,
+/// ticket and Name are not looked at, and another handle is noticed by the session, which covers the key's Name.
+#[test]
+fn bus_interposer_any_bit_of_making_the_key_again_brings_the_pinned_key_or_none() {
+    let mut software = SoftwareTpm::started();
+    let pin = PinnedSrk::new(standard_srk(&mut software.connect()).unwrap()).unwrap();
+    let scene = Scene::with(software, |_| pin);
+    scene.bus.arm(None);
+    Protected::start(&mut scene.bus.client(), &scene.pin).unwrap().close().unwrap();
+    let made = scene.bus.seen()[1].clone();
+    assert_eq!(code_of(&made.request), CommandCode::CreatePrimary.value());
+    let area = 14 + 4..14 + 4 + 2 + scene.pin.public().as_bytes().len();
+    let mut unnoticed = 0;
+    for flip in all_flips(&[Exchange::default(), made]) {
+        let mut client = scene.bus.client();
+        scene.bus.arm(Some(flip));
+        let started = Protected::start(&mut client, &scene.pin);
+        if started.is_ok() {
+            // Nothing of what is believed was changed: neither header and handle, nor sizes, nor the public area.
+            let believed = flip.bit / 8 < 18 || area.contains(&(flip.bit / 8));
+            assert!(flip.side == Side::Request || !believed, "{flip:?}");
+            unnoticed += 1;
+        }
+        scene.bus.interposer().flip = None;
+        drop(started);
+        scene.bus.clean();
+    }
+    println!("{unnoticed} flips in what nobody looks at");
+}
+
 #[test]
 fn bus_interposer_a_cipher_that_was_not_asked_for_is_noticed() {
     const AES: [u8; 6] = [0, 6, 0, 128, 0, 0x43];
@@ -491,4 +532,35 @@ fn bus_interposer_an_extend_whose_success_is_hidden_happens_once() {
     let mut protected = Protected::start(&mut client, &scene.pin).unwrap();
     let after = protected.read(&registers(&[13])).unwrap();
     assert_eq!(judge(&before, &after, index(13), &digests(5)), Judgement::Extended, "and the next session says so");
+}
+
+/// TPM2_PCR_Extend of this register in the SHA-256 bank, by the empty password.
+fn plain_extend(register: u8) -> Vec<u8> {
+    let head = [0x80, 2, 0, 0, 0, 65, 0, 0, 1, 0x82, 0, 0, 0, register];
+    let password = [0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0];
+    [&head[..], &password, &[0, 0, 0, 1, 0, 0xb], &[7; 32]].concat()
+}
+
+#[test]
+fn a_register_that_changes_meanwhile_makes_the_policy_start_over() {
+    let mut blob = Vec::new();
+    let scene = Scene::new(|software| blob = seal(software, b"secret", "7", None).1);
+    let sealed = Sealed::parse(&blob).unwrap();
+    let steps = [PolicyStep::Pcr(BTreeSet::from([(PcrBank::Sha256, index(7))]))];
+    let mut client = scene.bus.client();
+    let mut protected = Protected::start(&mut client, &scene.pin).unwrap();
+    let mut unseal = |register| {
+        let unseal = CommandCode::Unseal.value();
+        scene.bus.arm(None);
+        scene.bus.interposer().meanwhile = Some((unseal, plain_extend(register)));
+        let secret = protected.unseal(&sealed, &steps, &[]);
+        let tries = scene.bus.seen().iter().filter(|exchange| code_of(&exchange.request) == unseal).count();
+        (secret, tries)
+    };
+    // TPM_RC_PCR_CHANGED comes for any register.
+    let (secret, tries) = unseal(13);
+    assert_eq!((secret.unwrap().as_slice(), tries), (&b"secret"[..], 2));
+    let (error, tries) = unseal(7);
+    assert!(matches!(error.unwrap_err().code(), Some(ResponseCode::PolicyFail(_))));
+    assert_eq!(tries, 2, "the first time it was not the policy that failed");
 }

@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     env, fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -139,11 +139,6 @@ pub fn digests(byte: u8) -> Vec<PcrDigest> {
 
 pub fn registers(indices: &[u8]) -> BTreeSet<(PcrBank, PcrIndex)> {
     indices.iter().flat_map(|number| PcrBank::ALL.map(|bank| (bank, index(*number)))).collect()
-}
-
-/// Where a socket of the TPM is, in a folder of its own.
-pub fn beside(path: &Path, name: &str) -> PathBuf {
-    path.with_file_name(name)
 }
 
 /// An object that `tpm2_create` sealed under the storage root key: its policy is these registers of the SHA-256 bank, and
