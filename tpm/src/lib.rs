@@ -32,5 +32,5 @@ mod reader;
 #[doc(hidden)]
 pub use anything::read_as_anything;
 pub use client::{CommandError, Retry, Tpm};
-pub use protected::{ProtectError, Protected};
+pub use protected::{ProtectError, Protected, Suspended};
 pub use srk::{PinnedSrk, Srk, pinned_srk};

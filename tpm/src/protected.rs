@@ -157,6 +157,12 @@ impl<'t, T: Transport> Protected<'t, T> {
         sized_secret(&answer.parameters, "randomBytes").map_err(|source| malformed(command.code(), source))
     }
 
+    /// Lets go of the TPM and keeps the session in it, for [`Suspended::resume`].
+    pub fn suspend(mut self) -> Suspended {
+        // What is dropped here has nothing left to clean.
+        Suspended { srk: self.srk.take(), session: self.session.take() }
+    }
+
     /// Removes the session, and the key where it was made for it, from the TPM.
     ///
     /// # Errors
@@ -169,6 +175,21 @@ impl<'t, T: Transport> Protected<'t, T> {
     fn clean(&mut self) -> Result<(), CommandError> {
         let session = self.session.take().map_or(Ok(()), |session| flush(self.tpm, session.handle()));
         session.and(self.srk.release_once(self.tpm))
+    }
+}
+
+/// A protected session while nobody uses it. Dropped, it stays in the TPM until that is reset or the process ends that
+/// opened the kernel's resource manager.
+#[derive(Debug)]
+pub struct Suspended {
+    srk: Srk,
+    session: Option<Session>,
+}
+
+impl Suspended {
+    /// Goes on with the session, on the TPM that it was started on: any other refuses it.
+    pub fn resume<T: Transport>(self, tpm: &mut Tpm<T>) -> Protected<'_, T> {
+        Protected { tpm, srk: self.srk, session: self.session }
     }
 }
 
