@@ -19,7 +19,7 @@ pub use refusal::Refusal;
 
 pub(crate) use firmware::{file_of, release_files};
 pub(crate) use registers::{Registers, replay_registers};
-pub(crate) use userspace::{Booted, SYSTEMD_PHASES, accepted_lines, is_measured, label_lies};
+pub(crate) use userspace::{Booted, SYSTEMD_PCR, SYSTEMD_PHASES, accepted_lines, is_measured, label_lies};
 
 use std::{
     collections::BTreeSet,

@@ -90,3 +90,18 @@ fn terminals_are_told_nothing() {
     let text = explain(&verifier.request(), &machine.evidence(&Quoted::new(SHA256))).to_string();
     assert!(!text.contains('\u{1b}') && !text.contains("\nevil"), "{text}");
 }
+
+#[test]
+fn a_false_label_is_the_first_difference() {
+    let release = reference("13.2-4", |_| {});
+    let mut machine = Machine::booted(SHA256, &release);
+    machine.records[1].content.string = Some("command-line:other".to_owned());
+    let verifier = Verifier::new(SHA256, vec![release]).policy("pcrs = [11, 12, 13, 15]");
+    machine.measure_text(15, "machine-id:0");
+    let explanation = explain(&verifier.request(), &machine.evidence(&Quoted::new(SHA256)));
+    assert_eq!(
+        explanation.first_difference.as_deref(),
+        Some("PCR 12 event 1: the log has command-line:other, which is not what was measured")
+    );
+    assert_eq!(explanation.events.last().unwrap().status, Status::Accepted);
+}
