@@ -6,14 +6,20 @@
 
 pub mod base64_bytes;
 pub mod batch;
-mod bytes;
+pub mod certificate;
+pub mod credential;
 pub mod enrolment;
 pub mod evidence;
 pub mod explain;
+pub mod fields;
 pub mod learn;
 pub mod policy_file;
+pub mod public;
 pub mod quote;
+pub mod rsa;
 pub mod tcg;
 pub mod verify;
+
+mod bytes;
 
 pub use bytes::FieldError;

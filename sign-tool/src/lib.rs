@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod atomic;
+pub mod attest;
 pub mod authenticode;
 pub mod check;
 pub mod disk;

@@ -14,6 +14,8 @@
 
 pub mod client;
 pub mod command;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod name;
 pub mod nv;
 pub mod pcr;

@@ -636,8 +636,8 @@ fn bus_interposer_a_tpm_that_is_not_the_pinned_one_stops_the_boot() {
     .iter()
     .flat_map(|text| hex::decode(text).unwrap())
     .collect();
-    let area = hex::decode("0023000b00030472000000060080004300100003001000000000").unwrap();
-    let area = [&area[..area.len() - 4], &[0x00, 0x10], &point].concat();
+    let area = hex::decode("0023000b000304720000000600800043001000030010").unwrap();
+    let area = [area, point].concat();
     let size = u16::try_from(area.len()).unwrap().to_be_bytes();
     pinned.tpm = TpmRules { usage: TpmUse::Required, srk: Some(SrkPublic::new([&size[..], &area].concat()).unwrap()) };
     let mut fake = Fake::sealed(&pinned);

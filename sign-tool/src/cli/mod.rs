@@ -1,9 +1,18 @@
 //! The command line: one module per verb, each an arguments type and a `run`.
 
+mod attest;
+mod attest_enroll;
+mod attest_explain;
+#[cfg(feature = "tpm")]
+mod attest_quote;
+#[cfg(feature = "tpm")]
+mod attest_tpm;
+mod attest_verify;
 mod disk;
 mod initramfs;
 mod inspect;
 mod keygen;
+mod predict;
 mod seal;
 mod sign;
 mod verify;
@@ -43,6 +52,8 @@ enum Verb {
     Inspect(inspect::Arguments),
     Disk(disk::Arguments),
     Initramfs(initramfs::Arguments),
+    Predict(predict::Arguments),
+    Attest(Box<attest::Arguments>),
     Verity(verity::Arguments),
 }
 
@@ -87,6 +98,8 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Inspect(arguments) => inspect::run(arguments, output),
         Verb::Disk(arguments) => disk::run(arguments, output),
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),
+        Verb::Predict(arguments) => predict::run(arguments, output),
+        Verb::Attest(arguments) => attest::run(arguments, output),
         Verb::Verity(arguments) => verity::run(arguments, output),
     }
 }
