@@ -240,7 +240,10 @@ fn a_complete_configuration_is_sealed_into_manifest_and_trust_policy() {
     bench.key("keys/next");
     // Paths of keys are relative to the file, not to where the program runs.
     fs::write(bench.path("srk.pub"), [0, 1, 7]).unwrap();
-    let text = example.replace("keys = []", "keys = ['keys/next.pub.pem']").replace("size = \"50%\"", "size = \"7m\"");
+    let text = example
+        .replace("keys = []", "keys = ['keys/next.pub.pem']")
+        .replace("size = \"50%\"", "size = \"7m\"")
+        .replace("use = \"preferred\"", "use = \"required\"");
     fs::write(bench.path("iofs.toml"), text).unwrap();
     let mut seal = command();
     seal.args(bench.image_arguments("out")).args(["--key", &bench.text("key.pem")]);

@@ -17,9 +17,14 @@ use crate::{
 
 /// The shell, where a sealed init finds it.
 pub const SHELL_INIT: &str = "/usr/sbin/device-shell";
-/// Libraries that are loaded at run time, where Debian keeps them on x86-64. The dynamic linker names the others.
-const LOADED: [&str; 2] =
-    ["/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0", "/usr/lib/x86_64-linux-gnu/libtss2-esys.so.0"];
+/// Libraries that are loaded at run time, by `iofs-sign` and by systemd, where Debian keeps them on x86-64. The dynamic
+/// linker names the others.
+const LOADED: [&str; 4] = [
+    "/usr/lib/x86_64-linux-gnu/libtss2-esys.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-mu.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-rc.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0",
+];
 
 /// The root as a tar archive, made once per test program.
 ///
@@ -44,9 +49,10 @@ fn make() -> Result<PathBuf> {
         "../device-shell.service",
         place("etc/systemd/system/multi-user.target.wants/device-shell.service"),
     )?;
-    let program = iofs_sign()?;
-    let stripped = place("usr/bin/iofs-sign");
-    run(Command::new("objcopy").arg("--strip-all").args([&program, &stripped]))?;
+    let program = program("iofs-sign", "iofs-sign")?;
+    run(Command::new("objcopy").arg("--strip-all").args([&program, &place("usr/bin/iofs-sign")]))?;
+    let half = self::program("swtpm-tests", "half-measure")?;
+    run(Command::new("objcopy").arg("--strip-all").args([&half, &place("usr/bin/half-measure")]))?;
     for library in libraries(&program)? {
         let name = library.file_name().context("a library has a name")?;
         copy(&library, &place("usr/lib/iofs-test").join(name), 0o644)?;
@@ -74,12 +80,16 @@ fn run(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The program as this workspace's tests build it.
-fn iofs_sign() -> Result<PathBuf> {
+/// A program of this workspace as its tests build it.
+///
+/// # Errors
+///
+/// Where it does not build.
+pub fn program(package: &str, name: &str) -> Result<PathBuf> {
     run(Command::new("cargo")
-        .args(["build", "--quiet", "--package", "iofs-sign", "--bin", "iofs-sign"])
+        .args(["build", "--quiet", "--package", package, "--bin", name])
         .current_dir(cache::workspace()))?;
-    Ok(target_folder("debug")?.join("iofs-sign"))
+    Ok(target_folder("debug")?.join(name))
 }
 
 /// The TPM libraries that the program and what it loads need. All else is in every Debian root.

@@ -1,7 +1,7 @@
 //! A software TPM for a machine.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::tools;
@@ -17,6 +17,8 @@ use crate::tools;
 /// How long swtpm may take to open its socket, or to write its state and end.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
+/// The issuing certificate's file.
+const ISSUER: &str = "issuer-cert.pem";
 
 /// What a TPM keeps while it has no power: keys, counters, NV indices. Each start of a machine with it is a power cycle.
 #[derive(Debug)]
@@ -32,6 +34,51 @@ impl TpmState {
     /// Where the folder cannot be made.
     pub fn new() -> Result<Self> {
         Ok(Self { folder: tempfile::Builder::new().prefix("iofs-tpm.").tempdir()? })
+    }
+
+    /// A TPM as it leaves its maker: with endorsement keys and their certificates, issued by a CA of its own in the folder
+    /// `ca`. Its root is [`TpmState::ca_root`], the issuer [`TpmState::ca_issuer`].
+    ///
+    /// # Errors
+    ///
+    /// Where `swtpm_setup` is not installed or fails.
+    pub fn certified() -> Result<Self> {
+        let setup = tools::require("swtpm_setup", "apt-get install swtpm-tools")?;
+        let localca = tools::require("swtpm_localca", "apt-get install swtpm-tools")?;
+        let state = Self::new()?;
+        let (at, ca) = (state.path().display(), state.path().join("ca"));
+        fs::create_dir(&ca)?;
+        let ca = ca.display();
+        let paths = format!(
+            "statedir = {ca}\nsigningkey = {ca}/key.pem\nissuercert = {ca}/{ISSUER}\ncertserial = {ca}/serial\n"
+        );
+        fs::write(state.path().join("localca.conf"), paths)?;
+        let platform = "--platform-manufacturer QEMU\n--platform-version 1\n--platform-model Q35\n";
+        fs::write(state.path().join("localca.options"), platform)?;
+        let localca = localca.display();
+        let tools = format!(
+            "create_certs_tool={localca}\ncreate_certs_tool_config={at}/localca.conf\n\
+             create_certs_tool_options={at}/localca.options\n"
+        );
+        fs::write(state.path().join("setup.conf"), tools)?;
+        let made = Command::new(setup)
+            .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha256,sha384", "--tpmstate"])
+            .arg(state.path())
+            .arg("--config")
+            .arg(state.path().join("setup.conf"))
+            .output()?;
+        ensure!(made.status.success(), "swtpm_setup: {}", String::from_utf8_lossy(&made.stdout));
+        Ok(state)
+    }
+
+    /// The certificate at the root of [`TpmState::certified`]'s CA.
+    pub fn ca_root(&self) -> PathBuf {
+        self.path().join("ca/swtpm-localca-rootca-cert.pem")
+    }
+
+    /// The certificate that issued those of the endorsement keys.
+    pub fn ca_issuer(&self) -> PathBuf {
+        self.path().join("ca").join(ISSUER)
     }
 
     /// Where it is kept.
@@ -75,7 +122,7 @@ impl Swtpm {
         let deadline = Instant::now() + PATIENCE;
         while !self.socket.exists() {
             if let Some(status) = self.child.try_wait()? {
-                bail!("swtpm ended with {status}: {}", std::fs::read_to_string(complaint)?.trim());
+                bail!("swtpm ended with {status}: {}", fs::read_to_string(complaint)?.trim());
             }
             if Instant::now() >= deadline {
                 bail!("swtpm did not open {} within {PATIENCE:?}", self.socket.display());

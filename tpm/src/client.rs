@@ -121,6 +121,12 @@ impl<T: Transport> Tpm<T> {
         Self { transport, retry }
     }
 
+    /// The transport, for tests that count.
+    #[cfg(test)]
+    pub(crate) fn into_transport(self) -> T {
+        self.transport
+    }
+
     /// Sends a command without authorizations, and returns the response's parameters.
     ///
     /// It is sent again, after a pause, for as long as the TPM answers [`ResponseCode::Retry`],

@@ -15,8 +15,6 @@ pub enum CommandCode {
     CreatePrimary,
     /// `TPM2_PCR_Event` (Part 3, section 22.3)
     PcrEvent,
-    /// `TPM2_PolicyNV` (Part 3, section 23.9)
-    PolicyNv,
     /// `TPM2_NV_Read` (Part 3, section 31.13)
     NvRead,
     /// `TPM2_Load` (Part 3, section 12.2)
@@ -27,8 +25,6 @@ pub enum CommandCode {
     FlushContext,
     /// `TPM2_NV_ReadPublic` (Part 3, section 31.6)
     NvReadPublic,
-    /// `TPM2_PolicyAuthorize` (Part 3, section 23.16)
-    PolicyAuthorize,
     /// `TPM2_PolicyAuthValue` (Part 3, section 23.17)
     PolicyAuthValue,
     /// `TPM2_ReadPublic` (Part 3, section 12.4)
@@ -56,13 +52,11 @@ impl CommandCode {
             Self::CreatePrimary => (0x131, "TPM2_CreatePrimary"),
             Self::NvIncrement => (0x134, "TPM2_NV_Increment"),
             Self::PcrEvent => (0x13c, "TPM2_PCR_Event"),
-            Self::PolicyNv => (0x149, "TPM2_PolicyNV"),
             Self::NvRead => (0x14e, "TPM2_NV_Read"),
             Self::Load => (0x157, "TPM2_Load"),
             Self::Unseal => (0x15e, "TPM2_Unseal"),
             Self::FlushContext => (0x165, "TPM2_FlushContext"),
             Self::NvReadPublic => (0x169, "TPM2_NV_ReadPublic"),
-            Self::PolicyAuthorize => (0x16a, "TPM2_PolicyAuthorize"),
             Self::PolicyAuthValue => (0x16b, "TPM2_PolicyAuthValue"),
             Self::ReadPublic => (0x173, "TPM2_ReadPublic"),
             Self::StartAuthSession => (0x176, "TPM2_StartAuthSession"),

@@ -6,7 +6,7 @@ use aes::{
 };
 use hmac::{Hmac, Mac};
 use p256::{
-    AffinePoint, ProjectivePoint, Scalar,
+    AffinePoint, FieldBytes, ProjectivePoint, Scalar,
     elliptic_curve::{ff::PrimeField, point::AffineCoordinates},
 };
 use sha2::{Digest, Sha256};
@@ -133,7 +133,9 @@ pub(crate) fn random() -> Option<Key> {
 /// happens once in 2^32 times, and never a hundred times in a row.
 fn random_scalar() -> Option<Scalar> {
     for _ in 0..100 {
-        let candidate: Option<Scalar> = Scalar::from_repr((*random()?).into()).into();
+        let mut bytes = FieldBytes::from(*random()?);
+        let candidate: Option<Scalar> = Scalar::from_repr(bytes).into();
+        bytes.zeroize();
         if let Some(scalar) = candidate.filter(|scalar| *scalar != Scalar::ZERO) {
             return Some(scalar);
         }

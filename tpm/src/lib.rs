@@ -25,9 +25,12 @@ pub mod session;
 pub mod srk;
 pub mod transport;
 
+mod anything;
 mod crypto;
 mod reader;
 
+#[doc(hidden)]
+pub use anything::read_as_anything;
 pub use client::{CommandError, Retry, Tpm};
-pub use protected::{ProtectError, Protected};
+pub use protected::{ProtectError, Protected, Suspended};
 pub use srk::{PinnedSrk, Srk, pinned_srk};

@@ -82,7 +82,7 @@ fn on_itself(code: CommandCode, public: &NvPublic) -> Command {
 }
 
 /// `nvPublic` and the Name that says the same.
-fn nv_public_area(parameters: &[u8], index: u32) -> Result<NvPublic, ResponseError> {
+pub(crate) fn nv_public_area(parameters: &[u8], index: u32) -> Result<NvPublic, ResponseError> {
     let mut reader = Reader::new(parameters);
     let public = NvPublic::parse(reader.sized("nvPublic")?)?;
     let name = reader.sized("nvName")?;

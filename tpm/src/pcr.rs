@@ -50,7 +50,7 @@ impl ActiveBanks {
     }
 
     /// The algorithms (`TPM_ALG_ID`, Part 2, section 6.3) of active banks that this toolkit does not know. [`extend`] leaves
-    /// them as they are: policies on these banks are not closed by it.
+    /// them as they are, so that policies on these banks are not closed by it; [`event`] extends them too.
     pub fn unknown(&self) -> &[u16] {
         &self.unknown
     }
@@ -82,7 +82,7 @@ pub(crate) fn banks_by(run: &mut Run<'_>) -> Result<ActiveBanks, BanksError> {
     if active.banks.is_empty() { Err(BanksError::None) } else { Ok(active) }
 }
 
-fn parse_banks(parameters: &[u8]) -> Result<ActiveBanks, ResponseError> {
+pub(crate) fn parse_banks(parameters: &[u8]) -> Result<ActiveBanks, ResponseError> {
     let mut reader = Reader::new(parameters);
     let more = reader.u8("moreData")?;
     if more != 0 {
@@ -268,7 +268,10 @@ pub(crate) fn selection(wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Vec<u8> {
 }
 
 /// The values are in the order of the selection that comes with them: bank by bank, then by register.
-fn parse_values(parameters: &[u8], wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ResponseError> {
+pub(crate) fn parse_values(
+    parameters: &[u8],
+    wanted: &BTreeSet<(PcrBank, PcrIndex)>,
+) -> Result<PcrValues, ResponseError> {
     let mut reader = Reader::new(parameters);
     let update_counter = reader.u32("pcrUpdateCounter")?;
     let mut registers = Vec::new();
@@ -329,6 +332,22 @@ pub enum ExtendError {
         /// The digest.
         digest: PcrDigest,
     },
+    /// A bank's digests have an unknown size, so that the answer to TPM2_PCR_Event could not be read. Nothing was sent.
+    #[error("extend register {index}: expected banks of known algorithms, found {algorithm:#06x}")]
+    Unknown {
+        /// The register.
+        index: PcrIndex,
+        /// `TPM_ALG_ID`
+        algorithm: u16,
+    },
+    /// The TPM computed another digest of the data.
+    #[error("extend register {index}: expected {expected} of the TPM, found another digest or none")]
+    Digest {
+        /// The register.
+        index: PcrIndex,
+        /// The digest that was computed here.
+        expected: PcrDigest,
+    },
 }
 
 /// Extends a register in all active banks by one command (TPM2_PCR_Extend, Part 3, section 22.2), authorized by the empty
@@ -360,6 +379,73 @@ pub(crate) fn extend_by(
     let command = extend_command(active, index, digests)?;
     let done = run(&command).and_then(|parameters| ended(command.code(), &parameters));
     done.map_err(|source| ExtendError::Command { index, source })
+}
+
+/// Extends a register in all active banks, those of unknown algorithms too: the TPM is given the data itself, and hashes it
+/// in each bank (TPM2_PCR_Event, Part 3, section 22.3). At most 1024 bytes; whoever is on the bus can read them.
+///
+/// `digests` are those of the data, exactly one for each of the active banks that are known: the TPM's are compared.
+///
+/// # Errors
+/// See [`ExtendError`]. After [`ExtendError::Digest`] the register was extended by something else.
+pub fn event<T: Transport>(
+    tpm: &mut Tpm<T>,
+    active: &ActiveBanks,
+    index: PcrIndex,
+    data: &[u8],
+    digests: &[PcrDigest],
+) -> Result<(), ExtendError> {
+    let mut password =
+        |command: &Command| tpm.execute(command, &mut [Auth::empty_password()]).map(|answer| answer.parameters);
+    event_by(&mut password, active, index, data, digests)
+}
+
+pub(crate) fn event_by(
+    run: &mut Run<'_>,
+    active: &ActiveBanks,
+    index: PcrIndex,
+    data: &[u8],
+    digests: &[PcrDigest],
+) -> Result<(), ExtendError> {
+    // What an extend would refuse is refused here.
+    extend_command(active, index, digests)?;
+    if let Some(algorithm) = active.unknown.iter().copied().find(|algorithm| digest_size(*algorithm).is_none()) {
+        return Err(ExtendError::Unknown { index, algorithm });
+    }
+    let command = Command::new(CommandCode::PcrEvent).handle(index.get().into()).sized(data);
+    let failed = |source| ExtendError::Command { index, source };
+    let computed = event_digests(&run(&command).map_err(failed)?);
+    let computed = computed.map_err(|source| failed(malformed(command.code(), source)))?;
+    match digests.iter().find(|digest| !computed.contains(digest)) {
+        Some(digest) => Err(ExtendError::Digest { index, expected: *digest }),
+        None => Ok(()),
+    }
+}
+
+/// TPML_DIGEST_VALUES (Part 2, section 10.9.6), without those of banks that are not known.
+pub(crate) fn event_digests(parameters: &[u8]) -> Result<Vec<PcrDigest>, ResponseError> {
+    let mut reader = Reader::new(parameters);
+    let mut digests = Vec::new();
+    for _ in 0..reader.count("digests", MAX_BANKS)? {
+        let algorithm = reader.u16("hashAlg")?;
+        let unknown = value("hashAlg", "an algorithm whose digests have a known size", algorithm.into());
+        let bytes = reader.bytes("digest", digest_size(algorithm).ok_or(unknown)?)?;
+        let bank = PcrBank::from_algorithm_id(algorithm);
+        digests.extend(bank.and_then(|bank| PcrDigest::new(bank, bytes).ok()));
+    }
+    reader.end("TPM2_PCR_Event's parameters")?;
+    Ok(digests)
+}
+
+/// TPMT_HA carries no size (Part 2, section 10.3.2): of SM3-256 and SHA-3 it is known too (TCG Algorithm Registry,
+/// section 6.2).
+fn digest_size(algorithm: u16) -> Option<usize> {
+    match algorithm {
+        0x0012 | 0x0027 => Some(32),
+        0x0028 => Some(48),
+        0x0029 => Some(64),
+        known => PcrBank::from_algorithm_id(known).map(PcrBank::digest_size),
+    }
 }
 
 fn extend_command(active: &ActiveBanks, index: PcrIndex, digests: &[PcrDigest]) -> Result<Command, ExtendError> {
@@ -400,12 +486,12 @@ pub enum Judgement {
 ///
 /// A bank whose digests are not computed here counts as extended where it changed.
 pub fn judge(before: &PcrValues, after: &PcrValues, index: PcrIndex, digests: &[PcrDigest]) -> Judgement {
-    let mut judged = digests.iter().map(|digest| {
+    let judged = digests.iter().map(|digest| {
         let (before, after) = (before.get(digest.bank(), index)?, after.get(digest.bank(), index)?);
         let predicted = pcr::extend(&before, digest).ok();
         Some((before == after, predicted.map(|predicted| predicted == after)))
     });
-    let judged: Option<Vec<(bool, Option<bool>)>> = judged.by_ref().collect();
+    let judged: Option<Vec<(bool, Option<bool>)>> = judged.collect();
     match judged {
         Some(all) if all.is_empty() => Judgement::Other,
         Some(all) if all.iter().all(|(unchanged, _)| *unchanged) => Judgement::NotExtended,

@@ -130,6 +130,22 @@ impl<'t, T: Transport> Protected<'t, T> {
         pcr::extend_by(&mut run, active, index, digests)
     }
 
+    /// The same as [`pcr::event`].
+    ///
+    /// # Errors
+    /// See [`ExtendError`], and [`Protected::extend`].
+    pub fn event(
+        &mut self,
+        active: &ActiveBanks,
+        index: PcrIndex,
+        data: &[u8],
+        digests: &[PcrDigest],
+    ) -> Result<(), ExtendError> {
+        let mut run =
+            |command: &Command| self.execute(command, &[], Protection::Integrity).map(|answer| answer.parameters);
+        pcr::event_by(&mut run, active, index, data, digests)
+    }
+
     /// 32 random bytes of the TPM, which nobody on the bus saw (TPM2_GetRandom, Part 3, section 16.1). A TPM may give
     /// fewer.
     ///
@@ -139,6 +155,12 @@ impl<'t, T: Transport> Protected<'t, T> {
         let command = Command::new(CommandCode::GetRandom).u16(32);
         let answer = self.execute(&command, &[], Protection::HiddenResponse)?;
         sized_secret(&answer.parameters, "randomBytes").map_err(|source| malformed(command.code(), source))
+    }
+
+    /// Lets go of the TPM and keeps the session in it, for [`Suspended::resume`].
+    pub fn suspend(mut self) -> Suspended {
+        // What is dropped here has nothing left to clean.
+        Suspended { srk: self.srk.take(), session: self.session.take() }
     }
 
     /// Removes the session, and the key where it was made for it, from the TPM.
@@ -153,6 +175,21 @@ impl<'t, T: Transport> Protected<'t, T> {
     fn clean(&mut self) -> Result<(), CommandError> {
         let session = self.session.take().map_or(Ok(()), |session| flush(self.tpm, session.handle()));
         session.and(self.srk.release_once(self.tpm))
+    }
+}
+
+/// A protected session while nobody uses it. Dropped, it stays in the TPM until that is reset or the process ends that
+/// opened the kernel's resource manager.
+#[derive(Debug)]
+pub struct Suspended {
+    srk: Srk,
+    session: Option<Session>,
+}
+
+impl Suspended {
+    /// Goes on with the session, on the TPM that it was started on: any other refuses it.
+    pub fn resume<T: Transport>(self, tpm: &mut Tpm<T>) -> Protected<'_, T> {
+        Protected { tpm, srk: self.srk, session: self.session }
     }
 }
 

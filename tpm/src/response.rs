@@ -409,6 +409,32 @@ mod tests {
         assert_eq!(ResponseCode::new(0x1c4).to_string(), "0x1c4 (see TPM 2.0 Library, Part 2, section 6.6)");
     }
 
+    #[test]
+    fn codes_that_ask_for_something_have_a_name_and_a_next_step() {
+        let cases = [
+            (ResponseCode::Failure, 0x101, "power the machine off and on"),
+            (ResponseCode::AuthUnavailable(0x12f), 0x12f, "not authorized in this way"),
+            (ResponseCode::NvUninitialized, 0x14a, "write it at enrolment"),
+            (ResponseCode::AuthFail(0x98e), 0x98e, "counted towards the lockout"),
+            (ResponseCode::AuthFail(0xa8e), 0xa8e, "TPM_RC_AUTH_FAIL"),
+            (ResponseCode::BadAuth(0x9a2), 0x9a2, "not counted"),
+            (ResponseCode::PolicyFail(0x99d), 0x99d, "look for what was measured otherwise"),
+            (ResponseCode::Integrity(0x1df), 0x1df, "wrapped by another TPM"),
+            (ResponseCode::Handle(0x18b), 0x18b, "no such object"),
+            (ResponseCode::Handle(0x910), 0x910, "no such object"),
+            (ResponseCode::ObjectMemory(0x902), 0x902, "flush what others left behind"),
+            (ResponseCode::SessionMemory(0x905), 0x905, "flush what others left behind"),
+            (ResponseCode::Locality, 0x907, "locality"),
+            (ResponseCode::NvRate, 0x920, "wait"),
+        ];
+        for (expected, value, text) in cases {
+            let code = ResponseCode::new(value);
+            assert_eq!((code, code.value()), (expected, value));
+            assert!(code.to_string().contains(text), "{code}");
+            assert!(!code.is_transient());
+        }
+    }
+
     fn tags() -> impl Strategy<Value = Tag> {
         prop_oneof![Just(Tag::NoSessions), Just(Tag::Sessions)]
     }

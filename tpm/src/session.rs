@@ -57,7 +57,7 @@ impl Protection {
 
 /// What a session is for (`TPM_SE`, Part 2, section 6.11).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum SessionKind {
+pub(crate) enum SessionKind {
     /// Knowledge of authorization values, protection of commands and responses.
     Hmac,
     /// Policies, and the same protection.
@@ -108,8 +108,8 @@ pub enum SessionError {
     },
 }
 
-/// A salted session. [`Session::flush`] ends it; one that is only dropped stays in the TPM.
-pub struct Session {
+/// A salted session. [`flush`] ends it; one that is only dropped stays in the TPM.
+pub(crate) struct Session {
     handle: u32,
     kind: SessionKind,
     key: Key,
@@ -142,7 +142,7 @@ impl Session {
     ///
     /// # Errors
     /// See [`CommandError`].
-    pub fn start<T: Transport>(tpm: &mut Tpm<T>, kind: SessionKind, srk: &Srk) -> Result<Self, CommandError> {
+    pub(crate) fn start<T: Transport>(tpm: &mut Tpm<T>, kind: SessionKind, srk: &Srk) -> Result<Self, CommandError> {
         Self::start_bound(tpm, kind, srk, Binding { handle: NONE, auth_value: &[] })
     }
 
@@ -163,11 +163,6 @@ impl Session {
         Ok(Self { handle, kind, key, nonce_tpm, in_step: true, proves_auth_value: kind == SessionKind::Hmac })
     }
 
-    /// What the session is for.
-    pub fn kind(&self) -> SessionKind {
-        self.kind
-    }
-
     pub(crate) fn handle(&self) -> u32 {
         self.handle
     }
@@ -182,14 +177,6 @@ impl Session {
     pub(crate) fn with<'a>(&'a mut self, auth_value: &'a [u8], protection: Protection) -> Auth<'a> {
         let attributes = attribute::CONTINUE | protection.attribute();
         Auth(Some(Use { session: self, auth_value: trimmed(auth_value), attributes, nonce: [0; SIZE] }))
-    }
-
-    /// Ends the session.
-    ///
-    /// # Errors
-    /// See [`CommandError`].
-    pub fn flush<T: Transport>(self, tpm: &mut Tpm<T>) -> Result<(), CommandError> {
-        flush(tpm, self.handle)
     }
 }
 
@@ -240,7 +227,7 @@ fn start_command(kind: SessionKind, srk: &Srk, bound: u32) -> Result<(Command, K
     Ok((command.u16(SHA256), nonce, salt))
 }
 
-fn started(kind: SessionKind, handle: u32, parameters: &[u8]) -> Result<(u32, [u8; SIZE]), ResponseError> {
+pub(crate) fn started(kind: SessionKind, handle: u32, parameters: &[u8]) -> Result<(u32, [u8; SIZE]), ResponseError> {
     if handle.to_be_bytes()[0] != kind.handle_type() {
         return Err(ResponseError::Value {
             field: "sessionHandle",
@@ -263,7 +250,7 @@ fn nonce(bytes: &[u8]) -> Result<[u8; SIZE], ResponseError> {
 }
 
 /// One authorization of a command: the empty password, or a session.
-pub struct Auth<'a>(Option<Use<'a>>);
+pub(crate) struct Auth<'a>(Option<Use<'a>>);
 
 impl fmt::Debug for Auth<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -282,7 +269,7 @@ struct Use<'a> {
 impl<'a> Auth<'a> {
     /// The empty password (Part 1, section 19.4). It proves nothing and protects nothing: it is what registers ask for
     /// that anybody may extend.
-    pub fn empty_password() -> Self {
+    pub(crate) fn empty_password() -> Self {
         Self(None)
     }
 }
@@ -445,3 +432,22 @@ pub(crate) struct Entity<'a> {
     pub(crate) name: Name,
     pub(crate) auth_value: &'a [u8],
 }
+
+/// For fuzzing: a response to a command under a session of its own, or under the empty password.
+pub(crate) fn read_as_response(bytes: &[u8], session: bool) -> bool {
+    let mut own = Session {
+        handle: 0x0200_0000,
+        kind: SessionKind::Hmac,
+        key: Key::default(),
+        nonce_tpm: [0; SIZE],
+        in_step: false,
+        proves_auth_value: true,
+    };
+    let auth = if session { own.with(b"value", Protection::HiddenResponse) } else { Auth::empty_password() };
+    let mut reader = Reader::new(bytes);
+    let Ok(parameters) = reader.parameters() else { return false };
+    accept(CommandCode::Unseal, &mut [auth], reader, &mut parameters.to_vec()).is_ok()
+}
+
+#[cfg(test)]
+mod tests;

@@ -126,6 +126,12 @@ impl Srk {
         self.release_once(tpm)
     }
 
+    /// The same key; what is left behind has nothing to flush.
+    pub(crate) fn take(&mut self) -> Self {
+        let transient = std::mem::take(&mut self.transient);
+        Self { transient, ..*self }
+    }
+
     pub(crate) fn release_once<T: Transport>(&mut self, tpm: &mut Tpm<T>) -> Result<(), CommandError> {
         if std::mem::take(&mut self.transient) { flush(tpm, self.handle) } else { Ok(()) }
     }
@@ -213,7 +219,7 @@ fn create_primary<T: Transport>(
     }
 }
 
-fn created(parameters: &[u8]) -> Result<Vec<u8>, ResponseError> {
+pub(crate) fn created(parameters: &[u8]) -> Result<Vec<u8>, ResponseError> {
     let mut reader = Reader::new(parameters);
     let public = reader.sized("outPublic")?;
     reader.sized("creationData")?;

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{SoftwareTpm, digests, index, registers};
-use iofs_policy::pcr::PcrBank;
+use iofs_policy::pcr::{PcrBank, PcrDigest};
 use iofs_tpm::{
     PinnedSrk, ProtectError, Protected, Tpm,
     pcr::{Judgement, active_banks, judge, read},
@@ -30,6 +30,9 @@ fn a_register_is_extended_and_read_within_a_salted_session() {
     assert_eq!(judge(&before, &after, index(13), &digests(1)), Judgement::Extended);
     assert_eq!(judge(&before, &before, index(13), &digests(1)), Judgement::NotExtended);
     assert_eq!(judge(&before, &after, index(13), &digests(2)), Judgement::Other);
+    let of = |bank| PcrDigest::of(bank, &[b"event"]);
+    let known: Vec<PcrDigest> = PcrBank::ALL.into_iter().map(of).collect();
+    protected.event(&active, index(14), b"event", &known).unwrap();
     protected.close().unwrap();
     assert_eq!(read(&mut tpm, &registers(&[13])).unwrap(), after);
     assert_eq!(active_banks(&mut tpm).unwrap(), active);

@@ -4,7 +4,6 @@ mod common;
 
 use std::{
     collections::BTreeSet,
-    io::Write,
     net::TcpListener,
     os::fd::OwnedFd,
     path::Path,
@@ -17,27 +16,15 @@ use iofs_policy::{
 };
 use iofs_tpm::{
     CommandError, Tpm,
-    pcr::{BanksError, active_banks, extend, read},
+    pcr::{BanksError, ExtendError, Judgement, active_banks, event, extend, judge, read},
     response::ResponseCode,
     transport::{Socket, Transport, TransportError},
 };
 
 use common::{PATIENCE, SoftwareTpm, index, require};
 
-/// SHA-1 is not computed by this toolkit, so that coreutils say what it is.
-fn hash(bank: PcrBank, parts: &[&[u8]]) -> PcrDigest {
-    if bank != PcrBank::Sha1 {
-        return PcrDigest::of(bank, parts);
-    }
-    let mut process =
-        Command::new(require("sha1sum", "coreutils")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    process.stdin.take().unwrap().write_all(&parts.concat()).unwrap();
-    let text = String::from_utf8(process.wait_with_output().unwrap().stdout).unwrap();
-    PcrDigest::new(bank, &hex::decode(&text[..40]).unwrap()).unwrap()
-}
-
 fn predict(value: &PcrDigest, digest: &PcrDigest) -> PcrDigest {
-    let by_hand = hash(value.bank(), &[value.as_bytes(), digest.as_bytes()]);
+    let by_hand = PcrDigest::of(value.bank(), &[value.as_bytes(), digest.as_bytes()]);
     if value.bank() != PcrBank::Sha1 {
         assert_eq!(pcr::extend(value, digest), Ok(by_hand));
     }
@@ -79,7 +66,7 @@ fn an_extended_register_has_the_predicted_value_in_all_banks() {
 
     let mut expected: Vec<PcrDigest> = banks.iter().map(|bank| PcrDigest::zero(*bank)).collect();
     for event in [&b"one"[..], b"", b"three"] {
-        let digests: Vec<PcrDigest> = banks.iter().map(|bank| hash(*bank, &[event])).collect();
+        let digests: Vec<PcrDigest> = banks.iter().map(|bank| PcrDigest::of(*bank, &[event])).collect();
         extend(&mut tpm, &active, index(13), &digests).unwrap();
         expected = expected.iter().zip(&digests).map(|(value, digest)| predict(value, digest)).collect();
     }
@@ -99,6 +86,22 @@ fn an_extended_register_has_the_predicted_value_in_all_banks() {
 }
 
 #[test]
+fn an_event_is_hashed_by_the_tpm_as_it_is_here() {
+    let mut software = SoftwareTpm::started();
+    let mut tpm = software.connect();
+    let active = active_banks(&mut tpm).unwrap();
+    for data in [&b"event"[..], &[7; 1024]] {
+        let before = read(&mut tpm, &all_registers(&PcrBank::ALL)).unwrap();
+        let digests = PcrBank::ALL.map(|bank| PcrDigest::of(bank, &[data]));
+        event(&mut tpm, &active, index(12), data, &digests).unwrap();
+        let after = read(&mut tpm, &all_registers(&PcrBank::ALL)).unwrap();
+        assert_eq!(judge(&before, &after, index(12), &digests), Judgement::Extended);
+    }
+    let error = event(&mut tpm, &active, index(12), b"event", &PcrBank::ALL.map(PcrDigest::zero)).unwrap_err();
+    assert!(matches!(error, ExtendError::Digest { .. }), "{error}");
+}
+
+#[test]
 fn values_and_their_counter_hold_until_the_next_extend() {
     let mut software = SoftwareTpm::started();
     let mut tpm = software.connect();
@@ -106,7 +109,7 @@ fn values_and_their_counter_hold_until_the_next_extend() {
     let all = all_registers(&PcrBank::ALL);
     let before = read(&mut tpm, &all).unwrap();
     assert_eq!(read(&mut tpm, &all).unwrap(), before);
-    let digests = PcrBank::ALL.map(|bank| hash(bank, &[b"event"]));
+    let digests = PcrBank::ALL.map(|bank| PcrDigest::of(bank, &[b"event"]));
     extend(&mut tpm, &active, index(11), &digests).unwrap();
     let after = read(&mut tpm, &all).unwrap();
     assert_ne!(after.update_counter(), before.update_counter());

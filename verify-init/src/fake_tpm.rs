@@ -8,7 +8,7 @@ use iofs_policy::pcr::{PcrBank, PcrDigest, PcrIndex, extend};
 const GET_CAPABILITY: u8 = 0x7a;
 const PCR_EXTEND: u8 = 0x82;
 
-/// The TPM. It answers success to everything that it does not know.
+/// The TPM. It refuses what it does not know.
 #[derive(Debug)]
 pub(crate) struct FakeTpm {
     banks: Vec<PcrBank>,
@@ -31,7 +31,8 @@ impl FakeTpm {
                 self.extend(command);
                 response(0x8002, &[0, 0, 0, 0, 0, 0, 0, 0, 0])
             }
-            other => panic!("no command {other:#x} here"),
+            // TPM_RC_COMMAND_CODE
+            _ => vec![0x80, 0x01, 0, 0, 0, 10, 0, 0, 0x01, 0x43],
         }
     }
 

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use iofs_policy::{
     failure::{FailureReport, Stage},
-    manifest::{TpmRules, TpmUse},
+    manifest::{SrkPublic, TpmRules, TpmUse},
     measurement::Measurement,
     measurement_log::Record,
     paths::MEASUREMENT_LOG,
     pcr::PcrDigest,
 };
 use iofs_tpm::{
-    Tpm,
-    pcr::{self, ActiveBanks},
+    PinnedSrk, Protected, Suspended, Tpm,
+    name::Public,
+    pcr::{self, ActiveBanks, ExtendError},
+    presence::{Facts, Presence},
     transport::{Transport, TransportError},
 };
 
@@ -29,6 +31,8 @@ use crate::{
 const DRIVER: &str = "/sys/class/tpm";
 /// Where it shows what firmware says of one.
 const TABLE: &str = "/sys/firmware/acpi/tables";
+/// Where systemd keeps the measurement log.
+const LOG_FOLDER: &str = "/run/log/systemd";
 /// Driver and device node of a TPM that firmware told of take less.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A required TPM may be one that firmware does not tell of.
@@ -49,8 +53,8 @@ impl Verified {
     pub(crate) fn measure<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Measured, FailureReport> {
         let rules = self.manifest.manifest().tpm.clone();
         let what = match open(boot, &rules) {
-            Ok(Some(banks)) => {
-                boot.measuring = Some(Measuring { banks, usage: rules.usage });
+            Ok(Some(measuring)) => {
+                boot.measuring = Some(measuring);
                 let debug = self.manifest.manifest().image.debug;
                 let [enter, line, manifest, _] =
                     Measurement::of_boot(&self.raw_command_line, self.manifest.digest(), debug);
@@ -76,6 +80,10 @@ impl Mounted {
     pub(crate) fn cap<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Capped, FailureReport> {
         let what = if boot.measuring.is_some() { "capped the initramfs phase" } else { "capped nothing" };
         measure(boot, Stage::Capped, &Measurement::LeaveInitrd)?;
+        if let Some(session) = boot.measuring.as_mut().and_then(|measuring| measuring.session.take()) {
+            // What could not be removed is in nobody's way: the TPM forgets it with the next reset.
+            let _ = session.resume(&mut Tpm::new(Wire(boot.system))).close();
+        }
         boot.reached(Stage::Capped, what);
         Ok(Capped { mounted: self })
     }
@@ -85,6 +93,8 @@ impl Mounted {
 pub(crate) struct Measuring {
     banks: ActiveBanks,
     usage: TpmUse,
+    /// A session that only the pinned TPM can answer, where one is pinned.
+    session: Option<Suspended>,
 }
 
 impl Measuring {
@@ -93,16 +103,36 @@ impl Measuring {
         self.banks.banks().map(|bank| bank.name().to_owned()).collect()
     }
 
+    fn extend<T: Transport>(
+        &mut self,
+        tpm: &mut Tpm<T>,
+        measurement: &Measurement<'_>,
+        digests: &[PcrDigest],
+    ) -> Result<(), ExtendError> {
+        let Some(session) = self.session.take() else {
+            return pcr::extend(tpm, &self.banks, measurement.pcr(), digests);
+        };
+        let mut protected = session.resume(tpm);
+        let extended = protected.extend(&self.banks, measurement.pcr(), digests);
+        self.session = Some(protected.suspend());
+        extended
+    }
+
     fn description(&self) -> String {
-        format!("measured command line and manifest ({})", self.bank_names().join(", "))
+        let session = if self.session.is_some() { ", by the pinned TPM" } else { "" };
+        format!("measured command line and manifest ({}{session})", self.bank_names().join(", "))
     }
 }
 
 /// After a failure: what is bound to the initramfs phase is out of reach, whatever the machine does next. Says why where
 /// that could not be done.
 pub(crate) fn cap_after_failure<S: System>(boot: &mut Boot<'_, S>) -> Option<String> {
-    let measuring = boot.measuring.take()?;
-    extend(boot, &measuring.banks, &Measurement::LeaveInitrd).err()
+    let mut measuring = boot.measuring.take()?;
+    let protected = measuring.session.is_some();
+    let why = extend(boot, &mut measuring, &Measurement::LeaveInitrd).err()?;
+    // A session that failed stays useless. Without one, whoever is on the bus can still undo this, but need not be there.
+    measuring.session = None;
+    if protected { extend(boot, &mut measuring, &Measurement::LeaveInitrd).err() } else { Some(why) }
 }
 
 /// Measures and logs. Without a TPM nothing is done.
@@ -111,10 +141,10 @@ fn measure<S: System>(
     stage: Stage,
     measurement: &Measurement<'_>,
 ) -> Result<(), FailureReport> {
-    let Some(measuring) = boot.measuring.take() else {
+    let Some(mut measuring) = boot.measuring.take() else {
         return Ok(());
     };
-    let result = extend(boot, &measuring.banks, measurement);
+    let result = extend(boot, &mut measuring, measurement);
     let usage = measuring.usage;
     boot.measuring = Some(measuring);
     let Err(why) = result else {
@@ -132,10 +162,14 @@ fn measure<S: System>(
 
 /// Extends the register in all banks, between the two halves of writing the log: whoever is stopped in between leaves a log
 /// that says so.
-fn extend<S: System>(boot: &mut Boot<'_, S>, banks: &ActiveBanks, measurement: &Measurement<'_>) -> Result<(), String> {
-    let digests: Vec<PcrDigest> = banks.banks().map(|bank| measurement.digest(bank)).collect();
+fn extend<S: System>(
+    boot: &mut Boot<'_, S>,
+    measuring: &mut Measuring,
+    measurement: &Measurement<'_>,
+) -> Result<(), String> {
+    let digests: Vec<PcrDigest> = measuring.banks.banks().map(|bank| measurement.digest(bank)).collect();
     let begun = boot.system.begin_log_record();
-    let extended = pcr::extend(&mut Tpm::new(Wire(boot.system)), banks, measurement.pcr(), &digests);
+    let extended = measuring.extend(&mut Tpm::new(Wire(boot.system)), measurement, &digests);
     let log = |error| format!("{MEASUREMENT_LOG}: {}", text(&error));
     let boot_id = boot_id(boot);
     let microseconds = u64::try_from(boot.system.now().as_micros()).unwrap_or(u64::MAX);
@@ -152,32 +186,54 @@ fn boot_id<S: System>(boot: &mut Boot<'_, S>) -> Option<String> {
 }
 
 /// Finds the TPM and its banks. `None` where there is none and none is required.
-fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<ActiveBanks>, FailureReport> {
-    if rules.usage == TpmUse::Off {
+fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<Measuring>, FailureReport> {
+    let Some(patience) = patience(boot, rules.usage) else {
         return Ok(None);
-    }
-    let told = [(DRIVER, "tpm0"), (TABLE, "TPM2")]
-        .iter()
-        .any(|(folder, name)| boot.system.list(folder).is_ok_and(|names| names.iter().any(|one| one == name)));
-    let patience = match (rules.usage, told) {
-        (TpmUse::Required, _) => MORE_PATIENCE,
-        (_, true) => PATIENCE,
-        (_, false) => return Ok(None),
     };
     let fail = |found: String| {
         let next = "switch the TPM on in the firmware's settings, or seal an image with another [tpm] use";
         refusal(Stage::Measured, "there is no TPM to measure into", "a TPM 2.0 with an active bank", found, next)
     };
     boot.system.open_tpm(patience).map_err(|error| fail(error.to_string()))?;
-    let banks = pcr::active_banks(&mut Tpm::new(Wire(boot.system))).map_err(|error| fail(error.to_string()))?;
+    let session = rules.srk.as_ref().map(|srk| protect(boot, srk)).transpose()?;
+    let tpm = &mut Tpm::new(Wire(boot.system));
+    let banks = pcr::active_banks(tpm).map_err(|error| fail(error.to_string()))?;
     if !banks.unknown().is_empty() {
-        boot.warn(format!(
-            "the TPM has active banks of unknown algorithms {:04x?}: they stay as they are",
-            banks.unknown()
-        ));
+        let unknown = banks.unknown();
+        boot.warn(format!("the TPM has active banks of unknown algorithms {unknown:04x?}: they stay as they are"));
     }
-    boot.system.create_folder("/run/log/systemd", 0o755).map_err(|error| fail(text(&error)))?;
-    Ok(Some(banks))
+    boot.system.create_folder(LOG_FOLDER, 0o755).map_err(|error| fail(text(&error)))?;
+    Ok(Some(Measuring { banks, usage: rules.usage, session }))
+}
+
+/// How long to wait for a TPM, if at all.
+fn patience<S: System>(boot: &mut Boot<'_, S>, usage: TpmUse) -> Option<Duration> {
+    let mut there =
+        |folder: &str, name: &str| boot.system.list(folder).is_ok_and(|names| names.iter().any(|one| one == name));
+    match usage {
+        TpmUse::Off => None,
+        TpmUse::Required => Some(MORE_PATIENCE),
+        TpmUse::Preferred => match (Facts { driver: there(DRIVER, "tpm0"), firmware: there(TABLE, "TPM2") }).presence()
+        {
+            Presence::Ready | Presence::Late => Some(PATIENCE),
+            Presence::Absent => None,
+        },
+    }
+}
+
+/// Starts a session that only the TPM with the pinned key can answer.
+fn protect<S: System>(boot: &mut Boot<'_, S>, srk: &SrkPublic) -> Result<Suspended, FailureReport> {
+    let refused = |found: String| {
+        let next = "boot the image on the machine that it was sealed for, or seal one for this machine; if it is that \
+                    machine, somebody replaced its TPM, cleared it, or sits on the way to it";
+        let fact = "this TPM is not the pinned one";
+        refusal(Stage::Measured, fact, "the TPM with the sealed storage root key", found, next)
+    };
+    let public = Public::parse_sized(srk.as_bytes()).map_err(|error| refused(error.to_string()))?;
+    let pin = PinnedSrk::new(public).map_err(|error| refused(error.to_string()))?;
+    let mut tpm = Tpm::new(Wire(boot.system));
+    let protected = Protected::start(&mut tpm, &pin).map_err(|error| refused(error.to_string()))?;
+    Ok(protected.suspend())
 }
 
 /// Commands go through the system.

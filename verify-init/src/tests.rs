@@ -7,7 +7,8 @@ use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, PayloadType},
     failure::{FailureAction, Stage},
-    manifest::{Manifest, Place, RollbackIndex, TpmUse},
+    hex,
+    manifest::{Manifest, Place, RollbackIndex, SrkPublic, TpmRules, TpmUse},
     measurement::{Measurement, predict},
     measurement_log,
     paths::{BOOT_RECORD, MANIFEST, MEASUREMENT_LOG, MODULE_INDEX, TRUST},
@@ -620,4 +621,35 @@ fn debug_shell_a_refused_boot_closes_the_initramfs_phase_first() {
     let mut phases = predicted(&fake, PcrBank::Sha256, 4);
     phases.retain(|(index, _)| *index == 11);
     holds(&fake, PcrBank::Sha256, &phases);
+}
+
+#[test]
+fn bus_interposer_a_tpm_that_is_not_the_pinned_one_stops_the_boot() {
+    let mut pinned = manifest();
+    // A point of P-256: the base point.
+    let point: Vec<u8> = [
+        "0020",
+        "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296",
+        "0020",
+        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5",
+    ]
+    .iter()
+    .flat_map(|text| hex::decode(text).unwrap())
+    .collect();
+    let area = hex::decode("0023000b00030472000000060080004300100003001000000000").unwrap();
+    let area = [&area[..area.len() - 4], &[0x00, 0x10], &point].concat();
+    let size = u16::try_from(area.len()).unwrap().to_be_bytes();
+    pinned.tpm = TpmRules { usage: TpmUse::Required, srk: Some(SrkPublic::new([&size[..], &area].concat()).unwrap()) };
+    let mut fake = Fake::sealed(&pinned);
+    fake.tpm = Some(FakeTpm::with_banks(&[PcrBank::Sha256]));
+    let (text, fake) = refused_by(fake);
+    assert_eq!(
+        report(&text)[..2],
+        [
+            "BOOT REFUSED before stage \"measured\": this TPM is not the pinned one",
+            "the TPM with the sealed storage root key"
+        ]
+    );
+    assert!(report(&text)[2].contains("TPM2_CreatePrimary"), "{text}");
+    assert_eq!(fake.count("tpm 82"), 0, "nothing was measured");
 }

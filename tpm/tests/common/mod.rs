@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeSet,
     env, fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -99,15 +99,24 @@ impl SoftwareTpm {
     }
 
     fn one_tool(&self, program: &str, arguments: &[&str]) -> String {
-        let output = Command::new(require(program, "tpm2-tools"))
-            .args(arguments)
-            .current_dir(self.folder.path())
-            .env("TPM2TOOLS_TCTI", format!("swtpm:path={}", self.data().display()))
-            .output()
-            .unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        assert!(output.status.success(), "{program} {arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
+        let start = Instant::now();
+        loop {
+            let output = Command::new(require(program, "tpm2-tools"))
+                .args(arguments)
+                .current_dir(self.folder.path())
+                .env("TPM2TOOLS_TCTI", format!("swtpm:path={}", self.data().display()))
+                .output()
+                .unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            if output.status.success() {
+                return text(&output.stdout);
+            }
+            // The TPM may not have noticed yet that the connection before has ended. It was asked for nothing then.
+            let unconnected = text(&output.stderr).contains("Failed to connect");
+            let (status, errors) = (output.status, text(&output.stderr));
+            assert!(unconnected && start.elapsed() < PATIENCE, "{program} {arguments:?}: {status}: {errors}");
+            thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// A file that a tool wrote.
@@ -139,11 +148,6 @@ pub fn digests(byte: u8) -> Vec<PcrDigest> {
 
 pub fn registers(indices: &[u8]) -> BTreeSet<(PcrBank, PcrIndex)> {
     indices.iter().flat_map(|number| PcrBank::ALL.map(|bank| (bank, index(*number)))).collect()
-}
-
-/// Where a socket of the TPM is, in a folder of its own.
-pub fn beside(path: &Path, name: &str) -> PathBuf {
-    path.with_file_name(name)
 }
 
 /// An object that `tpm2_create` sealed under the storage root key: its policy is these registers of the SHA-256 bank, and
