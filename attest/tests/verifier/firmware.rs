@@ -1,6 +1,6 @@
 //! Firmware's events and the policy about them.
 
-use iofs_attest::{learn::learn, policy_file::Policy};
+use iofs_attest::{base64_bytes::Base64Bytes, learn::learn, policy_file::Policy};
 use iofs_policy::{
     digest::Sha256Digest,
     pcr::{PcrBank, PcrDigest},
@@ -138,6 +138,32 @@ fn attestation_forgery_an_unreadable_firmware_log() {
     evidence.firmware_log.as_mut().unwrap().0.pop();
     let refusal = verifier.verify(&evidence).unwrap_err().to_string();
     assert_eq!(refusal, "firmware log: event 4: Event: expected 21 bytes, found 20");
+}
+
+#[test]
+fn attestation_forgery_a_firmware_log_cut_or_reordered() {
+    let (mut machine, verifier, quoted) = machine(SHA256);
+    let header = firmware_header(SHA256);
+    let before = machine.firmware.clone();
+    machine.firmware(7, EFI_ACTION, b"one", b"one");
+    let one = machine.firmware[before.len()..].to_vec();
+    machine.firmware(7, EFI_ACTION, b"two", b"two");
+    let two = machine.firmware[before.len() + one.len()..].to_vec();
+    let mut evidence = machine.evidence(&quoted);
+    evidence.pcrs = machine.registers();
+    let policy = learn(&verifier.request(), &evidence).unwrap();
+    let verifier = verifier.policy(&policy);
+    assert!(verifier.verify(&evidence).is_ok());
+    for log in [
+        [&before[..], &two, &one].concat(),
+        [&before[..], &one].concat(),
+        [&before[..], &one, &two, &two].concat(),
+        header,
+    ] {
+        evidence.firmware_log = Some(Base64Bytes(log));
+        let refusal = verifier.verify(&evidence).unwrap_err();
+        assert_eq!(refusal.reason(), "replay", "{refusal}");
+    }
 }
 
 #[test]

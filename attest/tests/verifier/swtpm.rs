@@ -61,7 +61,7 @@ impl SoftwareTpm {
             .spawn()
             .unwrap();
         let start = Instant::now();
-        while !at.join("data.ctrl").exists() {
+        while !["data", "data.ctrl"].iter().all(|name| at.join(name).exists()) {
             assert!(start.elapsed() < PATIENCE, "swtpm does not start");
             thread::sleep(Duration::from_millis(10));
         }

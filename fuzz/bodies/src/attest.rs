@@ -16,7 +16,7 @@ use iofs_attest::{
 use iofs_policy::{
     dsse::{Envelope, PayloadType},
     measurement_log::{self, Record},
-    pcr::{PcrBank, PcrIndex},
+    pcr::{PcrBank, PcrDigest, PcrIndex},
 };
 
 use crate::sealed;
@@ -32,7 +32,7 @@ pub fn tcg_log(data: &[u8]) -> bool {
     assert!(log.events.len() <= tcg::MAX_EVENTS && !log.algorithms.is_empty());
     let known: BTreeSet<PcrBank> = log.algorithms.iter().filter_map(tcg::Algorithm::bank).collect();
     for event in &log.events {
-        let banks: BTreeSet<PcrBank> = event.digests.iter().map(|digest| digest.bank()).collect();
+        let banks: BTreeSet<PcrBank> = event.digests.iter().map(PcrDigest::bank).collect();
         assert!(banks.len() == event.digests.len() && banks.is_subset(&known));
         assert_eq!(event.extends().is_none(), event.kind == tcg::EventType::NO_ACTION || event.raw_pcr() > 23);
         let description = event.description();
