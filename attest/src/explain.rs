@@ -16,8 +16,8 @@ use crate::{
     policy_file::{IMAGE_PCRS, Policy},
     tcg::{DataCheck, Event, EventLog, shown},
     verify::{
-        Logs, Reference, Verification, accepted_lines, is_measured, label_lies, release_files, replay_registers,
-        required_banks,
+        Logs, Reference, SYSTEMD_PCR, SYSTEMD_PHASES, Verification, accepted_lines, is_measured, label_lies,
+        release_files, replay_registers, required_banks,
     },
 };
 
@@ -216,7 +216,9 @@ impl Explainer<'_> {
             let expected = predicted.iter().filter(|measurement| measurement.pcr() == pcr).nth(*place);
             *place += 1;
             let (status, remark) = self.record_status(record, pcr, *place, expected);
-            if matches!(status, Status::Different | Status::Unknown) && first_difference.is_none() {
+            if matches!(status, Status::Different | Status::Unknown | Status::Contradiction)
+                && first_difference.is_none()
+            {
                 first_difference.clone_from(&remark);
             }
             events.push(self.explained(number, record, status, remark));
@@ -263,7 +265,8 @@ impl Explainer<'_> {
         let text = record.content.string.as_deref().map(shown);
         let logged = text.or(self.strongest(|bank| record.digest(bank))).unwrap_or_else(|| "no digest".to_owned());
         if label_lies(record, &self.banks) {
-            return (Status::Contradiction, Some("its text is not what was measured".to_owned()));
+            let remark = format!("PCR {pcr} event {place}: the log has {logged}, which is not what was measured");
+            return (Status::Contradiction, Some(remark));
         }
         if let Some(expected) = expected {
             if is_measured(record, expected, &self.banks) {
@@ -293,9 +296,9 @@ impl Explainer<'_> {
             let bank_is_of = |bank: &PcrBank| record.digest(*bank) == Some(PcrDigest::of(*bank, &[text.as_bytes()]));
             self.banks.iter().all(bank_is_of)
         };
-        let phases = crate::verify::SYSTEMD_PHASES;
-        let systemd =
-            self.policy.allow_systemd_phases && pcr == PcrIndex::PHASES && phases.iter().any(|word| is_of(word));
+        let phase = || pcr == PcrIndex::PHASES && SYSTEMD_PHASES.iter().any(|word| is_of(word));
+        let selected = self.policy.pcrs.contains(&pcr);
+        let systemd = self.policy.allow_systemd_phases && selected && (pcr.get() == SYSTEMD_PCR || phase());
         systemd || self.policy.events.iter().any(|event| event.pcr == pcr && is_of(&event.text))
     }
 

@@ -19,7 +19,7 @@ pub use refusal::Refusal;
 
 pub(crate) use firmware::{file_of, release_files};
 pub(crate) use registers::{Registers, replay_registers};
-pub(crate) use userspace::{Booted, SYSTEMD_PHASES, accepted_lines, is_measured, label_lies};
+pub(crate) use userspace::{Booted, SYSTEMD_PCR, SYSTEMD_PHASES, accepted_lines, is_measured, label_lies};
 
 use std::{
     collections::BTreeSet,
@@ -97,7 +97,12 @@ pub struct Verification<'a> {
 /// # Errors
 /// [`Refusal`]: whatever is not proven is refused. A fault in here is, too.
 pub fn verify(request: &Verification<'_>, evidence: &Evidence) -> Result<Attested, Refusal> {
-    catch_unwind(AssertUnwindSafe(|| verify_steps(request, evidence))).unwrap_or(Err(Refusal::Internal))
+    contained(|| verify_steps(request, evidence))
+}
+
+/// A panic anywhere is a refusal: no exception leaves a device attested.
+fn contained<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or(Err(Refusal::Internal))
 }
 
 fn verify_steps(request: &Verification<'_>, evidence: &Evidence) -> Result<Attested, Refusal> {
@@ -230,5 +235,30 @@ fn check_selection(
     match selection.iter().find(|quoted| !demanded(quoted)) {
         Some(other) => Err(Refusal::BankNotDemanded(other.algorithm)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attestation_forgery_an_exception_in_the_verifier() {
+        let refusal = contained(|| -> Result<(), Refusal> { panic!("on purpose") }).unwrap_err();
+        assert_eq!(refusal.to_string(), "internal error: the verifier itself failed");
+        assert_eq!(contained(|| Ok(7)), Ok(7));
+    }
+
+    #[test]
+    fn the_documentation_names_every_reason() {
+        let document = include_str!("../../docs/attestation.md");
+        let source = include_str!("verify/refusal.rs");
+        let reasons =
+            source.split("pub fn reason").nth(1).and_then(|rest| rest.split("pub fn next_step").next()).unwrap();
+        let reasons: Vec<&str> = reasons.split('"').skip(1).step_by(2).collect();
+        assert!(reasons.len() > 25);
+        for reason in reasons {
+            assert!(document.contains(&format!("`{reason}`")), "{reason}");
+        }
     }
 }

@@ -41,6 +41,8 @@ pub struct BootRecord {
     pub hash_device: String,
     /// The verity table as read back from the kernel.
     pub verity_table: String,
+    /// The banks that the command line and the manifest were measured into; none where nothing was measured.
+    pub measured_banks: Vec<String>,
     /// The kernel's release.
     pub kernel_release: String,
     /// What was odd, but not refused.

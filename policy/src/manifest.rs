@@ -202,6 +202,9 @@ pub enum ManifestError {
     /// Two fields contradict each other, or the tree cannot exist.
     #[error("manifest: verity: {0}")]
     Verity(#[from] ParameterError),
+    /// A TPM is pinned and not required.
+    #[error("manifest: tpm: expected use \"required\" beside a pinned srk, found \"{0}\"")]
+    PinnedTpm(TpmUse),
     /// The deadline is out of bounds.
     #[error("manifest: device_timeout: expected 1 to {MAX_DEVICE_TIMEOUT} seconds, found {0}")]
     DeviceTimeout(u32),
@@ -236,6 +239,9 @@ impl Manifest {
         verity.root_hash.check_size(verity.parameters.algorithm)?;
         if !(1..=MAX_DEVICE_TIMEOUT).contains(&self.device_timeout) {
             return Err(ManifestError::DeviceTimeout(self.device_timeout));
+        }
+        if self.tpm.srk.is_some() && self.tpm.usage != TpmUse::Required {
+            return Err(ManifestError::PinnedTpm(self.tpm.usage));
         }
         Ok(())
     }

@@ -239,7 +239,11 @@ fn a_complete_configuration_is_sealed_into_manifest_and_trust_policy() {
     fs::create_dir(bench.path("keys")).unwrap();
     bench.key("keys/next");
     // Paths of keys are relative to the file, not to where the program runs.
-    let text = example.replace("keys = []", "keys = ['keys/next.pub.pem']").replace("size = \"50%\"", "size = \"7m\"");
+    fs::write(bench.path("srk.pub"), [0, 1, 7]).unwrap();
+    let text = example
+        .replace("keys = []", "keys = ['keys/next.pub.pem']")
+        .replace("size = \"50%\"", "size = \"7m\"")
+        .replace("use = \"preferred\"", "use = \"required\"");
     fs::write(bench.path("iofs.toml"), text).unwrap();
     let mut seal = command();
     seal.args(bench.image_arguments("out")).args(["--key", &bench.text("key.pem")]);
@@ -255,6 +259,7 @@ fn a_complete_configuration_is_sealed_into_manifest_and_trust_policy() {
     assert_eq!((manifest.image.version.as_str(), manifest.image.rollback_index.0), ("99", 4), "options go first");
     assert_eq!(manifest.verity.parameters.salt.to_string(), "00ff");
     assert_eq!(manifest.data.to_string(), "PARTLABEL=system_a");
+    assert_eq!(manifest.tpm.srk.unwrap().as_bytes(), [0, 1, 7]);
     assert_eq!(manifest.overlay.unwrap().tmpfs_size.as_str(), "7m");
 }
 

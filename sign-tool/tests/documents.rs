@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use iofs_policy::{manifest::Manifest, modules::ModuleIndex, release::Release, trust::TrustPolicy};
+use iofs_policy::{
+    manifest::Manifest, measurement::Measurement, measurement_log, modules::ModuleIndex, pcr::PcrBank,
+    release::Release, trust::TrustPolicy,
+};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path);
@@ -43,10 +46,13 @@ fn blocks(document: &str, kind: &str) -> Vec<String> {
 #[test]
 fn the_examples_of_formats_are_what_this_version_writes() {
     let document = read("docs/formats.md");
-    let [manifest, trust, release] = &blocks(&document, "json")[..] else { panic!("expected three documents") };
+    let [manifest, trust, release, record] = &blocks(&document, "json")[..] else { panic!("expected four documents") };
     let [index] = &blocks(&document, "text")[..] else { panic!("expected one index") };
     assert_eq!(Manifest::from_json(manifest.as_bytes()).unwrap().to_json(), manifest.as_bytes());
     assert_eq!(TrustPolicy::parse(trust.as_bytes()).unwrap().to_json(), trust.as_bytes());
     assert_eq!(Release::from_json(release.as_bytes()).unwrap().to_json(), release.as_bytes());
+    let logged = measurement_log::parse(format!("\u{1e}{record}").as_bytes()).unwrap();
+    assert_eq!(logged[0].to_bytes()[1..], *record.as_bytes());
+    assert_eq!(logged[0].digest(PcrBank::Sha256), Some(Measurement::EnterInitrd.digest(PcrBank::Sha256)));
     assert_eq!(&ModuleIndex::parse(index).unwrap().to_text(), index);
 }

@@ -17,18 +17,23 @@
 //!
 //! What cannot run fails with the command that provides what it lacks; nothing is ever skipped.
 
+pub mod attester;
 pub mod cache;
 pub mod chain;
 mod console;
+mod device;
 mod disk;
 mod machine;
 mod newc;
 mod qmp;
 pub mod tools;
+mod tpm;
 mod vm;
 
 pub use console::{Console, ConsoleError, ConsoleLine, Line};
+pub use device::{DeviceShell, Ran};
 pub use disk::ScratchDisk;
 pub use machine::{BASE_COMMAND_LINE, Bus, Disk, Machine};
 pub use newc::Newc;
+pub use tpm::TpmState;
 pub use vm::{Ending, Vm};

@@ -6,9 +6,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use crate::vm::Vm;
+use crate::{tpm::TpmState, vm::Vm};
 
 /// How a disk is attached: each bus is another driver in the guest, and another way for its device to appear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,8 +107,14 @@ pub struct Machine {
     memory_mib: u32,
     processors: u32,
     deterministic: bool,
+    uefi: bool,
+    pub(crate) tpm: Option<PathBuf>,
     arguments: Vec<OsString>,
 }
+
+/// Firmware as Debian's package `ovmf` has it.
+const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
+const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
 /// What every kernel is told: talk on the serial port, reset at once after a panic, and believe the timer. On a busy
 /// host an emulated timer can miss the short test that the kernel gives it, which then panics.
@@ -126,6 +132,8 @@ impl Machine {
             memory_mib: 512,
             processors: 1,
             deterministic: false,
+            uefi: false,
+            tpm: None,
             arguments: Vec::new(),
         }
     }
@@ -174,6 +182,18 @@ impl Machine {
         Self { deterministic: true, processors: 1, ..self }
     }
 
+    /// Starts from UEFI firmware instead of a BIOS. What it writes to its variables is gone when the machine ends.
+    #[must_use]
+    pub fn uefi(self) -> Self {
+        Self { uefi: true, ..self }
+    }
+
+    /// Gives it a TPM.
+    #[must_use]
+    pub fn tpm(self, state: &TpmState) -> Self {
+        Self { tpm: Some(state.path().to_owned()), ..self }
+    }
+
     /// Adds a raw QEMU argument, for devices that this type does not know.
     #[must_use]
     pub fn argument(mut self, argument: impl Into<OsString>) -> Self {
@@ -187,6 +207,10 @@ impl Machine {
     ///
     /// Where QEMU is not installed or refuses the description.
     pub fn start(&self) -> Result<Vm> {
+        let firmware = [OVMF_CODE, OVMF_VARIABLES];
+        if let Some(missing) = firmware.iter().find(|path| self.uefi && !Path::new(path).exists()) {
+            bail!("{missing} is missing\n  run: apt-get install ovmf");
+        }
         Vm::start(self)
     }
 
@@ -212,6 +236,10 @@ impl Machine {
         pair("-action", "reboot=shutdown,shutdown=pause".into());
         if self.deterministic {
             pair("-icount", "shift=auto,sleep=off".into());
+        }
+        if self.uefi {
+            pair("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={OVMF_CODE}").into());
+            pair("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={OVMF_VARIABLES}").into());
         }
         if let Some(kernel) = &self.kernel {
             pair("-kernel", kernel.into());

@@ -21,10 +21,15 @@ use tempfile::TempDir;
 use crate::{
     cache,
     console::{Console, ConsoleError, ConsoleLine, Line, scaled},
+    device::DeviceShell,
     machine::Machine,
     qmp::Qmp,
     tools,
+    tpm::Swtpm,
 };
+
+/// The socket of the second serial port, in the machine's folder.
+const SHELL: &str = "shell";
 
 /// How often the machine is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(10);
@@ -52,6 +57,8 @@ pub struct Vm {
     console: Console,
     qmp: Qmp,
     ending: Option<Ending>,
+    tpm: Option<Swtpm>,
+    shell: Option<UnixStream>,
     folder: TempDir,
 }
 
@@ -62,7 +69,8 @@ impl Vm {
         let folder = tempfile::Builder::new().prefix("iofs-vm.").tempdir()?;
         let socket = folder.path().join("qmp");
         let listener = UnixListener::bind(&socket)?;
-        let mut child = spawn(&qemu, machine, &socket, &folder.path().join("stderr"))?;
+        let tpm = machine.tpm.as_deref().map(|state| Swtpm::start(state, folder.path())).transpose()?;
+        let mut child = spawn(&qemu, machine, tpm.as_ref(), folder.path())?;
         let log = cache::target_folder("vm-logs")?.join(log_name(&machine.name));
         let output = child.stdout.take().context("the console is piped")?;
         let console = Console::reading(output, &log)?;
@@ -75,7 +83,9 @@ impl Vm {
                 return Err(error.context(format!("cannot start the machine {:?}: {complaint}", machine.name)));
             }
         };
-        let mut vm = Self { child, console, qmp, ending: None, folder };
+        // Before the machine runs: what a guest says while nobody listens is lost.
+        let shell = Some(UnixStream::connect(folder.path().join(SHELL))?);
+        let mut vm = Self { child, console, qmp, ending: None, tpm, shell, folder };
         vm.qmp.execute("cont")?;
         Ok(vm)
     }
@@ -103,6 +113,17 @@ impl Vm {
         let keyboard = self.child.stdin.as_mut().context("the machine has ended")?;
         keyboard.write_all(format!("{text}\r").as_bytes())?;
         Ok(keyboard.flush()?)
+    }
+
+    /// Waits for the shell that a guest with `device-shell` offers on its second serial port.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not listen in time, with the console's last lines.
+    pub fn device_shell(&mut self, patience: Duration) -> Result<DeviceShell> {
+        let stream = self.shell.take().context("the shell was taken already")?;
+        let shell = DeviceShell::waiting(stream, patience);
+        shell.map_err(|error| error.context(self.console.error("the device's shell", "it does not answer")))
     }
 
     /// Waits until the machine has ended by its own doing.
@@ -188,6 +209,9 @@ impl Vm {
         let _ = self.qmp.execute("quit");
         let status = self.child.wait()?;
         self.console.finish();
+        if let Some(tpm) = &mut self.tpm {
+            tpm.wait();
+        }
         ensure!(status.success(), self.failure(status));
         Ok(())
     }
@@ -205,7 +229,7 @@ impl Drop for Vm {
     }
 }
 
-fn spawn(qemu: &Path, machine: &Machine, socket: &Path, stderr: &Path) -> Result<Child> {
+fn spawn(qemu: &Path, machine: &Machine, tpm: Option<&Swtpm>, folder: &Path) -> Result<Child> {
     // setpriv becomes QEMU, which then dies with the thread that owns it, even if that is killed. In a process group of
     // its own it does not get the terminal's Ctrl-C in the middle of a test that is about to clean up.
     let setpriv = tools::require("setpriv", "apt-get install util-linux")?;
@@ -213,12 +237,15 @@ fn spawn(qemu: &Path, machine: &Machine, socket: &Path, stderr: &Path) -> Result
         .args(["--pdeathsig", "KILL", "--"])
         .arg(qemu)
         .args(machine.arguments())
-        .args(["-S", "-serial", "stdio", "-mon", "chardev=control,mode=control", "-chardev"])
-        .arg(format!("socket,id=control,path={}", socket.display()))
+        .args(tpm.map(Swtpm::arguments).into_iter().flatten())
+        .args(["-S", "-serial", "stdio", "-serial"])
+        .arg(format!("unix:{},server=on,wait=off", folder.join(SHELL).display()))
+        .args(["-mon", "chardev=control,mode=control", "-chardev"])
+        .arg(format!("socket,id=control,path={}", folder.join("qmp").display()))
         .process_group(0)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(File::create(stderr)?)
+        .stderr(File::create(folder.join("stderr"))?)
         .spawn()
         .context("cannot run setpriv")
 }

@@ -46,7 +46,16 @@ fn boots_to_multi_user(suite: &str, kernel: &str) -> Result<()> {
     ensure!(record.verity_table.contains(&record.root_hash.to_string()), "{}", record.verity_table);
     ensure!(record.warnings.is_empty(), "{:?}", record.warnings);
     let stages: Vec<Stage> = record.stages.iter().map(|stage| stage.stage).collect();
-    let all = [Stage::Started, Stage::Verified, Stage::Found, Stage::Mapped, Stage::Mounted, Stage::Switched];
+    let all = [
+        Stage::Started,
+        Stage::Verified,
+        Stage::Measured,
+        Stage::Found,
+        Stage::Mapped,
+        Stage::Mounted,
+        Stage::Capped,
+        Stage::Switched,
+    ];
     ensure!(stages == all, "{stages:?}");
     ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
     Ok(())

@@ -2,10 +2,14 @@
 
 use std::{thread, time::Duration};
 
+use zeroize::Zeroizing;
+
 use crate::{
-    command::{Command, CommandCode},
-    response::{Response, ResponseCode, ResponseError},
-    transport::{Transport, TransportError},
+    command::{Command, CommandCode, Tag},
+    reader::Reader,
+    response::{Outer, ResponseCode, ResponseError},
+    session::{self, Auth, SessionError, Unaccepted},
+    transport::{HEADER_SIZE, Transport, TransportError},
 };
 
 /// How often a command is sent that the TPM is too busy for.
@@ -77,6 +81,33 @@ pub enum CommandError {
         /// How many times it was sent.
         attempts: u32,
     },
+    /// A session did not vouch for command or response. Whether the TPM executed the command is unknown where the
+    /// response was the reason.
+    #[error("{command}: {source}")]
+    Session {
+        /// The command.
+        command: CommandCode,
+        /// What is wrong.
+        source: SessionError,
+    },
+}
+
+impl CommandError {
+    /// The reason that the TPM gave.
+    pub fn code(&self) -> Option<ResponseCode> {
+        match self {
+            Self::Refused { code, .. } | Self::Busy { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+}
+
+/// What a command brought.
+pub(crate) struct Answer {
+    /// The handle in front of the parameters: 0 where the command has none there.
+    pub(crate) handle: u32,
+    /// Possibly a secret.
+    pub(crate) parameters: Zeroizing<Vec<u8>>,
 }
 
 impl<T: Transport> Tpm<T> {
@@ -90,33 +121,77 @@ impl<T: Transport> Tpm<T> {
         Self { transport, retry }
     }
 
-    /// Sends a command that has no handles in its response, and returns the response's parameters.
+    /// The transport, for tests that count.
+    #[cfg(test)]
+    pub(crate) fn into_transport(self) -> T {
+        self.transport
+    }
+
+    /// Sends a command without authorizations, and returns the response's parameters.
     ///
     /// It is sent again, after a pause, for as long as the TPM answers [`ResponseCode::Retry`],
     /// [`ResponseCode::Yielded`] or [`ResponseCode::Testing`] and [`Retry`] allows.
     ///
     /// # Errors
     /// See [`CommandError`].
-    pub fn run(&mut self, command: &Command) -> Result<Vec<u8>, CommandError> {
+    pub fn run(&mut self, command: &Command) -> Result<Zeroizing<Vec<u8>>, CommandError> {
+        self.execute(command, &mut []).map(|answer| answer.parameters)
+    }
+
+    /// The same with authorizations: at most three, those of the command's handles first.
+    ///
+    /// Where sessions vouch for the response, each byte of it was sent by the TPM as an answer to exactly this command,
+    /// but for a handle, which no authorization covers, and a refusal, which has none.
+    pub(crate) fn execute(&mut self, command: &Command, auths: &mut [Auth<'_>]) -> Result<Answer, CommandError> {
         let code = command.code();
+        let failed = |source| CommandError::Session { command: code, source };
+        let tag = if auths.is_empty() { Tag::NoSessions } else { Tag::Sessions };
+        let bytes = session::authorize(command, auths).map_err(failed)?;
+        match self.until_done(code, &bytes, tag) {
+            Ok(response) => finish(code, auths, &response).map_err(|error| match error {
+                Unaccepted::Response(source) => malformed(code, source),
+                Unaccepted::Session(source) => failed(source),
+            }),
+            Err(error) => {
+                if error.code().is_some() {
+                    session::keep(auths);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// A response of success.
+    fn until_done(&mut self, command: CommandCode, bytes: &[u8], tag: Tag) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         let mut attempt = 1;
         loop {
-            let bytes = self.transport.exchange(command.as_bytes());
-            let bytes = bytes.map_err(|source| CommandError::Transport { command: code, source })?;
-            let response = Response::parse(&bytes, command.tag()).map_err(|source| malformed(code, source))?;
-            match response {
-                Response::Done(parameters) => return Ok(parameters.to_vec()),
-                Response::Refused(answer) if !answer.is_transient() => {
-                    return Err(CommandError::Refused { command: code, code: answer });
+            let response = self.transport.exchange(bytes).map(Zeroizing::new);
+            let response = response.map_err(|source| CommandError::Transport { command, source })?;
+            match Outer::parse(&response, tag).map_err(|source| malformed(command, source))? {
+                Outer::Done(_) => return Ok(response),
+                Outer::Refused(code) if !code.is_transient() => return Err(CommandError::Refused { command, code }),
+                Outer::Refused(code) if attempt >= self.retry.attempts => {
+                    return Err(CommandError::Busy { command, code, attempts: attempt });
                 }
-                Response::Refused(answer) if attempt >= self.retry.attempts => {
-                    return Err(CommandError::Busy { command: code, code: answer, attempts: attempt });
-                }
-                Response::Refused(_) => thread::sleep(self.retry.pause_after(attempt)),
+                Outer::Refused(_) => thread::sleep(self.retry.pause_after(attempt)),
             }
             attempt += 1;
         }
     }
+}
+
+/// Reads a response of success: handle, parameters, authorizations.
+fn finish(command: CommandCode, auths: &mut [Auth<'_>], response: &[u8]) -> Result<Answer, Unaccepted> {
+    let mut reader = Reader::new(response.get(HEADER_SIZE..).unwrap_or_default());
+    let handle = if command.answers_handle() { reader.u32("handle") } else { Ok(0) };
+    let handle = handle.map_err(Unaccepted::Response)?;
+    if auths.is_empty() {
+        return Ok(Answer { handle, parameters: Zeroizing::new(reader.rest().to_vec()) });
+    }
+    let parameters = reader.parameters().map_err(Unaccepted::Response)?;
+    let mut parameters = Zeroizing::new(parameters.to_vec());
+    session::accept(command, auths, reader, &mut parameters)?;
+    Ok(Answer { handle, parameters })
 }
 
 pub(crate) fn malformed(command: CommandCode, source: ResponseError) -> CommandError {
@@ -148,9 +223,10 @@ mod tests {
 
     fn run(codes: &[u16]) -> (Result<Vec<u8>, CommandError>, usize) {
         let mut tpm = Tpm::with_retry(Busy { codes: codes.to_vec(), commands: Vec::new() }, PROMPT);
-        let command = Command::plain(CommandCode::PcrRead).u32(0);
-        let result = tpm.run(&command);
-        assert!(tpm.transport.commands.iter().all(|sent| sent == command.as_bytes()));
+        let command = Command::new(CommandCode::PcrRead).u32(0);
+        let result = tpm.run(&command).map(|parameters| parameters.to_vec());
+        let bytes = command.encode(&[], command.parameters());
+        assert!(tpm.transport.commands.iter().all(|sent| *sent == bytes));
         (result, tpm.transport.commands.len())
     }
 

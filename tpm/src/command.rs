@@ -2,44 +2,88 @@
 
 use std::fmt;
 
-use crate::transport::HEADER_SIZE;
+use zeroize::Zeroizing;
 
-/// `TPM_RS_PW`: authorization by a password instead of a session (Part 2, section 7.4).
-const PASSWORD: u32 = 0x4000_0009;
-
-/// Where the size stands in a command's header.
-const SIZE: std::ops::Range<usize> = 2..6;
+use crate::{name::Name, transport::HEADER_SIZE};
 
 /// Which command (Part 2, section 6.5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CommandCode {
+    /// `TPM2_NV_Increment` (Part 3, section 31.8)
+    NvIncrement,
+    /// `TPM2_CreatePrimary` (Part 3, section 24.1)
+    CreatePrimary,
+    /// `TPM2_PCR_Event` (Part 3, section 22.3)
+    PcrEvent,
+    /// `TPM2_NV_Read` (Part 3, section 31.13)
+    NvRead,
+    /// `TPM2_Load` (Part 3, section 12.2)
+    Load,
+    /// `TPM2_Unseal` (Part 3, section 12.7)
+    Unseal,
+    /// `TPM2_FlushContext` (Part 3, section 28.4)
+    FlushContext,
+    /// `TPM2_NV_ReadPublic` (Part 3, section 31.6)
+    NvReadPublic,
+    /// `TPM2_PolicyAuthValue` (Part 3, section 23.17)
+    PolicyAuthValue,
+    /// `TPM2_ReadPublic` (Part 3, section 12.4)
+    ReadPublic,
+    /// `TPM2_StartAuthSession` (Part 3, section 11.1)
+    StartAuthSession,
     /// `TPM2_GetCapability` (Part 3, section 30.2)
     GetCapability,
+    /// `TPM2_GetRandom` (Part 3, section 16.1)
+    GetRandom,
     /// `TPM2_PCR_Read` (Part 3, section 22.4)
     PcrRead,
+    /// `TPM2_PolicyPCR` (Part 3, section 23.7)
+    PolicyPcr,
     /// `TPM2_PCR_Extend` (Part 3, section 22.2)
     PcrExtend,
+    /// `TPM2_PolicyGetDigest` (Part 3, section 23.19)
+    PolicyGetDigest,
 }
 
 impl CommandCode {
+    /// The `TPM_CC` value and the name in the specification.
+    const fn parts(self) -> (u32, &'static str) {
+        match self {
+            Self::CreatePrimary => (0x131, "TPM2_CreatePrimary"),
+            Self::NvIncrement => (0x134, "TPM2_NV_Increment"),
+            Self::PcrEvent => (0x13c, "TPM2_PCR_Event"),
+            Self::NvRead => (0x14e, "TPM2_NV_Read"),
+            Self::Load => (0x157, "TPM2_Load"),
+            Self::Unseal => (0x15e, "TPM2_Unseal"),
+            Self::FlushContext => (0x165, "TPM2_FlushContext"),
+            Self::NvReadPublic => (0x169, "TPM2_NV_ReadPublic"),
+            Self::PolicyAuthValue => (0x16b, "TPM2_PolicyAuthValue"),
+            Self::ReadPublic => (0x173, "TPM2_ReadPublic"),
+            Self::StartAuthSession => (0x176, "TPM2_StartAuthSession"),
+            Self::GetCapability => (0x17a, "TPM2_GetCapability"),
+            Self::GetRandom => (0x17b, "TPM2_GetRandom"),
+            Self::PcrRead => (0x17e, "TPM2_PCR_Read"),
+            Self::PolicyPcr => (0x17f, "TPM2_PolicyPCR"),
+            Self::PcrExtend => (0x182, "TPM2_PCR_Extend"),
+            Self::PolicyGetDigest => (0x189, "TPM2_PolicyGetDigest"),
+        }
+    }
+
     /// The `TPM_CC` value.
     pub const fn value(self) -> u32 {
-        match self {
-            Self::GetCapability => 0x0000_017a,
-            Self::PcrRead => 0x0000_017e,
-            Self::PcrExtend => 0x0000_0182,
-        }
+        self.parts().0
+    }
+
+    /// Whether the response has a handle in front of its parameters.
+    pub const fn answers_handle(self) -> bool {
+        matches!(self, Self::CreatePrimary | Self::Load | Self::StartAuthSession)
     }
 }
 
 /// The command's name in the specification.
 impl fmt::Display for CommandCode {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(match self {
-            Self::GetCapability => "TPM2_GetCapability",
-            Self::PcrRead => "TPM2_PCR_Read",
-            Self::PcrExtend => "TPM2_PCR_Extend",
-        })
+        formatter.write_str(self.parts().1)
     }
 }
 
@@ -62,33 +106,31 @@ impl Tag {
     }
 }
 
-/// A command's bytes. The constructors write what comes in front of the parameters, in the order that the
-/// specification demands; parameters are appended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A command without its authorizations: those depend on the session's state, and come in when it is sent.
+///
+/// Parameters may be secrets: they are zeroed afterwards, and not shown.
 pub struct Command {
     code: CommandCode,
-    tag: Tag,
-    bytes: Vec<u8>,
+    handles: Vec<u8>,
+    /// What authorizations cover instead of the handles (Part 1, section 16).
+    names: Vec<u8>,
+    parameters: Zeroizing<Vec<u8>>,
 }
 
+impl fmt::Debug for Command {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Command").field("code", &self.code).finish_non_exhaustive()
+    }
+}
+
+/// Room for the parameters of most commands, so that secrets are not left behind by a growing vector.
+const ROOM: usize = 512;
+
 impl Command {
-    /// A command without handles and without authorization.
-    pub fn plain(code: CommandCode) -> Self {
-        Self::start(code, Tag::NoSessions)
-    }
-
-    /// A command on one handle, authorized by the empty password (Part 1, section 19.4).
-    ///
-    /// This proves nothing and protects nothing. It is what registers ask for that anybody may extend.
-    pub fn with_empty_password(code: CommandCode, handle: u32) -> Self {
-        // TPMS_AUTH_COMMAND (Part 2, section 10.13.2): session, nonce, attributes, hmac; the sized ones are empty.
-        const AUTHORIZATION_SIZE: u32 = 4 + 2 + 1 + 2;
-        Self::start(code, Tag::Sessions).u32(handle).u32(AUTHORIZATION_SIZE).u32(PASSWORD).u16(0).u8(0).u16(0)
-    }
-
-    fn start(code: CommandCode, tag: Tag) -> Self {
-        let command = Self { code, tag, bytes: Vec::with_capacity(64) };
-        command.u16(tag.value()).u32(0).u32(code.value())
+    /// A command without handles and parameters. Handles come first, then parameters, in the order of Part 3.
+    pub fn new(code: CommandCode) -> Self {
+        let parameters = Zeroizing::new(Vec::with_capacity(ROOM));
+        Self { code, handles: Vec::new(), names: Vec::new(), parameters }
     }
 
     /// Which command this is.
@@ -96,14 +138,20 @@ impl Command {
         self.code
     }
 
-    /// Whether it has an authorization area: the response to it has one too.
-    pub fn tag(&self) -> Tag {
-        self.tag
+    /// Appends the handle of a register, a session or a hierarchy: the handle is its Name (Part 1, section 16).
+    #[must_use]
+    pub fn handle(mut self, handle: u32) -> Self {
+        self.handles.extend_from_slice(&handle.to_be_bytes());
+        self.names.extend_from_slice(&handle.to_be_bytes());
+        self
     }
 
-    /// The whole command.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Appends the handle of an object or of an NV index, with its Name.
+    #[must_use]
+    pub fn named(mut self, handle: u32, name: &Name) -> Self {
+        self.handles.extend_from_slice(&handle.to_be_bytes());
+        self.names.extend_from_slice(name.as_bytes());
+        self
     }
 
     /// Appends a byte.
@@ -124,19 +172,49 @@ impl Command {
         self.bytes(&value.to_be_bytes())
     }
 
+    /// Appends a `TPM2B_*`. What is larger than 65535 bytes makes a command that every transport refuses.
+    #[must_use]
+    pub fn sized(self, bytes: &[u8]) -> Self {
+        self.u16(u16::try_from(bytes.len()).unwrap_or(u16::MAX)).bytes(bytes)
+    }
+
     /// Appends bytes as they are.
     ///
     /// A command may become larger than [`MAX_SIZE`](crate::transport::MAX_SIZE); transports refuse it then.
     #[must_use]
     pub fn bytes(mut self, bytes: &[u8]) -> Self {
-        // The first bytes are the header's own; no size is right before it is whole.
-        self.bytes.extend_from_slice(bytes);
-        if self.bytes.len() >= HEADER_SIZE {
-            // What no u32 holds is far above MAX_SIZE, and so refused like any other command that is too large.
-            let size = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
-            self.bytes[SIZE].copy_from_slice(&size.to_be_bytes());
-        }
+        self.parameters.extend_from_slice(bytes);
         self
+    }
+
+    /// The Names of the handles, one after the other.
+    pub(crate) fn names(&self) -> &[u8] {
+        &self.names
+    }
+
+    /// The parameters as they are before any encryption.
+    pub(crate) fn parameters(&self) -> &[u8] {
+        &self.parameters
+    }
+
+    /// The whole command, with these authorizations (TPMS_AUTH_COMMAND, one after the other) and these parameters.
+    pub(crate) fn encode(&self, authorizations: &[u8], parameters: &[u8]) -> Vec<u8> {
+        let tag = if authorizations.is_empty() { Tag::NoSessions } else { Tag::Sessions };
+        let area = if authorizations.is_empty() { 0 } else { 4 + authorizations.len() };
+        let size = HEADER_SIZE + self.handles.len() + area + parameters.len();
+        let mut bytes = Vec::with_capacity(size);
+        bytes.extend_from_slice(&tag.value().to_be_bytes());
+        // What no u32 holds is far above MAX_SIZE, and so refused like any other command that is too large.
+        bytes.extend_from_slice(&u32::try_from(size).unwrap_or(u32::MAX).to_be_bytes());
+        bytes.extend_from_slice(&self.code.value().to_be_bytes());
+        bytes.extend_from_slice(&self.handles);
+        if tag == Tag::Sessions {
+            // At most three authorizations of at most some hundred bytes.
+            bytes.extend_from_slice(&(authorizations.len() as u32).to_be_bytes());
+            bytes.extend_from_slice(authorizations);
+        }
+        bytes.extend_from_slice(parameters);
+        bytes
     }
 }
 
@@ -146,18 +224,24 @@ mod tests {
 
     #[test]
     fn a_plain_command_is_its_header_and_parameters() {
-        let command = Command::plain(CommandCode::GetCapability).u32(5).u32(0).u32(64);
+        let command = Command::new(CommandCode::GetCapability).u32(5).u32(0).u32(64);
         let expected = [0x80, 0x01, 0, 0, 0, 22, 0, 0, 0x01, 0x7a, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 64];
-        assert_eq!(command.as_bytes(), expected);
-        assert_eq!((command.code(), command.tag()), (CommandCode::GetCapability, Tag::NoSessions));
+        assert_eq!(command.encode(&[], command.parameters()), expected);
     }
 
     #[test]
     fn an_authorized_command_has_handle_and_authorization_in_front() {
-        let command = Command::with_empty_password(CommandCode::PcrExtend, 11).u32(0);
+        let command = Command::new(CommandCode::PcrExtend).handle(11).u32(0);
         let mut expected = vec![0x80, 0x02, 0, 0, 0, 31, 0, 0, 0x01, 0x82, 0, 0, 0, 11];
         expected.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(command.as_bytes(), expected);
-        assert_eq!(command.tag(), Tag::Sessions);
+        let password = [0x40, 0, 0, 9, 0, 0, 0, 0, 0];
+        assert_eq!(command.encode(&password, command.parameters()), expected);
+        assert_eq!(command.names(), [0, 0, 0, 11]);
+    }
+
+    #[test]
+    fn parameters_are_not_shown() {
+        let command = Command::new(CommandCode::Unseal).sized(b"secret");
+        assert_eq!(format!("{command:?}"), "Command { code: Unseal, .. }");
     }
 }

@@ -2,15 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iofs_policy::pcr::{PCR_COUNT, PcrBank, PcrDigest, PcrIndex};
+use iofs_policy::pcr::{self, PCR_COUNT, PcrBank, PcrDigest, PcrIndex};
+
+use zeroize::Zeroizing;
 
 use crate::{
     client::{CommandError, Tpm, malformed},
     command::{Command, CommandCode},
     reader::Reader,
     response::ResponseError,
+    session::{Auth, ended},
     transport::Transport,
 };
+
+/// What runs a command: with a session or without.
+pub(crate) type Run<'r> = dyn FnMut(&Command) -> Result<Zeroizing<Vec<u8>>, CommandError> + 'r;
 
 /// `TPM_CAP_PCRS` (Part 2, section 6.12): which registers each bank has.
 const CAPABILITY_PCRS: u32 = 5;
@@ -44,7 +50,7 @@ impl ActiveBanks {
     }
 
     /// The algorithms (`TPM_ALG_ID`, Part 2, section 6.3) of active banks that this toolkit does not know. [`extend`] leaves
-    /// them as they are: policies on these banks are not closed by it.
+    /// them as they are, so that policies on these banks are not closed by it; [`event`] extends them too.
     pub fn unknown(&self) -> &[u16] {
         &self.unknown
     }
@@ -66,13 +72,17 @@ pub enum BanksError {
 /// # Errors
 /// See [`BanksError`].
 pub fn active_banks<T: Transport>(tpm: &mut Tpm<T>) -> Result<ActiveBanks, BanksError> {
-    let command = Command::plain(CommandCode::GetCapability).u32(CAPABILITY_PCRS).u32(0).u32(MAX_BANKS);
-    let parameters = tpm.run(&command)?;
+    banks_by(&mut |command| tpm.run(command))
+}
+
+pub(crate) fn banks_by(run: &mut Run<'_>) -> Result<ActiveBanks, BanksError> {
+    let command = Command::new(CommandCode::GetCapability).u32(CAPABILITY_PCRS).u32(0).u32(MAX_BANKS);
+    let parameters = run(&command)?;
     let active = parse_banks(&parameters).map_err(|source| malformed(command.code(), source))?;
     if active.banks.is_empty() { Err(BanksError::None) } else { Ok(active) }
 }
 
-fn parse_banks(parameters: &[u8]) -> Result<ActiveBanks, ResponseError> {
+pub(crate) fn parse_banks(parameters: &[u8]) -> Result<ActiveBanks, ResponseError> {
     let mut reader = Reader::new(parameters);
     let more = reader.u8("moreData")?;
     if more != 0 {
@@ -194,8 +204,12 @@ pub enum ReadError {
 /// # Errors
 /// See [`ReadError`].
 pub fn read<T: Transport>(tpm: &mut Tpm<T>, wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ReadError> {
+    read_by(&mut |command| tpm.run(command), wanted)
+}
+
+pub(crate) fn read_by(run: &mut Run<'_>, wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ReadError> {
     for _ in 0..READ_ATTEMPTS {
-        if let Some(values) = read_unless_changed(tpm, wanted)? {
+        if let Some(values) = read_unless_changed(run, wanted)? {
             return Ok(values);
         }
     }
@@ -203,16 +217,16 @@ pub fn read<T: Transport>(tpm: &mut Tpm<T>, wanted: &BTreeSet<(PcrBank, PcrIndex
 }
 
 /// `None` where the update counter changed between two commands.
-fn read_unless_changed<T: Transport>(
-    tpm: &mut Tpm<T>,
+fn read_unless_changed(
+    run: &mut Run<'_>,
     wanted: &BTreeSet<(PcrBank, PcrIndex)>,
 ) -> Result<Option<PcrValues>, ReadError> {
     let mut missing = wanted.clone();
-    let first = read_some(tpm, &mut missing)?;
+    let first = read_some(run, &mut missing)?;
     let mut read = PcrValues { update_counter: first.update_counter, values: first.values };
     // Each command brings at least one value, so that this ends.
     while !missing.is_empty() {
-        let more = read_some(tpm, &mut missing)?;
+        let more = read_some(run, &mut missing)?;
         if more.update_counter != read.update_counter {
             return Ok(None);
         }
@@ -222,12 +236,9 @@ fn read_unless_changed<T: Transport>(
 }
 
 /// One command. Takes what it read out of `missing`.
-fn read_some<T: Transport>(
-    tpm: &mut Tpm<T>,
-    missing: &mut BTreeSet<(PcrBank, PcrIndex)>,
-) -> Result<PcrValues, ReadError> {
+fn read_some(run: &mut Run<'_>, missing: &mut BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ReadError> {
     let command = read_command(missing);
-    let parameters = tpm.run(&command)?;
+    let parameters = run(&command)?;
     let read = parse_values(&parameters, missing).map_err(|source| malformed(command.code(), source))?;
     if let (true, Some((bank, index))) = (read.values.is_empty(), missing.first().copied()) {
         return Err(ReadError::Absent { bank, index });
@@ -237,17 +248,30 @@ fn read_some<T: Transport>(
 }
 
 fn read_command(wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Command {
+    Command::new(CommandCode::PcrRead).bytes(&selection(wanted))
+}
+
+/// TPML_PCR_SELECTION (Part 2, section 10.9.7), bank by bank.
+pub(crate) fn selection(wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Vec<u8> {
     let mut maps: BTreeMap<PcrBank, [u8; MAP_SIZE as usize]> = BTreeMap::new();
     for (bank, index) in wanted {
         maps.entry(*bank).or_default()[usize::from(index.get() / 8)] |= 1 << (index.get() % 8);
     }
     // At most PcrBank::ALL.len() of them.
-    let start = Command::plain(CommandCode::PcrRead).u32(maps.len() as u32);
-    maps.iter().fold(start, |command, (bank, map)| command.u16(bank.algorithm_id()).u8(MAP_SIZE).bytes(map))
+    let mut bytes = (maps.len() as u32).to_be_bytes().to_vec();
+    for (bank, map) in &maps {
+        bytes.extend_from_slice(&bank.algorithm_id().to_be_bytes());
+        bytes.push(MAP_SIZE);
+        bytes.extend_from_slice(map);
+    }
+    bytes
 }
 
 /// The values are in the order of the selection that comes with them: bank by bank, then by register.
-fn parse_values(parameters: &[u8], wanted: &BTreeSet<(PcrBank, PcrIndex)>) -> Result<PcrValues, ResponseError> {
+pub(crate) fn parse_values(
+    parameters: &[u8],
+    wanted: &BTreeSet<(PcrBank, PcrIndex)>,
+) -> Result<PcrValues, ResponseError> {
     let mut reader = Reader::new(parameters);
     let update_counter = reader.u32("pcrUpdateCounter")?;
     let mut registers = Vec::new();
@@ -308,6 +332,22 @@ pub enum ExtendError {
         /// The digest.
         digest: PcrDigest,
     },
+    /// A bank's digests have an unknown size, so that the answer to TPM2_PCR_Event could not be read. Nothing was sent.
+    #[error("extend register {index}: expected banks of known algorithms, found {algorithm:#06x}")]
+    Unknown {
+        /// The register.
+        index: PcrIndex,
+        /// `TPM_ALG_ID`
+        algorithm: u16,
+    },
+    /// The TPM computed another digest of the data.
+    #[error("extend register {index}: expected {expected} of the TPM, found another digest or none")]
+    Digest {
+        /// The register.
+        index: PcrIndex,
+        /// The digest that was computed here.
+        expected: PcrDigest,
+    },
 }
 
 /// Extends a register in all active banks by one command (TPM2_PCR_Extend, Part 3, section 22.2), authorized by the empty
@@ -325,11 +365,87 @@ pub fn extend<T: Transport>(
     index: PcrIndex,
     digests: &[PcrDigest],
 ) -> Result<(), ExtendError> {
+    let mut password =
+        |command: &Command| tpm.execute(command, &mut [Auth::empty_password()]).map(|answer| answer.parameters);
+    extend_by(&mut password, active, index, digests)
+}
+
+pub(crate) fn extend_by(
+    run: &mut Run<'_>,
+    active: &ActiveBanks,
+    index: PcrIndex,
+    digests: &[PcrDigest],
+) -> Result<(), ExtendError> {
     let command = extend_command(active, index, digests)?;
+    let done = run(&command).and_then(|parameters| ended(command.code(), &parameters));
+    done.map_err(|source| ExtendError::Command { index, source })
+}
+
+/// Extends a register in all active banks, those of unknown algorithms too: the TPM is given the data itself, and hashes it
+/// in each bank (TPM2_PCR_Event, Part 3, section 22.3). At most 1024 bytes; whoever is on the bus can read them.
+///
+/// `digests` are those of the data, exactly one for each of the active banks that are known: the TPM's are compared.
+///
+/// # Errors
+/// See [`ExtendError`]. After [`ExtendError::Digest`] the register was extended by something else.
+pub fn event<T: Transport>(
+    tpm: &mut Tpm<T>,
+    active: &ActiveBanks,
+    index: PcrIndex,
+    data: &[u8],
+    digests: &[PcrDigest],
+) -> Result<(), ExtendError> {
+    let mut password =
+        |command: &Command| tpm.execute(command, &mut [Auth::empty_password()]).map(|answer| answer.parameters);
+    event_by(&mut password, active, index, data, digests)
+}
+
+pub(crate) fn event_by(
+    run: &mut Run<'_>,
+    active: &ActiveBanks,
+    index: PcrIndex,
+    data: &[u8],
+    digests: &[PcrDigest],
+) -> Result<(), ExtendError> {
+    // What an extend would refuse is refused here.
+    extend_command(active, index, digests)?;
+    if let Some(algorithm) = active.unknown.iter().copied().find(|algorithm| digest_size(*algorithm).is_none()) {
+        return Err(ExtendError::Unknown { index, algorithm });
+    }
+    let command = Command::new(CommandCode::PcrEvent).handle(index.get().into()).sized(data);
     let failed = |source| ExtendError::Command { index, source };
-    let parameters = tpm.run(&command).map_err(failed)?;
-    let end = Reader::new(&parameters).end("TPM2_PCR_Extend's parameters");
-    end.map_err(|source| failed(malformed(command.code(), source)))
+    let computed = event_digests(&run(&command).map_err(failed)?);
+    let computed = computed.map_err(|source| failed(malformed(command.code(), source)))?;
+    match digests.iter().find(|digest| !computed.contains(digest)) {
+        Some(digest) => Err(ExtendError::Digest { index, expected: *digest }),
+        None => Ok(()),
+    }
+}
+
+/// TPML_DIGEST_VALUES (Part 2, section 10.9.6), without those of banks that are not known.
+pub(crate) fn event_digests(parameters: &[u8]) -> Result<Vec<PcrDigest>, ResponseError> {
+    let mut reader = Reader::new(parameters);
+    let mut digests = Vec::new();
+    for _ in 0..reader.count("digests", MAX_BANKS)? {
+        let algorithm = reader.u16("hashAlg")?;
+        let unknown = value("hashAlg", "an algorithm whose digests have a known size", algorithm.into());
+        let bytes = reader.bytes("digest", digest_size(algorithm).ok_or(unknown)?)?;
+        let bank = PcrBank::from_algorithm_id(algorithm);
+        digests.extend(bank.and_then(|bank| PcrDigest::new(bank, bytes).ok()));
+    }
+    reader.end("TPM2_PCR_Event's parameters")?;
+    Ok(digests)
+}
+
+/// TPMT_HA carries no size (Part 2, section 10.3.2): of SM3-256 and SHA-3 it is known too (TCG Algorithm Registry,
+/// section 6.2).
+fn digest_size(algorithm: u16) -> Option<usize> {
+    match algorithm {
+        0x0012 | 0x0027 => Some(32),
+        0x0028 => Some(48),
+        0x0029 => Some(64),
+        known => PcrBank::from_algorithm_id(known).map(PcrBank::digest_size),
+    }
 }
 
 fn extend_command(active: &ActiveBanks, index: PcrIndex, digests: &[PcrDigest]) -> Result<Command, ExtendError> {
@@ -348,10 +464,46 @@ fn extend_command(active: &ActiveBanks, index: PcrIndex, digests: &[PcrDigest]) 
     }
     // A register's handle is its number (Part 2, section 7.2). At most PcrBank::ALL.len() digests: TPML_DIGEST_VALUES,
     // Part 2, section 10.9.6.
-    let start = Command::with_empty_password(CommandCode::PcrExtend, index.get().into()).u32(by_bank.len() as u32);
+    let start = Command::new(CommandCode::PcrExtend).handle(index.get().into()).u32(by_bank.len() as u32);
     Ok(by_bank
         .values()
         .fold(start, |command, digest| command.u16(digest.bank().algorithm_id()).bytes(digest.as_bytes())))
+}
+
+/// What became of an extend whose answer did not come through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Judgement {
+    /// All banks hold what the extend makes of them.
+    Extended,
+    /// All banks hold what they held before.
+    NotExtended,
+    /// Something else happened, or cannot be told: a bank whose digests are not computed here and no other to go by, or a
+    /// register that was not read.
+    Other,
+}
+
+/// Tells from values read before and after what became of an extend by these digests, all banks alike.
+///
+/// A bank whose digests are not computed here counts as extended where it changed.
+pub fn judge(before: &PcrValues, after: &PcrValues, index: PcrIndex, digests: &[PcrDigest]) -> Judgement {
+    let judged = digests.iter().map(|digest| {
+        let (before, after) = (before.get(digest.bank(), index)?, after.get(digest.bank(), index)?);
+        let predicted = pcr::extend(&before, digest).ok();
+        Some((before == after, predicted.map(|predicted| predicted == after)))
+    });
+    let judged: Option<Vec<(bool, Option<bool>)>> = judged.collect();
+    match judged {
+        Some(all) if all.is_empty() => Judgement::Other,
+        Some(all) if all.iter().all(|(unchanged, _)| *unchanged) => Judgement::NotExtended,
+        Some(all) if !as_predicted(&all) => Judgement::Other,
+        Some(_) => Judgement::Extended,
+        None => Judgement::Other,
+    }
+}
+
+fn as_predicted(all: &[(bool, Option<bool>)]) -> bool {
+    all.iter().any(|(_, predicted)| *predicted == Some(true))
+        && all.iter().all(|(unchanged, predicted)| predicted.unwrap_or(!unchanged))
 }
 
 #[cfg(test)]

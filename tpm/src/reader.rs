@@ -45,6 +45,13 @@ impl<'a> Reader<'a> {
         self.bytes(field, size.into())
     }
 
+    /// A response's parameters behind their size (Part 1, section 18.7).
+    pub(crate) fn parameters(&mut self) -> Result<&'a [u8], ResponseError> {
+        let size = self.u32("parameterSize")?;
+        // A size that no usize holds is larger than what is left.
+        self.bytes("parameters", usize::try_from(size).unwrap_or(usize::MAX))
+    }
+
     /// How many elements a `TPML_*` has (Part 2, section 10.9), up to a limit.
     pub(crate) fn count(&mut self, field: &'static str, limit: u32) -> Result<u32, ResponseError> {
         let found = self.u32(field)?;
@@ -52,6 +59,16 @@ impl<'a> Reader<'a> {
             return Err(ResponseError::Count { field, limit, found });
         }
         Ok(found)
+    }
+
+    /// How many bytes are left.
+    pub(crate) fn left(&self) -> usize {
+        self.0.len()
+    }
+
+    /// All bytes that are left.
+    pub(crate) fn rest(self) -> &'a [u8] {
+        self.0
     }
 
     /// All bytes must have been read.

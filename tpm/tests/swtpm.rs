@@ -1,15 +1,13 @@
 //! Against a real software TPM, with tpm2-tools as the second opinion.
 
+mod common;
+
 use std::{
     collections::BTreeSet,
-    env, fs,
-    io::Write,
     net::TcpListener,
     os::fd::OwnedFd,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    path::Path,
+    process::{Command, Stdio},
 };
 
 use iofs_policy::{
@@ -18,102 +16,15 @@ use iofs_policy::{
 };
 use iofs_tpm::{
     CommandError, Tpm,
-    pcr::{BanksError, active_banks, extend, read},
+    pcr::{BanksError, ExtendError, Judgement, active_banks, event, extend, judge, read},
     response::ResponseCode,
     transport::{Socket, Transport, TransportError},
 };
-use tempfile::TempDir;
 
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Finds a program, or says how to install it: a test that is skipped would look like one that passed.
-fn require(program: &str, package: &str) -> PathBuf {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let folders = env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    let found = folders.map(|folder| folder.join(program)).find(|candidate| candidate.is_file());
-    found.unwrap_or_else(|| panic!("{program} is not installed\n  run: apt-get install {package}"))
-}
-
-/// A software TPM with a folder of its own. It dies with this value.
-struct SoftwareTpm {
-    process: Child,
-    folder: TempDir,
-}
-
-impl SoftwareTpm {
-    /// A TPM that firmware has started.
-    fn started() -> Self {
-        Self::new("not-need-init,startup-clear")
-    }
-
-    fn new(flags: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().canonicalize().unwrap();
-        let log = fs::File::create(at.join("log")).unwrap();
-        let process = Command::new(require("swtpm", "swtpm"))
-            .args(["socket", "--tpm2", "--flags", flags])
-            .arg("--tpmstate")
-            .arg(format!("dir={}", at.display()))
-            .arg("--server")
-            .arg(format!("type=unixio,path={}", at.join("data").display()))
-            // Where tpm2-tools look for it.
-            .arg("--ctrl")
-            .arg(format!("type=unixio,path={}", at.join("data.ctrl").display()))
-            .stdin(Stdio::null())
-            .stderr(log.try_clone().unwrap())
-            .stdout(log)
-            .spawn()
-            .unwrap();
-        Self { process, folder }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.folder.path().join("data")
-    }
-
-    /// Connects to the TPM. It serves one connection at a time.
-    fn connect(&mut self) -> Tpm<Socket> {
-        let start = Instant::now();
-        loop {
-            match Socket::unix(self.data(), PATIENCE) {
-                Ok(socket) => return Tpm::new(socket),
-                Err(error) => {
-                    let ended = self.process.try_wait().unwrap();
-                    let log = || fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
-                    assert!(ended.is_none(), "swtpm: {}\n{}", ended.unwrap(), log());
-                    assert!(start.elapsed() < PATIENCE, "{error}\n{}", log());
-                    thread::sleep(Duration::from_millis(10));
-                }
-            }
-        }
-    }
-}
-
-impl Drop for SoftwareTpm {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn index(index: u8) -> PcrIndex {
-    PcrIndex::new(index).unwrap()
-}
-
-/// SHA-1 is not computed by this toolkit, so that coreutils say what it is.
-fn hash(bank: PcrBank, parts: &[&[u8]]) -> PcrDigest {
-    if bank != PcrBank::Sha1 {
-        return PcrDigest::of(bank, parts);
-    }
-    let mut process =
-        Command::new(require("sha1sum", "coreutils")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    process.stdin.take().unwrap().write_all(&parts.concat()).unwrap();
-    let text = String::from_utf8(process.wait_with_output().unwrap().stdout).unwrap();
-    PcrDigest::new(bank, &hex::decode(&text[..40]).unwrap()).unwrap()
-}
+use common::{PATIENCE, SoftwareTpm, index, require};
 
 fn predict(value: &PcrDigest, digest: &PcrDigest) -> PcrDigest {
-    let by_hand = hash(value.bank(), &[value.as_bytes(), digest.as_bytes()]);
+    let by_hand = PcrDigest::of(value.bank(), &[value.as_bytes(), digest.as_bytes()]);
     if value.bank() != PcrBank::Sha1 {
         assert_eq!(pcr::extend(value, digest), Ok(by_hand));
     }
@@ -155,7 +66,7 @@ fn an_extended_register_has_the_predicted_value_in_all_banks() {
 
     let mut expected: Vec<PcrDigest> = banks.iter().map(|bank| PcrDigest::zero(*bank)).collect();
     for event in [&b"one"[..], b"", b"three"] {
-        let digests: Vec<PcrDigest> = banks.iter().map(|bank| hash(*bank, &[event])).collect();
+        let digests: Vec<PcrDigest> = banks.iter().map(|bank| PcrDigest::of(*bank, &[event])).collect();
         extend(&mut tpm, &active, index(13), &digests).unwrap();
         expected = expected.iter().zip(&digests).map(|(value, digest)| predict(value, digest)).collect();
     }
@@ -175,6 +86,22 @@ fn an_extended_register_has_the_predicted_value_in_all_banks() {
 }
 
 #[test]
+fn an_event_is_hashed_by_the_tpm_as_it_is_here() {
+    let mut software = SoftwareTpm::started();
+    let mut tpm = software.connect();
+    let active = active_banks(&mut tpm).unwrap();
+    for data in [&b"event"[..], &[7; 1024]] {
+        let before = read(&mut tpm, &all_registers(&PcrBank::ALL)).unwrap();
+        let digests = PcrBank::ALL.map(|bank| PcrDigest::of(bank, &[data]));
+        event(&mut tpm, &active, index(12), data, &digests).unwrap();
+        let after = read(&mut tpm, &all_registers(&PcrBank::ALL)).unwrap();
+        assert_eq!(judge(&before, &after, index(12), &digests), Judgement::Extended);
+    }
+    let error = event(&mut tpm, &active, index(12), b"event", &PcrBank::ALL.map(PcrDigest::zero)).unwrap_err();
+    assert!(matches!(error, ExtendError::Digest { .. }), "{error}");
+}
+
+#[test]
 fn values_and_their_counter_hold_until_the_next_extend() {
     let mut software = SoftwareTpm::started();
     let mut tpm = software.connect();
@@ -182,7 +109,7 @@ fn values_and_their_counter_hold_until_the_next_extend() {
     let all = all_registers(&PcrBank::ALL);
     let before = read(&mut tpm, &all).unwrap();
     assert_eq!(read(&mut tpm, &all).unwrap(), before);
-    let digests = PcrBank::ALL.map(|bank| hash(bank, &[b"event"]));
+    let digests = PcrBank::ALL.map(|bank| PcrDigest::of(bank, &[b"event"]));
     extend(&mut tpm, &active, index(11), &digests).unwrap();
     let after = read(&mut tpm, &all).unwrap();
     assert_ne!(after.update_counter(), before.update_counter());

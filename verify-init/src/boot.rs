@@ -7,7 +7,12 @@ use iofs_policy::{
     failure::{FailureAction, FailureReport, Stage},
 };
 
-use crate::{report, started::Started, system::System};
+use crate::{
+    measured::{self, Measuring},
+    report,
+    started::Started,
+    system::System,
+};
 
 /// More warnings than these are dropped: their sources (modules, the command line) are not all ours.
 const MAX_WARNINGS: usize = 64;
@@ -25,9 +30,11 @@ pub fn boot<S: System>(system: &mut S) -> S::Gone {
 fn stages<S: System>(boot: &mut Boot<'_, S>) -> Result<S::Gone, FailureReport> {
     Started::start(boot)? // kernel file systems, sealed files
         .verify(boot)? // signature, identity, rollback floor, command line
+        .measure(boot)? // phase, command line and manifest, into the TPM
         .find(boot)? // modules, devices
         .map(boot)? // dm-verity
         .mount(boot)? // erofs, overlay
+        .cap(boot)? // the initramfs phase ends
         .switch(boot) // the real root and its init
 }
 
@@ -47,6 +54,8 @@ pub(crate) struct Boot<'a, S> {
     pub(crate) system: &'a mut S,
     pub(crate) stages: Vec<StageTime>,
     pub(crate) warnings: Vec<String>,
+    /// From when on something was measured.
+    pub(crate) measuring: Option<Measuring>,
     action: FailureAction,
     /// Unknown until the command line was accepted: what was said before waits in `pending`.
     verbosity: Option<Verbosity>,
@@ -61,7 +70,7 @@ impl<'a, S: System> Boot<'a, S> {
         system.arm(action);
         let since = system.now();
         let (stages, warnings, pending) = (Vec::new(), Vec::new(), Vec::new());
-        Self { system, stages, warnings, action, verbosity: None, pending, since }
+        Self { system, stages, warnings, measuring: None, action, verbosity: None, pending, since }
     }
 
     /// Sets what a failure does from here on.
@@ -126,6 +135,9 @@ impl<'a, S: System> Boot<'a, S> {
     fn refuse(mut self, refusal: &FailureReport) -> S::Gone {
         let pending = std::mem::take(&mut self.pending);
         pending.iter().for_each(|line| self.print(line));
+        if let Some(why) = measured::cap_after_failure(&mut self) {
+            self.warn(format!("the initramfs phase was not closed in the TPM: {why}"));
+        }
         let text = format!("{refusal}\n  action:   {}", self.action);
         self.print(&format!("\n{text}\n"));
         self.log(report::ERROR, &text);

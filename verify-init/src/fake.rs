@@ -11,16 +11,18 @@ use iofs_policy::{
     dsse::{Envelope, PayloadType},
     failure::FailureAction,
     manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, Role, RollbackIndex, SealedVerity, TpmRules},
-    paths::{MANIFEST, MODULE_INDEX, TRUST},
+    paths::{MANIFEST, MEASUREMENT_LOG, MODULE_INDEX, TRUST},
     trust::{TrustPolicy, TrustedKey, TrustedKeys},
     verity::{
         BlockSize, CorruptionAction, DeviceNumber, HashAlgorithm, HashFormat, RootHash, Superblock, VerityParameters,
     },
 };
+use iofs_tpm::transport::TransportError;
 use nix::errno::Errno;
 use uuid::Uuid;
 
 use crate::{
+    fake_tpm::FakeTpm,
     gpt,
     system::{MappedTarget, Mapping, Mount, System},
 };
@@ -80,6 +82,7 @@ pub(crate) struct Fake {
     /// The status after a call of `broken` failed.
     pub(crate) status_once_broken: String,
     pub(crate) armed: Vec<FailureAction>,
+    pub(crate) tpm: Option<FakeTpm>,
     clock: Duration,
 }
 
@@ -100,6 +103,7 @@ impl Fake {
             status: "V".to_owned(),
             status_once_broken: "V".to_owned(),
             armed: Vec::new(),
+            tpm: None,
             clock: Duration::from_secs(1),
         }
     }
@@ -375,6 +379,27 @@ impl System for Fake {
         self.call("mapping_status".to_owned())?;
         let text = self.status.clone();
         Ok(self.table.clone().into_iter().map(|target| MappedTarget { text: text.clone(), ..target }).collect())
+    }
+
+    fn open_tpm(&mut self, wait: Duration) -> Result<(), TransportError> {
+        let absent = |source| TransportError::Open { path: "/dev/tpmrm0".into(), waited: wait, source };
+        self.call("open_tpm".to_owned()).map_err(absent)?;
+        self.tpm.as_ref().map(|_| ()).ok_or_else(|| absent(Errno::ENOENT.into()))
+    }
+
+    fn tpm(&mut self, command: &[u8]) -> Result<Vec<u8>, TransportError> {
+        self.call(format!("tpm {:x}", command[9])).map_err(TransportError::Read)?;
+        self.tpm.as_mut().ok_or(TransportError::OutOfStep).map(|tpm| tpm.answer(command))
+    }
+
+    fn begin_log_record(&mut self) -> io::Result<()> {
+        self.call("begin_log_record".to_owned())
+    }
+
+    fn finish_log_record(&mut self, record: &[u8]) -> io::Result<()> {
+        self.call("finish_log_record".to_owned())?;
+        self.files.entry(MEASUREMENT_LOG.to_owned()).or_default().extend(record);
+        Ok(())
     }
 
     fn mode_in_root(&mut self, root: &str, path: &str) -> io::Result<u32> {

@@ -11,6 +11,7 @@ use iofs_policy::{
 use crate::{
     boot::Boot,
     devices::{BlockDevice, Scanner},
+    measured::Measured,
     modules::Modules,
     report::{refusal, text},
     system::System,
@@ -32,22 +33,23 @@ pub(crate) struct Found {
     pub(crate) hash_start_block: u64,
 }
 
-impl Verified {
+impl Measured {
     /// Loads modules and waits for the devices, within one deadline.
     pub(crate) fn find<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Found, FailureReport> {
         // Before the first look, so that nothing comes unseen between look and wait.
         if let Err(error) = boot.system.watch_devices() {
             boot.warn(format!("device events: {}: looking again and again instead", text(&error)));
         }
-        let mut search = Search::new(&self, boot)?;
+        let verified = self.verified;
+        let mut search = Search::new(&verified, boot)?;
         // Hardware first: disks take their time while the rest is loaded.
         search.modules.load_for_present(boot)?;
         search.modules.load_always(boot)?;
         check_mapper(boot)?;
         let (data, tree) = search.wait(boot)?;
-        let hash_start_block = check_sizes(self.manifest.manifest(), &data, &tree)?;
+        let hash_start_block = check_sizes(verified.manifest.manifest(), &data, &tree)?;
         boot.reached(STAGE, &format!("found data on {} and tree on {}", data.path, tree.path));
-        Ok(Found { verified: self, data, tree, hash_start_block })
+        Ok(Found { verified, data, tree, hash_start_block })
     }
 }
 

@@ -8,6 +8,7 @@ mod found;
 pub mod gpt;
 pub mod linux;
 mod mapped;
+mod measured;
 mod modules;
 mod mounted;
 mod record;
@@ -21,6 +22,8 @@ mod verified;
 
 #[cfg(test)]
 mod fake;
+#[cfg(test)]
+mod fake_tpm;
 #[cfg(test)]
 mod tests;
 

@@ -4,7 +4,7 @@ use std::io;
 
 use iofs_policy::{boot_record::BootRecord, paths::BOOT_RECORD};
 
-use crate::{boot::Boot, mapped::Mapped, report::text, system::System};
+use crate::{boot::Boot, mapped::Mapped, measured::Measuring, report::text, system::System};
 
 /// Writes the record. A system without it boots all the same.
 pub(crate) fn write<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) {
@@ -32,6 +32,7 @@ fn try_write<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) -> io::Result<(
         data_device: mapped.data_device.clone(),
         hash_device: mapped.hash_device.clone(),
         verity_table: mapped.table.clone(),
+        measured_banks: boot.measuring.as_ref().map(Measuring::bank_names).unwrap_or_default(),
         kernel_release: mapped.verified.release.clone(),
         warnings: boot.warnings.clone(),
         stages: boot.stages.clone(),

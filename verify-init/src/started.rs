@@ -38,6 +38,8 @@ pub(crate) struct Started {
     pub(crate) trust: TrustPolicy,
     pub(crate) envelope: Vec<u8>,
     pub(crate) command_line: String,
+    /// The same as the kernel has it, without the newline at its end: what is measured.
+    pub(crate) raw_command_line: Vec<u8>,
     pub(crate) release: String,
 }
 
@@ -62,10 +64,13 @@ impl Started {
             )
         })?;
         boot.set_action(trust.on_failure);
+        let envelope = read(boot, MANIFEST, MAX_ENVELOPE_SIZE)?;
+        let line = read(boot, "/proc/cmdline", MAX_COMMAND_LINE)?;
         let started = Self {
             trust,
-            envelope: read(boot, MANIFEST, MAX_ENVELOPE_SIZE)?,
-            command_line: characters(&read(boot, "/proc/cmdline", MAX_COMMAND_LINE)?),
+            envelope,
+            command_line: characters(&line),
+            raw_command_line: line.strip_suffix(b"\n").unwrap_or(&line).to_vec(),
             release: characters(&read(boot, "/proc/sys/kernel/osrelease", MAX_RELEASE)?).trim_end().to_owned(),
         };
         let version = env!("CARGO_PKG_VERSION");

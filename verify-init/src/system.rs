@@ -3,6 +3,7 @@
 use std::{io, time::Duration};
 
 use iofs_policy::{failure::FailureAction, verity::DeviceNumber};
+use iofs_tpm::transport::TransportError;
 use nix::mount::MsFlags;
 
 /// A mount to make.
@@ -97,6 +98,15 @@ pub trait System {
     fn mapping_table(&mut self, name: &str) -> io::Result<Vec<MappedTarget>>;
     /// The status of a mapping's targets.
     fn mapping_status(&mut self, name: &str) -> io::Result<Vec<MappedTarget>>;
+
+    /// Opens the TPM, and waits for it that long where it is not there yet.
+    fn open_tpm(&mut self, wait: Duration) -> Result<(), TransportError>;
+    /// Sends a command to the TPM that was opened, and returns its response.
+    fn tpm(&mut self, command: &[u8]) -> Result<Vec<u8>, TransportError>;
+    /// Locks the measurement log and marks it as torn.
+    fn begin_log_record(&mut self) -> io::Result<()>;
+    /// Appends a record to the log that was locked, clears the mark and unlocks.
+    fn finish_log_record(&mut self, record: &[u8]) -> io::Result<()>;
 
     /// The file type and permission bits of a path, resolved as if `root` were `/`.
     fn mode_in_root(&mut self, root: &str, path: &str) -> io::Result<u32>;

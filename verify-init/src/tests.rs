@@ -1,16 +1,25 @@
 //! Whole boots on the machine in memory.
 
+use std::collections::BTreeMap;
+
 use iofs_policy::{
     boot_record::BootRecord,
+    digest::Sha256Digest,
+    dsse::{Envelope, PayloadType},
     failure::{FailureAction, Stage},
-    manifest::{Manifest, Place, RollbackIndex},
-    paths::{BOOT_RECORD, MANIFEST, MODULE_INDEX, TRUST},
+    hex,
+    manifest::{Manifest, Place, RollbackIndex, SrkPublic, TpmRules, TpmUse},
+    measurement::{Measurement, predict},
+    measurement_log,
+    paths::{BOOT_RECORD, MANIFEST, MEASUREMENT_LOG, MODULE_INDEX, TRUST},
+    pcr::{PcrBank, PcrIndex},
 };
 use nix::errno::Errno;
 
 use crate::{
     boot,
     fake::{End, Fake, manifest, partition_id},
+    fake_tpm::FakeTpm,
 };
 
 /// Calls whose failure is not the boot's: it goes on. Those in sysfs come again with the next look.
@@ -33,6 +42,17 @@ const COSMETIC: [&str; 17] = [
     "delete_initramfs",
     "mount overlay overlay /sysroot 0x4 lowerdir=/run/iofs/lower,upperdir=/run/iofs/overlay/upper,\
      workdir=/run/iofs/overlay/work,redirect_dir=nofollow,metacopy=off,volatile",
+];
+
+const STAGES: [Stage; 8] = [
+    Stage::Started,
+    Stage::Verified,
+    Stage::Measured,
+    Stage::Found,
+    Stage::Mapped,
+    Stage::Mounted,
+    Stage::Capped,
+    Stage::Switched,
 ];
 
 fn booted() -> End {
@@ -84,7 +104,7 @@ fn a_sealed_machine_boots_to_its_init() {
     assert_eq!((record.data_device.as_str(), record.hash_device.as_str()), ("/dev/vda1", "/dev/vda2"));
     assert_eq!(record.warnings, [""; 0]);
     let stages: Vec<Stage> = record.stages.iter().map(|time| time.stage).collect();
-    assert_eq!(stages, [Stage::Started, Stage::Verified, Stage::Found, Stage::Mapped, Stage::Mounted, Stage::Switched]);
+    assert_eq!(stages, STAGES);
 }
 
 #[test]
@@ -93,13 +113,15 @@ fn each_stage_says_one_line_unless_quiet() {
     fake.put("/proc/cmdline", b"console=ttyS0\n");
     boot(&mut fake);
     let lines: Vec<&str> = fake.console.lines().collect();
-    assert_eq!(lines.len(), 6, "{}", fake.console);
+    assert_eq!(lines.len(), 8, "{}", fake.console);
     for (line, start) in lines.iter().zip([
         "verify-init: started version 0.1.0 on kernel 6.1.0-test ",
         "verify-init: verified manifest of test 1.2 (key ",
+        "verify-init: measured nothing: no TPM ",
         "verify-init: found data on /dev/vda1 and tree on /dev/vda2 ",
         "verify-init: mapped /dev/dm-3 with root hash 0102030405060708 ",
         "verify-init: mounted /dev/dm-3 under an overlay of 50% ",
+        "verify-init: capped nothing ",
         "verify-init: switching to /sbin/init at ",
     ]) {
         assert!(line.starts_with(start) && line.ends_with(" ms"), "{line}");
@@ -482,4 +504,152 @@ fn a_long_report_becomes_short_records() {
         fake.put("/proc/cmdline", format!("systemd.unit={}", "x".repeat(3000)).as_bytes());
     });
     assert!(fake.log.len() > 5 && fake.log.iter().all(|record| record.len() <= 976));
+}
+
+/// A machine with a TPM, whose image uses it like that.
+fn measuring(usage: TpmUse) -> Fake {
+    let mut manifest = manifest();
+    manifest.tpm.usage = usage;
+    let mut fake = Fake::sealed(&manifest);
+    fake.put("/sys/class/tpm/tpm0/tpm_version_major", b"2\n");
+    fake.tpm = Some(FakeTpm::with_banks(&[PcrBank::Sha1, PcrBank::Sha256]));
+    fake
+}
+
+/// What the measurements of the fake's boot lead to.
+fn predicted(fake: &Fake, bank: PcrBank, count: usize) -> Vec<(u8, String)> {
+    let envelope = Envelope::parse(&fake.files[MANIFEST], PayloadType::Manifest).unwrap();
+    let digest = Sha256Digest::of(envelope.unverified_payload());
+    let measurements = Measurement::of_boot(b"console=ttyS0 quiet -- one two", digest, false);
+    let events = predict(&measurements[..count], bank).unwrap();
+    events.into_iter().map(|event| (event.pcr, event.value)).collect()
+}
+
+fn holds(fake: &Fake, bank: PcrBank, values: &[(u8, String)]) {
+    let last: BTreeMap<u8, &String> = values.iter().map(|(index, value)| (*index, value)).collect();
+    for (index, value) in last {
+        let found = fake.tpm.as_ref().unwrap().value(PcrIndex::new(index).unwrap(), bank);
+        assert_eq!(found.to_string(), format!("{bank}:{value}"), "register {index}");
+    }
+}
+
+#[test]
+fn a_boot_is_measured_as_predicted_in_each_bank() {
+    let mut fake = measuring(TpmUse::Required);
+    assert_eq!(boot(&mut fake), booted());
+    for bank in [PcrBank::Sha1, PcrBank::Sha256] {
+        holds(&fake, bank, &predicted(&fake, bank, 4));
+    }
+    let records = measurement_log::parse(&fake.files[MEASUREMENT_LOG]).unwrap();
+    let types: Vec<_> = records.iter().map(|record| record.content.event_type.clone().unwrap()).collect();
+    assert_eq!(types, ["phase", "iofs-command-line", "iofs-manifest", "phase"]);
+    let record: BootRecord = serde_json::from_slice(&fake.files[BOOT_RECORD]).unwrap();
+    assert_eq!(record.measured_banks, ["sha1", "sha256"]);
+}
+
+#[test]
+fn everything_is_measured_before_a_device_is_looked_for_and_capped_before_the_root_is_entered() {
+    let mut fake = measuring(TpmUse::Required);
+    boot(&mut fake);
+    let calls: Vec<&str> = fake.calls.iter().map(String::as_str).collect();
+    let extends: Vec<usize> = (0..calls.len()).filter(|at| calls[*at] == "tpm 82").collect();
+    let at = |call: &str| calls.iter().position(|one| one.starts_with(call)).unwrap();
+    assert_eq!(extends.len(), 4);
+    assert!(extends[2] < at("watch_devices") && extends[2] < at("load_module"));
+    assert!(at("mode_in_root") < extends[3] && extends[3] < at("move_mount"));
+}
+
+#[test]
+fn with_a_required_tpm_each_failed_measurement_stops_the_boot() {
+    let mut probe = measuring(TpmUse::Required);
+    boot(&mut probe);
+    let begins =
+        |call: &str| ["open_tpm", "tpm ", "begin_log", "finish_log"].iter().any(|start| call.starts_with(start));
+    let numbers: Vec<usize> = (0..probe.calls.len()).filter(|at| begins(&probe.calls[*at])).collect();
+    assert_eq!(numbers.len(), 1 + 1 + 3 * 4);
+    for number in numbers {
+        let mut fake = measuring(TpmUse::Required);
+        fake.fail = Some((number, Errno::EIO));
+        let (text, fake) = refused_by(fake);
+        let call = &probe.calls[number];
+        assert!(report(&text)[0].contains("register") || report(&text)[0].contains("no TPM"), "{call}: {text}");
+        assert_eq!(fake.count("exec"), 0);
+    }
+}
+
+#[test]
+fn with_a_preferred_tpm_a_failed_measurement_is_a_warning() {
+    let mut fake = measuring(TpmUse::Preferred);
+    fake.broken.push(("tpm 82", Errno::EIO));
+    assert_eq!(boot(&mut fake), booted());
+    let record: BootRecord = serde_json::from_slice(&fake.files[BOOT_RECORD]).unwrap();
+    assert!(
+        record.warnings[0].starts_with("register 11 was not extended by the event phase: "),
+        "{:?}",
+        record.warnings
+    );
+    assert!(!fake.files.contains_key(MEASUREMENT_LOG), "what was not extended is not logged");
+}
+
+#[test]
+fn a_required_tpm_that_is_absent_stops_the_boot() {
+    let mut fake = measuring(TpmUse::Required);
+    fake.tpm = None;
+    let (text, _) = refused_by(fake);
+    assert_eq!(
+        report(&text)[..3],
+        [
+            "BOOT REFUSED before stage \"measured\": there is no TPM to measure into",
+            "a TPM 2.0 with an active bank",
+            "open /dev/tpmrm0: No such file or directory (os error 2) (looked for it for 15s)"
+        ]
+    );
+}
+
+#[test]
+fn a_tpm_that_is_off_is_left_alone() {
+    let mut fake = measuring(TpmUse::Off);
+    assert_eq!(boot(&mut fake), booted());
+    assert_eq!(fake.count("open_tpm") + fake.count("tpm "), 0);
+}
+
+#[test]
+fn debug_shell_a_refused_boot_closes_the_initramfs_phase_first() {
+    let mut fake = measuring(TpmUse::Required);
+    fake.status = "C".to_owned();
+    let (_, fake) = refused_by(fake);
+    let mut phases = predicted(&fake, PcrBank::Sha256, 4);
+    phases.retain(|(index, _)| *index == 11);
+    holds(&fake, PcrBank::Sha256, &phases);
+}
+
+#[test]
+fn bus_interposer_a_tpm_that_is_not_the_pinned_one_stops_the_boot() {
+    let mut pinned = manifest();
+    // A point of P-256: the base point.
+    let point: Vec<u8> = [
+        "0020",
+        "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296",
+        "0020",
+        "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5",
+    ]
+    .iter()
+    .flat_map(|text| hex::decode(text).unwrap())
+    .collect();
+    let area = hex::decode("0023000b000304720000000600800043001000030010").unwrap();
+    let area = [area, point].concat();
+    let size = u16::try_from(area.len()).unwrap().to_be_bytes();
+    pinned.tpm = TpmRules { usage: TpmUse::Required, srk: Some(SrkPublic::new([&size[..], &area].concat()).unwrap()) };
+    let mut fake = Fake::sealed(&pinned);
+    fake.tpm = Some(FakeTpm::with_banks(&[PcrBank::Sha256]));
+    let (text, fake) = refused_by(fake);
+    assert_eq!(
+        report(&text)[..2],
+        [
+            "BOOT REFUSED before stage \"measured\": this TPM is not the pinned one",
+            "the TPM with the sealed storage root key"
+        ]
+    );
+    assert!(report(&text)[2].contains("TPM2_CreatePrimary"), "{text}");
+    assert_eq!(fake.count("tpm 82"), 0, "nothing was measured");
 }

@@ -25,6 +25,8 @@ const SHORT: usize = 16;
 pub(crate) struct Verified {
     pub(crate) manifest: VerifiedManifest,
     pub(crate) command_line: AcceptedCommandLine,
+    /// As it is measured.
+    pub(crate) raw_command_line: Vec<u8>,
     pub(crate) release: String,
 }
 
@@ -47,7 +49,8 @@ impl Started {
         });
         command_line.warnings.iter().for_each(|warning| boot.warn(warning.clone()));
         boot.reached(STAGE, &description(&manifest));
-        Ok(Verified { manifest, command_line, release: self.release })
+        let raw_command_line = self.raw_command_line;
+        Ok(Verified { manifest, command_line, raw_command_line, release: self.release })
     }
 }
 

@@ -152,3 +152,58 @@ fn registers(reader: &mut Reader<'_>) -> Result<BTreeSet<PcrIndex>, QuoteError> 
     let bits = u32::from_le_bytes([low, middle, high, 0]);
     Ok(PcrIndex::all().filter(|index| bits >> index.get() & 1 == 1).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A quote of registers 0 and 23 of the SHA-256 bank.
+    fn quote() -> Vec<u8> {
+        let mut bytes = b"\xff\x54\x43\x47\x80\x18\x00\x01N\x00\x02no".to_vec();
+        bytes.extend(b"\0\0\0\0\0\0\x03\xe8\0\0\0\x05\0\0\0\x06\x01\0\0\0\0\0\0\0\x07");
+        bytes.extend(b"\0\0\0\x01\x00\x0b\x03\x01\x00\x80\x00\x03abc");
+        bytes
+    }
+
+    /// Where things are: the safe byte, the number of banks, the size of the selection.
+    const SAFE: usize = 29;
+    const COUNT: usize = 41;
+    const SIZE: usize = 44;
+
+    #[test]
+    fn every_field_is_read() {
+        let quote = Quote::parse(&quote()).unwrap();
+        assert_eq!((&quote.qualified_signer[..], &quote.extra_data[..]), (&b"N"[..], &b"no"[..]));
+        assert_eq!(quote.clock.counters, Counters { reset_count: 5, restart_count: 6, clock: 1000 });
+        assert!(quote.clock.safe);
+        assert_eq!((quote.firmware_version, &quote.pcr_digest[..]), (7, &b"abc"[..]));
+        let pcrs: Vec<u8> = quote.selection[0].pcrs.iter().map(|pcr| pcr.get()).collect();
+        assert_eq!((quote.selection[0].bank(), pcrs), (Some(PcrBank::Sha256), vec![0, 23]));
+    }
+
+    #[test]
+    fn what_is_malformed_is_named() {
+        let changed = |at: usize, value: u8| {
+            let mut bytes = quote();
+            bytes[at] = value;
+            Quote::parse(&bytes).unwrap_err().to_string()
+        };
+        assert_eq!(changed(SAFE, 2), "quote: clockInfo.safe: expected 0 or 1, found 2");
+        assert_eq!(changed(COUNT, 17), "quote: pcrSelect: expected at most 16 banks, found 17");
+        assert_eq!(changed(SIZE, 4), "quote: pcrSelect: sizeofSelect: expected 3, found 4");
+        assert_eq!(changed(6, 0xff), "quote: qualifiedSigner: expected 65281 bytes, found 45");
+        let mut twice = quote();
+        twice[COUNT] = 2;
+        twice.splice(COUNT + 1..COUNT + 1, *b"\x00\x0b\x03\x00\x00\x00");
+        assert_eq!(Quote::parse(&twice), Err(QuoteError::BankTwice(0x0b)));
+    }
+
+    #[test]
+    fn no_quote_is_cut_or_longer() {
+        let quote = quote();
+        for end in 0..quote.len() {
+            assert!(Quote::parse(&quote[..end]).is_err(), "{end}");
+        }
+        assert!(Quote::parse(&[&quote[..], &[0]].concat()).is_err());
+    }
+}

@@ -323,3 +323,81 @@ pub(super) fn padded(number: &[u8], size: usize) -> Option<Vec<u8>> {
     let zeros = size.checked_sub(number.len())?;
     Some([&vec![0; zeros], number].concat())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sized(bytes: &[u8]) -> Vec<u8> {
+        [&(bytes.len() as u16).to_be_bytes(), bytes].concat()
+    }
+
+    /// Type, nameAlg, attributes of an attestation key and no policy; then the parameters and the key itself.
+    fn area(kind: u16, rest: &[&[u8]]) -> Vec<u8> {
+        let start = [&kind.to_be_bytes()[..], b"\x00\x0b\x00\x05\x00\x72\x00\x00"].concat();
+        sized(&[&start[..], &rest.concat()].concat())
+    }
+
+    fn rsa(parameters: &[u8], modulus: &[u8]) -> Result<AttestationKey, KeyError> {
+        AttestationKey::parse(&area(ALG_RSA, &[parameters, &sized(modulus)]))
+    }
+
+    fn ecc(parameters: &[u8], x: &[u8], y: &[u8]) -> Result<AttestationKey, KeyError> {
+        AttestationKey::parse(&area(ALG_ECC, &[parameters, &sized(x), &sized(y)]))
+    }
+
+    /// The base point of P-256 (FIPS 186-5, SP 800-186 section 3.2.1.3).
+    const X: &str = "6b17d1f2e12c4247f8bce6e563a440f277037d812deb33a0f4a13945d898c296";
+    const Y: &str = "4fe342e2fe1a7f9b8ee7eb4a7c0f9e162bce33576b315ececbb6406837bf51f5";
+
+    const RSASSA: &[u8] = b"\x00\x10\x00\x14\x00\x0b\x08\x00\0\0\0\0";
+    const ECDSA: &[u8] = b"\x00\x10\x00\x18\x00\x0b\x00\x03\x00\x10";
+
+    #[test]
+    fn sound_keys_are_read() {
+        let (x, y) = (hex::decode(X).unwrap(), hex::decode(Y).unwrap());
+        assert_eq!(ecc(ECDSA, &x, &y).unwrap().scheme().to_string(), "ecdsa with sha256");
+        assert_eq!(rsa(RSASSA, &[0xff; 256]).unwrap().scheme().to_string(), "rsassa with sha256");
+    }
+
+    #[test]
+    fn keys_that_must_not_attest_are_named() {
+        let (x, y) = (hex::decode(X).unwrap(), hex::decode(Y).unwrap());
+        let odd = [0xff; 256];
+        let even = [&odd[..255], &[0xfe]].concat();
+        let small = [&[0x7f], &odd[..255]].concat();
+        for (parsed, expected) in [
+            (rsa(b"\x00\x06", &odd), "symmetric: expected 0010 (TPM_ALG_NULL), found 0006"),
+            (rsa(b"\x00\x10\x00\x10", &odd), "scheme: expected 0014 (RSASSA) or 0016 (RSAPSS), found 0010"),
+            (rsa(b"\x00\x10\x00\x18\x00\x0b", &odd), "scheme: expected 0014 (RSASSA) or 0016 (RSAPSS), found 0018"),
+            (
+                rsa(b"\x00\x10\x00\x14\x00\x04", &odd),
+                "scheme.hashAlg: expected SHA-256, SHA-384 or SHA-512, found 0004",
+            ),
+            (rsa(b"\x00\x10\x00\x14\x00\x0b\x04\x00", &odd), "keyBits: expected 2048, 3072 or 4096, found 1024"),
+            (rsa(b"\x00\x10\x00\x14\x00\x0b\x08\x00\0\0\0\x03", &odd), "exponent: expected 0 or 65537, found 3"),
+            (rsa(RSASSA, &odd[..255]), "unique: not an RSA modulus of keyBits"),
+            (rsa(RSASSA, &even), "unique: not an RSA modulus of keyBits"),
+            (rsa(RSASSA, &small), "unique: not an RSA modulus of keyBits"),
+            (ecc(b"\x00\x10\x00\x1a\x00\x0b", &x, &y), "scheme: expected 0018 (ECDSA), found 001a"),
+            (
+                ecc(b"\x00\x10\x00\x18\x00\x0b\x00\x01\x00\x10", &x, &y),
+                "curveID: expected 0003 (P-256) or 0004 (P-384), found 0001",
+            ),
+            (ecc(b"\x00\x10\x00\x18\x00\x0b\x00\x03\x00\x20", &x, &y), "kdf: expected 0010 (TPM_ALG_NULL), found 0020"),
+            (ecc(ECDSA, &y, &x), "unique: not a point on the curve"),
+            (ecc(ECDSA, &[0; 33], &y), "unique: a coordinate has another size than the curve's"),
+            (ecc(ECDSA, &[], &[]), "unique: not a point on the curve"),
+            (AttestationKey::parse(&area(8, &[b"\x00\x10"])), "type: expected 0001 (RSA) or 0023 (ECC), found 0008"),
+            (AttestationKey::parse(b"\0\x01\0\0"), "publicArea: expected nothing behind it, found 1 bytes"),
+        ] {
+            assert_eq!(parsed.unwrap_err().to_string(), format!("attestation key: {expected}"));
+        }
+    }
+
+    #[test]
+    fn names_by_sha1_are_no_names() {
+        let error = Name::of_public_area(b"\x00\x01\x00\x04more").unwrap_err().to_string();
+        assert_eq!(error, "attestation key: nameAlg: expected SHA-256, SHA-384 or SHA-512, found 0004");
+    }
+}

@@ -51,6 +51,7 @@ fn variable(data: &[u8]) -> Result<(String, &[u8]), FieldError> {
     let size_of = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     let name = reader.bytes("UnicodeName", size_of(characters.saturating_mul(2)))?;
     let value = reader.bytes("VariableData", size_of(size))?;
+    reader.end("VariableData")?;
     Ok((utf16(name), value))
 }
 

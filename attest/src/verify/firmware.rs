@@ -14,6 +14,8 @@ use crate::{
 };
 
 const LOG: &str = "firmware log";
+/// The files of a release that firmware or a boot loader starts; it measures some of them whole.
+const BOOT_FILES: [&str; 2] = ["vmlinuz", "initramfs.img"];
 /// No more notes about contradicting labels than this: a log could have thousands.
 const MOST_NOTES: usize = 8;
 
@@ -40,11 +42,12 @@ pub(super) fn judge(
     Ok(notes(request.policy, banks, &events, registers, &files))
 }
 
-/// The digests by which firmware and the kernel's EFI stub would measure a release's files, with their names.
+/// The digests by which firmware and the kernel's EFI stub would measure what a release boots, with the files' names.
 pub(crate) fn release_files(reference: &Reference) -> Vec<(Sha256Digest, String)> {
     let release = reference.release();
     let kernel = release.kernel_authenticode.map(|digest| (digest, "kernel".to_owned()));
-    kernel.into_iter().chain(release.artifacts.iter().map(|file| (file.sha256, file.name.clone()))).collect()
+    let booted = release.artifacts.iter().filter(|file| BOOT_FILES.contains(&file.name.as_str()));
+    kernel.into_iter().chain(booted.map(|file| (file.sha256, file.name.clone()))).collect()
 }
 
 /// The release's file that an event is of. Releases have SHA-256 digests, so that only this bank tells.

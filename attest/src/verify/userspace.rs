@@ -17,7 +17,7 @@ use crate::{
 const LOG: &str = "measurement log";
 /// Where systemd measures what identifies the machine. Volume keys go there as HMACs, so that labels say another thing than
 /// digests.
-const SYSTEMD_PCR: u8 = 15;
+pub(crate) const SYSTEMD_PCR: u8 = 15;
 /// What systemd measures as the real system comes up and goes down (systemd-pcrphase), in this order.
 pub(crate) const SYSTEMD_PHASES: [&str; 4] = ["sysinit", "ready", "shutdown", "final"];
 

@@ -4,6 +4,7 @@
 //! corpus and runs each body for a while on a stable compiler; `make fuzz` runs them under `cargo fuzz`.
 
 mod archives;
+mod attest;
 mod boot;
 mod devices;
 mod documents;
@@ -14,6 +15,7 @@ mod texts;
 mod tpm;
 
 pub use archives::{cpio_initramfs, tar};
+pub use attest::{evidence, measurement_log, quote, tcg_log};
 pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
@@ -31,16 +33,20 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("cpio_initramfs", cpio_initramfs),
     ("dsse_envelope", dsse_envelope),
     ("erofs_superblock", erofs_superblock),
+    ("evidence", evidence),
     ("gpt", gpt),
     ("iofs_toml", iofs_toml),
     ("kernel_image", kernel_image),
     ("manifest", manifest),
+    ("measurement_log", measurement_log),
     ("module_alias", module_alias),
     ("module_index", module_index),
     ("os_release", os_release),
+    ("quote", quote),
     ("release", release),
     ("superblock_difference", superblock_difference),
     ("tar", tar),
+    ("tcg_log", tcg_log),
     ("tpm_response", tpm_response),
     ("trust_policy", trust_policy),
     ("uevent", uevent),

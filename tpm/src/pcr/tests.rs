@@ -170,7 +170,7 @@ fn each_active_bank_is_extended_at_once() {
     let mut expected = vec![0x80, 0x02, 0, 0, 0, 87, 0, 0, 0x01, 0x82, 0, 0, 0, 13];
     expected.extend([0, 0, 0, 9, 0x40, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
     expected.extend([&[0, 4][..], &[0; 20], &[0, 0xb], &[0; 32]].concat());
-    assert_eq!(command.as_bytes(), expected);
+    assert_eq!(command.encode(&[0x40, 0, 0, 9, 0, 0, 0, 0, 0], command.parameters()), expected);
     extend(&mut tpm([extended()]), &two_banks(), index(13), &digests).unwrap();
 }
 
@@ -263,4 +263,57 @@ proptest! {
         let _ = parse_banks(&bytes);
         let _ = parse_values(&bytes, &wanted([0, 9]));
     }
+}
+
+/// To TPM2_PCR_Event.
+fn event_response(digests: &[(u16, &[u8])]) -> Vec<u8> {
+    let mut parameters = u32::try_from(digests.len()).unwrap().to_be_bytes().to_vec();
+    for (algorithm, digest) in digests {
+        parameters.extend(algorithm.to_be_bytes());
+        parameters.extend(*digest);
+    }
+    let size = u32::try_from(parameters.len()).unwrap().to_be_bytes();
+    response(0x8002, &[&size[..], &parameters, &[0, 0, 1, 0, 0]].concat())
+}
+
+#[test]
+fn an_event_extends_banks_of_unknown_algorithms_too() {
+    let sm3 = active(&[(0xb, ALL), (0x12, ALL)]).unwrap();
+    let digest = PcrDigest::of(PcrBank::Sha256, &[b"event"]);
+    let run = |answer: Vec<u8>| event(&mut tpm([answer]), &sm3, index(13), b"event", &[digest]);
+    run(event_response(&[(0x12, &[7; 32]), (0xb, digest.as_bytes())])).unwrap();
+    let error = run(event_response(&[(0x12, &[7; 32]), (0xb, &[7; 32])])).unwrap_err();
+    assert!(matches!(error, ExtendError::Digest { expected, .. } if expected == digest), "{error}");
+    let error = run(event_response(&[(0x12, &[7; 32])])).unwrap_err();
+    assert!(matches!(error, ExtendError::Digest { .. }), "{error}");
+    let error = run(event_response(&[(0x77, &[7; 32])])).unwrap_err().to_string();
+    assert!(error.contains("hashAlg: expected an algorithm whose digests have a known size, found 119"), "{error}");
+    let unknown = active(&[(0xb, ALL), (0x77, ALL)]).unwrap();
+    let error = event(&mut tpm([]), &unknown, index(13), b"event", &[digest]).unwrap_err();
+    assert!(matches!(error, ExtendError::Unknown { algorithm: 0x77, .. }), "{error}");
+}
+
+#[test]
+fn what_became_of_an_extend_is_told_from_values() {
+    fn values(list: &[(PcrBank, u8)]) -> PcrValues {
+        let of = |bank: PcrBank, byte| PcrDigest::new(bank, &vec![byte; bank.digest_size()]).unwrap();
+        let values = list.iter().map(|(bank, byte)| ((*bank, index(13)), of(*bank, *byte))).collect();
+        PcrValues { update_counter: 0, values }
+    }
+    let both = |sha256: &PcrDigest, sha384: &PcrDigest| PcrValues {
+        update_counter: 1,
+        values: [((PcrBank::Sha256, index(13)), *sha256), ((PcrBank::Sha384, index(13)), *sha384)].into(),
+    };
+    let before = values(&[(PcrBank::Sha256, 1), (PcrBank::Sha384, 2)]);
+    let digests = [PcrBank::Sha256, PcrBank::Sha384].map(PcrDigest::zero);
+    let old = digests.map(|digest| before.get(digest.bank(), index(13)).unwrap());
+    let new = [0, 1].map(|at| pcr::extend(&old[at], &digests[at]).unwrap());
+    let judge = |after: &PcrValues| judge(&before, after, index(13), &digests);
+    assert_eq!(judge(&before), Judgement::NotExtended);
+    assert_eq!(judge(&both(&new[0], &new[1])), Judgement::Extended);
+    assert_eq!(judge(&both(&new[0], &old[1])), Judgement::Other, "one bank of two");
+    assert_eq!(judge(&both(&old[0], &new[1])), Judgement::Other);
+    assert_eq!(judge(&values(&[(PcrBank::Sha256, 3), (PcrBank::Sha384, 4)])), Judgement::Other);
+    assert_eq!(judge(&values(&[(PcrBank::Sha256, 1)])), Judgement::Other, "a bank that was not read");
+    assert_eq!(super::judge(&before, &before, index(13), &[]), Judgement::Other);
 }

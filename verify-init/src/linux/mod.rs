@@ -8,7 +8,8 @@ use std::{
     time::Duration,
 };
 
-use iofs_policy::{failure::FailureAction, verity::DeviceNumber};
+use iofs_policy::{failure::FailureAction, paths::MEASUREMENT_LOG, verity::DeviceNumber};
+use iofs_tpm::transport::{Device, Transport, TransportError};
 use nix::{
     errno::Errno,
     kmod::{ModuleInitFlags, finit_module},
@@ -20,6 +21,7 @@ use crate::system::{MappedTarget, Mapping, Mount, System};
 
 mod console;
 mod end;
+mod log;
 mod mapper;
 mod root;
 mod uevents;
@@ -32,6 +34,8 @@ pub use end::report_panics;
 pub struct Linux {
     console: Console,
     events: Option<uevents::Socket>,
+    tpm: Option<Device>,
+    log: Option<log::Begun>,
 }
 
 impl System for Linux {
@@ -145,6 +149,29 @@ impl System for Linux {
         mapper::status(name)
     }
 
+    fn open_tpm(&mut self, wait: Duration) -> Result<(), TransportError> {
+        self.tpm = Some(Device::open_first(wait)?);
+        Ok(())
+    }
+
+    fn tpm(&mut self, command: &[u8]) -> Result<Vec<u8>, TransportError> {
+        match &mut self.tpm {
+            Some(tpm) => tpm.exchange(command),
+            None => Err(TransportError::OutOfStep),
+        }
+    }
+
+    fn begin_log_record(&mut self) -> io::Result<()> {
+        // One that was begun and never finished stays marked; its lock must not keep us out.
+        self.log = None;
+        self.log = Some(log::begin(MEASUREMENT_LOG.as_ref())?);
+        Ok(())
+    }
+
+    fn finish_log_record(&mut self, record: &[u8]) -> io::Result<()> {
+        self.log.take().ok_or(Errno::EBADF)?.finish(record)
+    }
+
     fn mode_in_root(&mut self, root: &str, path: &str) -> io::Result<u32> {
         root::mode(root, path)
     }
@@ -159,7 +186,7 @@ impl System for Linux {
 
     fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone> {
         // Close-on-exec would do; an event socket must not outlive its use in any case.
-        self.events = None;
+        (self.events, self.tpm, self.log) = (None, None, None);
         root::exec(path, arguments)
     }
 

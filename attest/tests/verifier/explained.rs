@@ -1,0 +1,107 @@
+//! What people are told.
+
+use iofs_attest::explain::{Status, explain};
+use iofs_policy::digest::Sha256Digest;
+
+use crate::support::*;
+
+#[test]
+fn an_honest_boot_is_as_predicted() {
+    let release = reference("13.2-4", |_| {});
+    let mut machine = Machine::booted(BOTH, &release);
+    machine.measure_text(11, "sysinit");
+    let verifier = Verifier::new(BOTH, vec![release]);
+    let explanation = explain(&verifier.request(), &machine.evidence(&Quoted::new(BOTH)));
+    assert_eq!(explanation.first_difference, None);
+    assert!(explanation.problems.is_empty());
+    let statuses: Vec<Status> = explanation.events[9..].iter().map(|event| event.status).collect();
+    use Status::*;
+    assert_eq!(statuses, [Predicted, Predicted, Predicted, Predicted, Accepted]);
+    let text = explanation.to_string();
+    assert!(text.starts_with("predicted from release org.example.gateway 13.2-4\n"), "{text}");
+    assert!(text.contains("firmware      1  PCR  0  ignored       EV_SEPARATOR: separator\n"), "{text}");
+    assert!(text.contains("user space    0  PCR 11  as predicted  phase: enter-initrd\n"), "{text}");
+    assert!(text.ends_with("user space measured what was predicted\n"), "{text}");
+}
+
+#[test]
+fn the_first_difference_is_named() {
+    let release = reference("13.2-4", |_| {});
+    let evil = reference("6.6.6", |_| {});
+    let machine = Machine::booted(SHA256, &evil);
+    let verifier = Verifier::new(SHA256, vec![release]);
+    let explanation = explain(&verifier.request(), &machine.evidence(&Quoted::new(SHA256)));
+    let [predicted, found] = ["13.2-4", "6.6.6"].map(|version| Sha256Digest::of(version.as_bytes()));
+    assert_eq!(
+        explanation.first_difference.unwrap(),
+        format!(
+            "PCR 13 event 1: predicted manifest:{predicted} of release org.example.gateway 13.2-4; \
+             the log has manifest:{found}"
+        )
+    );
+}
+
+#[test]
+fn what_is_missing_or_too_much_is_named() {
+    let release = reference("13.2-4", |_| {});
+    let verifier = Verifier::new(SHA256, vec![release.clone()]);
+    let mut machine = Machine::booted(SHA256, &release);
+    machine.records.pop();
+    let mut evidence = machine.evidence(&Quoted::new(SHA256));
+    evidence.pcrs = machine.registers();
+    let explanation = explain(&verifier.request(), &evidence);
+    assert_eq!(
+        explanation.first_difference.as_deref(),
+        Some("PCR 11 event 2: predicted leave-initrd of release org.example.gateway 13.2-4; the log has nothing more")
+    );
+    let text = explanation.to_string();
+    assert!(text.contains("PCR 11 (sha256): the logs do not lead to the value that the device reports\n"), "{text}");
+    let mut machine = Machine::booted(SHA256, &release);
+    machine.measure_text(12, "more");
+    let explanation = explain(&verifier.request(), &machine.evidence(&Quoted::new(SHA256)));
+    let difference = explanation.first_difference.unwrap();
+    assert_eq!(difference, "PCR 12 event 2: predicted nothing more; the log has more");
+}
+
+#[test]
+fn what_cannot_be_read_is_a_problem_and_the_rest_is_explained() {
+    let release = reference("13.2-4", |_| {});
+    let machine = Machine::booted(SHA256, &release);
+    let verifier = Verifier::new(SHA256, vec![release]);
+    let mut evidence = machine.evidence(&Quoted::new(SHA256));
+    evidence.firmware_log.as_mut().unwrap().0.truncate(100);
+    evidence.measurement_log_torn = true;
+    let explanation = explain(&verifier.request(), &evidence);
+    assert_eq!(explanation.problems[0], "the measurement log is torn: its last record may be missing");
+    assert!(explanation.problems[1].starts_with("firmware log: event 1: "), "{:?}", explanation.problems);
+    assert_eq!(explanation.events.len(), 4);
+    let json = serde_json::to_value(&explanation).unwrap();
+    assert_eq!(json["events"][0]["status"], "predicted");
+    assert_eq!(json["events"][0]["log"], "user-space");
+}
+
+#[test]
+fn terminals_are_told_nothing() {
+    let release = reference("13.2-4", |_| {});
+    let mut machine = Machine::booted(SHA256, &release);
+    machine.measure_text(12, "\u{1b}[2J\nevil");
+    machine.firmware(0, EFI_ACTION, b"x", b"\x1b[2J");
+    let verifier = Verifier::new(SHA256, vec![release]);
+    let text = explain(&verifier.request(), &machine.evidence(&Quoted::new(SHA256))).to_string();
+    assert!(!text.contains('\u{1b}') && !text.contains("\nevil"), "{text}");
+}
+
+#[test]
+fn a_false_label_is_the_first_difference() {
+    let release = reference("13.2-4", |_| {});
+    let mut machine = Machine::booted(SHA256, &release);
+    machine.records[1].content.string = Some("command-line:other".to_owned());
+    let verifier = Verifier::new(SHA256, vec![release]).policy("pcrs = [11, 12, 13, 15]");
+    machine.measure_text(15, "machine-id:0");
+    let explanation = explain(&verifier.request(), &machine.evidence(&Quoted::new(SHA256)));
+    assert_eq!(
+        explanation.first_difference.as_deref(),
+        Some("PCR 12 event 1: the log has command-line:other, which is not what was measured")
+    );
+    assert_eq!(explanation.events.last().unwrap().status, Status::Accepted);
+}

@@ -1,0 +1,11 @@
+//! The verifier against honest machines and against each known way to cheat it.
+
+mod support;
+
+mod batches;
+mod explained;
+mod firmware;
+mod flips;
+mod forgery;
+mod logs;
+mod swtpm;

@@ -1,0 +1,113 @@
+//! A Debian root whose device can be asked to attest: `iofs-sign`, the TPM libraries that it loads, and a shell for tests.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{
+    cache::{self, target_folder},
+    tools,
+};
+
+/// The shell, where a sealed init finds it.
+pub const SHELL_INIT: &str = "/usr/sbin/device-shell";
+/// Libraries that are loaded at run time, by `iofs-sign` and by systemd, where Debian keeps them on x86-64. The dynamic
+/// linker names the others.
+const LOADED: [&str; 4] = [
+    "/usr/lib/x86_64-linux-gnu/libtss2-esys.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-mu.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-rc.so.0",
+    "/usr/lib/x86_64-linux-gnu/libtss2-tcti-device.so.0",
+];
+
+/// The root as a tar archive, made once per test program.
+///
+/// # Errors
+///
+/// Where the cache lacks the Debian root, or `iofs-sign` does not build.
+pub fn root() -> Result<PathBuf> {
+    static MADE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    MADE.get_or_init(|| make().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
+}
+
+fn make() -> Result<PathBuf> {
+    let added = tempfile::tempdir()?;
+    let place = |name: &str| added.path().join(name);
+    for folder in ["usr/bin", "usr/sbin", "usr/lib/iofs-test", "etc/systemd/system/multi-user.target.wants"] {
+        fs::create_dir_all(place(folder))?;
+    }
+    let guest = cache::workspace().join("swtpm-tests/guest");
+    copy(&guest.join("device-shell"), &place("usr/sbin/device-shell"), 0o755)?;
+    copy(&guest.join("device-shell.service"), &place("etc/systemd/system/device-shell.service"), 0o644)?;
+    std::os::unix::fs::symlink(
+        "../device-shell.service",
+        place("etc/systemd/system/multi-user.target.wants/device-shell.service"),
+    )?;
+    let program = program("iofs-sign", "iofs-sign")?;
+    run(Command::new("objcopy").arg("--strip-all").args([&program, &place("usr/bin/iofs-sign")]))?;
+    let half = self::program("swtpm-tests", "half-measure")?;
+    run(Command::new("objcopy").arg("--strip-all").args([&half, &place("usr/bin/half-measure")]))?;
+    for library in libraries(&program)? {
+        let name = library.file_name().context("a library has a name")?;
+        copy(&library, &place("usr/lib/iofs-test").join(name), 0o644)?;
+    }
+    // Other test programs may make the same at the same time.
+    let name = format!("attester-{}.tar", std::process::id());
+    let tar = target_folder("vm-scratch")?.join(name);
+    fs::copy(cache::root("trixie")?, &tar)?;
+    run(Command::new("tar")
+        .args(["--append", "--owner=0", "--group=0", "--file"])
+        .arg(&tar)
+        .arg("--directory")
+        .args([added.path(), Path::new("etc"), Path::new("usr")]))?;
+    Ok(tar)
+}
+
+fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    fs::copy(from, to).with_context(|| format!("copy {}", from.display()))?;
+    Ok(fs::set_permissions(to, fs::Permissions::from_mode(mode))?)
+}
+
+fn run(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(output.stdout)
+}
+
+/// A program of this workspace as its tests build it.
+///
+/// # Errors
+///
+/// Where it does not build.
+pub fn program(package: &str, name: &str) -> Result<PathBuf> {
+    run(Command::new("cargo")
+        .args(["build", "--quiet", "--package", package, "--bin", name])
+        .current_dir(cache::workspace()))?;
+    Ok(target_folder("debug")?.join(name))
+}
+
+/// The TPM libraries that the program and what it loads need. All else is in every Debian root.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for library in LOADED {
+        ensure!(Path::new(library).exists(), "{library} is missing\n  run: apt-get install libtss2-dev");
+    }
+    for object in LOADED.iter().map(Path::new).chain([program]) {
+        let ldd = tools::require("ldd", "apt-get install libc-bin")?;
+        let text = String::from_utf8(run(Command::new(ldd).arg(object))?)?;
+        let names = text.lines().filter_map(|line| Some(PathBuf::from(line.split_once("=> ")?.1.split(' ').next()?)));
+        found.extend(names.filter(|path| path.to_string_lossy().contains("libtss2")));
+        if object != program {
+            found.push(object.to_owned());
+        }
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}

@@ -1,0 +1,163 @@
+//! A software TPM for a machine.
+
+use std::{
+    fs::{self, File},
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::tools;
+
+/// How long swtpm may take to open its socket, or to write its state and end.
+const PATIENCE: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(5);
+/// The issuing certificate's file.
+const ISSUER: &str = "issuer-cert.pem";
+
+/// What a TPM keeps while it has no power: keys, counters, NV indices. Each start of a machine with it is a power cycle.
+#[derive(Debug)]
+pub struct TpmState {
+    folder: TempDir,
+}
+
+impl TpmState {
+    /// A TPM that was never started.
+    ///
+    /// # Errors
+    ///
+    /// Where the folder cannot be made.
+    pub fn new() -> Result<Self> {
+        Ok(Self { folder: tempfile::Builder::new().prefix("iofs-tpm.").tempdir()? })
+    }
+
+    /// A TPM as it leaves its maker: with endorsement keys and their certificates, issued by a CA of its own in the folder
+    /// `ca`. Its root is [`TpmState::ca_root`], the issuer [`TpmState::ca_issuer`].
+    ///
+    /// # Errors
+    ///
+    /// Where `swtpm_setup` is not installed or fails.
+    pub fn certified() -> Result<Self> {
+        let setup = tools::require("swtpm_setup", "apt-get install swtpm-tools")?;
+        let localca = tools::require("swtpm_localca", "apt-get install swtpm-tools")?;
+        let state = Self::new()?;
+        let (at, ca) = (state.path().display(), state.path().join("ca"));
+        fs::create_dir(&ca)?;
+        let ca = ca.display();
+        let paths = format!(
+            "statedir = {ca}\nsigningkey = {ca}/key.pem\nissuercert = {ca}/{ISSUER}\ncertserial = {ca}/serial\n"
+        );
+        fs::write(state.path().join("localca.conf"), paths)?;
+        let platform = "--platform-manufacturer QEMU\n--platform-version 1\n--platform-model Q35\n";
+        fs::write(state.path().join("localca.options"), platform)?;
+        let localca = localca.display();
+        let tools = format!(
+            "create_certs_tool={localca}\ncreate_certs_tool_config={at}/localca.conf\n\
+             create_certs_tool_options={at}/localca.options\n"
+        );
+        fs::write(state.path().join("setup.conf"), tools)?;
+        let made = Command::new(setup)
+            .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha256,sha384", "--tpmstate"])
+            .arg(state.path())
+            .arg("--config")
+            .arg(state.path().join("setup.conf"))
+            .output()?;
+        ensure!(made.status.success(), "swtpm_setup: {}", String::from_utf8_lossy(&made.stdout));
+        Ok(state)
+    }
+
+    /// The certificate at the root of [`TpmState::certified`]'s CA.
+    pub fn ca_root(&self) -> PathBuf {
+        self.path().join("ca/swtpm-localca-rootca-cert.pem")
+    }
+
+    /// The certificate that issued those of the endorsement keys.
+    pub fn ca_issuer(&self) -> PathBuf {
+        self.path().join("ca").join(ISSUER)
+    }
+
+    /// Where it is kept.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// A TPM under power. Dropped, it loses it.
+#[derive(Debug)]
+pub(crate) struct Swtpm {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Swtpm {
+    /// Starts the TPM, with its control socket in a folder whose path is short.
+    pub(crate) fn start(state: &Path, folder: &Path) -> Result<Self> {
+        let swtpm = tools::require("swtpm", "apt-get install swtpm")?;
+        let setpriv = tools::require("setpriv", "apt-get install util-linux")?;
+        let socket = folder.join("tpm");
+        let child = Command::new(setpriv)
+            .args(["--pdeathsig", "KILL", "--"])
+            .arg(swtpm)
+            .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
+            .arg(format!("dir={}", state.display()))
+            .arg("--ctrl")
+            .arg(format!("type=unixio,path={}", socket.display()))
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(folder.join("tpm-stderr"))?)
+            .spawn()
+            .context("cannot run setpriv")?;
+        let mut swtpm = Self { child, socket };
+        swtpm.wait_for_socket(&folder.join("tpm-stderr"))?;
+        Ok(swtpm)
+    }
+
+    fn wait_for_socket(&mut self, complaint: &Path) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.socket.exists() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("swtpm ended with {status}: {}", fs::read_to_string(complaint)?.trim());
+            }
+            if Instant::now() >= deadline {
+                bail!("swtpm did not open {} within {PATIENCE:?}", self.socket.display());
+            }
+            thread::sleep(POLL);
+        }
+        Ok(())
+    }
+
+    /// What QEMU is told of it.
+    pub(crate) fn arguments(&self) -> [String; 6] {
+        let path = self.socket.display();
+        [
+            "-chardev".to_owned(),
+            format!("socket,id=tpm-socket,path={path}"),
+            "-tpmdev".to_owned(),
+            "emulator,id=tpm0,chardev=tpm-socket".to_owned(),
+            "-device".to_owned(),
+            "tpm-crb,tpmdev=tpm0".to_owned(),
+        ]
+    }
+
+    /// Waits until its state is written, after the machine has ended.
+    pub(crate) fn wait(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Swtpm {
+    fn drop(&mut self) {
+        // Both fail only where it has ended and been waited for.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
