@@ -9,9 +9,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use iofs_policy::manifest::{RollbackIndex, TpmUse};
+use iofs_sign::{erofs::ImageCompression, seal::SealRequest, sealed};
 
 use crate::{
+    BASE_COMMAND_LINE,
     cache::{self, target_folder},
+    chain::Chain,
     tools,
 };
 
@@ -57,16 +61,60 @@ fn make() -> Result<PathBuf> {
         let name = library.file_name().context("a library has a name")?;
         copy(&library, &place("usr/lib/iofs-test").join(name), 0o644)?;
     }
-    // Other test programs may make the same at the same time.
-    let name = format!("attester-{}.tar", std::process::id());
-    let tar = target_folder("vm-scratch")?.join(name);
+    let scratch = target_folder("vm-scratch")?;
+    // The finished archive takes the place of an earlier program's in one step.
+    let making = tempfile::NamedTempFile::new_in(&scratch)?.into_temp_path();
+    let tar = making.to_path_buf();
     fs::copy(cache::root("trixie")?, &tar)?;
     run(Command::new("tar")
         .args(["--append", "--owner=0", "--group=0", "--file"])
         .arg(&tar)
         .arg("--directory")
         .args([added.path(), Path::new("etc"), Path::new("usr")]))?;
-    Ok(tar)
+    let finished = scratch.join("attester.tar");
+    making.persist(&finished)?;
+    Ok(finished)
+}
+
+/// A sealed device that boots right into the shell: the same image each time, and what `change` makes of its manifest.
+///
+/// # Errors
+///
+/// As [`root`], and where sealing fails.
+pub fn quick(change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
+    Chain::seal("trixie", &image()?, |request| {
+        request.config.boot.init = SHELL_INIT.parse().expect("valid");
+        request.config.image.id = Some("org.example.attester".parse().expect("valid"));
+        request.config.image.version = Some("7".parse().expect("valid"));
+        request.config.image.rollback_index = RollbackIndex(7);
+        request.config.tpm.usage = TpmUse::Required;
+        request.config.boot.command_lines = command_lines();
+        change(request);
+    })
+}
+
+/// What `/proc/cmdline` shows: with a BIOS, and with UEFI firmware, whose loader adds a word.
+pub fn command_lines() -> Vec<String> {
+    let line = BASE_COMMAND_LINE.join(" ");
+    vec![line.clone(), format!("{line} initrd=initrd")]
+}
+
+/// The root as an erofs image, made once per test program.
+fn image() -> Result<PathBuf> {
+    static MADE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let make = || -> Result<PathBuf> {
+        let chain = Chain::seal("trixie", &root()?, |request| {
+            request.kernel = None;
+            request.config.filesystem.compression = Some(ImageCompression::Lz4);
+        })?;
+        let scratch = target_folder("vm-scratch")?;
+        let making = tempfile::NamedTempFile::new_in(&scratch)?.into_temp_path();
+        fs::copy(chain.directory().file(sealed::IMAGE), &making)?;
+        let finished = scratch.join("attester.erofs");
+        making.persist(&finished)?;
+        Ok(finished)
+    };
+    MADE.get_or_init(|| make().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
 fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {

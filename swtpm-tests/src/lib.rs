@@ -28,6 +28,7 @@ mod newc;
 mod qmp;
 pub mod tools;
 mod tpm;
+pub mod verifier;
 mod vm;
 
 pub use console::{Console, ConsoleError, ConsoleLine, Line};
