@@ -59,13 +59,14 @@ impl DeviceShell {
         Ok(Ran { code: code.parse()?, stdout: STANDARD.decode(stdout)?, stderr })
     }
 
-    /// Starts what ends the device, and so is never answered.
+    /// Has the device switch itself off, a moment from now.
     ///
     /// # Errors
     ///
-    /// Where the device has ended already.
-    pub fn last(mut self, command: &str) -> Result<()> {
-        Ok(writeln!(self.writer, "{}", STANDARD.encode(command))?)
+    /// As [`DeviceShell::output`].
+    pub fn power_off(&mut self) -> Result<()> {
+        let later = "(sleep 1; echo o >/proc/sysrq-trigger) >/dev/null 2>&1 &";
+        self.output(later, Duration::from_secs(60)).map(|_| ())
     }
 
     /// Runs a command that must succeed, and returns its output.

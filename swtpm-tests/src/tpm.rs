@@ -71,6 +71,33 @@ impl TpmState {
         Ok(state)
     }
 
+    /// Makes a storage root key at its usual handle, and returns its public area as `tpm2_readpublic` writes it.
+    ///
+    /// # Errors
+    ///
+    /// Where swtpm or tpm2-tools are not installed or fail.
+    pub fn storage_root_key(&self) -> Result<Vec<u8>> {
+        let folder = tempfile::Builder::new().prefix("iofs-srk.").tempdir()?;
+        let mut powered = Swtpm::alone(self.path(), folder.path())?;
+        let tool = |program: &str, arguments: &str| -> Result<()> {
+            let program = tools::require(program, "apt-get install tpm2-tools")?;
+            let ran = Command::new(program)
+                .args(arguments.split(' '))
+                .current_dir(folder.path())
+                .env("TPM2TOOLS_TCTI", format!("swtpm:path={}", folder.path().join("tpm").display()))
+                .output()?;
+            ensure!(ran.status.success(), "tpm2-tools {arguments}: {}", String::from_utf8_lossy(&ran.stderr));
+            Ok(())
+        };
+        tool("tpm2_createprimary", "-Q -C o -G ecc -c key")?;
+        tool("tpm2_evictcontrol", "-Q -C o -c key 0x81000001")?;
+        tool("tpm2_readpublic", "-Q -c 0x81000001 -o srk.pub")?;
+        tool("tpm2_shutdown", "-c")?;
+        powered.child.kill()?;
+        powered.child.wait()?;
+        Ok(fs::read(folder.path().join("srk.pub"))?)
+    }
+
     /// The certificate at the root of [`TpmState::certified`]'s CA.
     pub fn ca_root(&self) -> PathBuf {
         self.path().join("ca/swtpm-localca-rootca-cert.pem")
@@ -95,17 +122,29 @@ pub(crate) struct Swtpm {
 }
 
 impl Swtpm {
-    /// Starts the TPM, with its control socket in a folder whose path is short.
+    /// Starts the TPM for a machine, with its control socket in a folder whose path is short.
     pub(crate) fn start(state: &Path, folder: &Path) -> Result<Self> {
+        Self::spawn(state, folder, "--ctrl", &["--terminate"])
+    }
+
+    /// Starts the TPM as firmware does, for tools that talk to its socket.
+    fn alone(state: &Path, folder: &Path) -> Result<Self> {
+        // Where tpm2-tools look for it.
+        let control = format!("type=unixio,path={}", folder.join("tpm.ctrl").display());
+        Self::spawn(state, folder, "--server", &["--flags", "not-need-init,startup-clear", "--ctrl", &control])
+    }
+
+    fn spawn(state: &Path, folder: &Path, channel: &str, options: &[&str]) -> Result<Self> {
         let swtpm = tools::require("swtpm", "apt-get install swtpm")?;
         let setpriv = tools::require("setpriv", "apt-get install util-linux")?;
         let socket = folder.join("tpm");
         let child = Command::new(setpriv)
             .args(["--pdeathsig", "KILL", "--"])
             .arg(swtpm)
-            .args(["socket", "--tpm2", "--terminate", "--tpmstate"])
+            .args(["socket", "--tpm2", "--tpmstate"])
             .arg(format!("dir={}", state.display()))
-            .arg("--ctrl")
+            .args(options)
+            .arg(channel)
             .arg(format!("type=unixio,path={}", socket.display()))
             .process_group(0)
             .stdin(Stdio::null())

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use iofs_attest::evidence::Evidence;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -113,6 +114,19 @@ impl Verifier {
         let evidence = self.file(&format!("evidence-{number}"));
         fs::write(&evidence, device.output(&command, COMMAND)?)?;
         Ok(Quoted { nonce, evidence })
+    }
+
+    /// The same quote in evidence that somebody changed.
+    ///
+    /// # Errors
+    ///
+    /// Where the evidence cannot be read or changed.
+    pub fn forged(&self, quoted: &Quoted, change: impl FnOnce(&mut Evidence) -> Result<()>) -> Result<Quoted> {
+        let mut evidence = Evidence::from_json(&fs::read(&quoted.evidence)?)?;
+        change(&mut evidence)?;
+        let path = self.file(&format!("forged-{}", self.numbers.fetch_add(1, Ordering::Relaxed)));
+        fs::write(&path, evidence.to_json())?;
+        Ok(Quoted { nonce: quoted.nonce.clone(), evidence: path })
     }
 
     /// Decides on a quote, with these chains' releases as references.

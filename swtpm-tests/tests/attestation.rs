@@ -1,9 +1,19 @@
 //! Devices that boot under QEMU with a TPM each, and a verifier that knows their keys and the releases, and nothing else.
 
-use std::{path::PathBuf, sync::OnceLock, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
-use iofs_policy::manifest::{RollbackIndex, TpmUse};
+use iofs_attest::base64_bytes::Base64Bytes;
+use iofs_policy::{
+    manifest::{RollbackIndex, TpmUse},
+    measurement::Measurement,
+    measurement_log::{self, Record},
+    pcr::{PcrBank, PcrDigest},
+};
 use iofs_sign::seal::SealRequest;
 use swtpm_tests::{
     DeviceShell, ScratchDisk, TpmState, Vm,
@@ -68,7 +78,6 @@ fn an_honest_boot_of_debian_13_is_attested_by_a_certified_tpm() -> Result<()> {
     let record = verifier.enrol("gate-7", &mut shell, Some(&tpm))?;
     let quoted = verifier.ask(&mut shell, "")?;
     let verdict = verifier.decide(&record, &quoted, &[&chain], &["--update"])?.attested()?;
-    std::fs::create_dir_all("/tmp/honest")?; std::fs::copy(&quoted.evidence, "/tmp/honest/evidence.json")?; std::fs::copy(&record, "/tmp/honest/device.json")?; std::fs::write("/tmp/honest/nonce", &quoted.nonce)?; std::fs::copy(chain.directory().file(iofs_sign::sealed::RELEASE), "/tmp/honest/release.dsse.json")?;
     let manifest = chain.manifest()?;
     ensure!(verdict["image"]["id"] == manifest.image.id.to_string(), "{verdict:#}");
     ensure!(verdict["image"]["version"] == manifest.image.version.to_string(), "{verdict:#}");
@@ -85,11 +94,44 @@ fn an_honest_boot_of_debian_13_is_attested_by_a_certified_tpm() -> Result<()> {
     let again = verifier.ask(&mut shell, "")?;
     let policy = policy.to_str().context("UTF-8")?;
     let verdict = verifier.decide(&record, &again, &[&chain], &["--policy", policy, "--update"])?.attested()?;
-    eprintln!("{verdict:#}\n{}", std::fs::read_to_string(policy)?);
+    ensure!(verdict["ignored_pcrs"].as_array().is_some_and(Vec::is_empty), "{verdict:#}");
     // A nonce counts once, and for its own quote alone.
     let replayed = Quoted { nonce: again.nonce.clone(), evidence: quoted.evidence };
     verifier.decide(&record, &replayed, &[&chain], &[])?.refused("nonce: expected")?;
-    Ok(())
+    forged_logs_are_refused(&verifier, &record, &again, &chain)
+}
+
+/// The same quote with another story to it.
+fn forged_logs_are_refused(verifier: &Verifier, record: &Path, quoted: &Quoted, chain: &Chain) -> Result<()> {
+    type Forgery = fn(&mut Vec<Record>);
+    let forgeries: [(&str, Forgery); 5] = [
+        ("found the end of the log", |log| drop(log.pop())),
+        ("PCR 11 (sha256): expected", |log| log.swap(0, 3)),
+        ("PCR 13 (sha256): expected", |log| log.push(log[2].clone())),
+        ("it says \"sysinit\", which is not what was measured", |log| {
+            log[3].content.string = Some("sysinit".to_owned());
+        }),
+        ("PCR 12 (sha256): expected", |log| {
+            let line = Measurement::CommandLine(b"quiet".as_slice().into());
+            let digests: Vec<PcrDigest> = [PcrBank::Sha256, PcrBank::Sha384].map(|bank| line.digest(bank)).to_vec();
+            log[1] = Record::new(&line, &digests, None, 1);
+        }),
+    ];
+    for (because, forge) in forgeries {
+        let forged = verifier.forged(quoted, |evidence| {
+            let mut log = measurement_log::parse(evidence.measurement_log.as_deref().unwrap_or_default())?;
+            forge(&mut log);
+            evidence.measurement_log = Some(Base64Bytes(log.iter().flat_map(Record::to_bytes).collect()));
+            Ok(())
+        })?;
+        verifier.decide(record, &forged, &[chain], &[])?.refused(because)?;
+    }
+    let torn = verifier.forged(quoted, |evidence| {
+        let log = evidence.measurement_log.as_mut().context("a log")?;
+        log.0.truncate(log.0.len() - 1);
+        Ok(())
+    })?;
+    verifier.decide(record, &torn, &[chain], &[])?.refused("the log is torn")
 }
 
 #[test]

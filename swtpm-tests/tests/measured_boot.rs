@@ -5,29 +5,16 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{
     boot_record::BootRecord,
-    manifest::TpmUse,
     measurement::predict,
     measurement_log,
     paths::{BOOT_RECORD, MEASUREMENT_LOG},
     pcr::PcrBank,
     release::Release,
 };
-use swtpm_tests::{
-    DeviceShell, Ending, Machine, TpmState,
-    attester::{self, SHELL_INIT},
-    chain::Chain,
-};
+use swtpm_tests::{DeviceShell, Ending, Line, Machine, ScratchDisk, TpmState, attester::quick, chain::Chain};
 
 const BOOT: Duration = Duration::from_secs(120);
 const COMMAND: Duration = Duration::from_secs(60);
-
-/// A sealed device that boots right into the test's shell.
-fn device(usage: TpmUse) -> Result<Chain> {
-    Chain::seal("trixie", &attester::root()?, |request| {
-        request.config.tpm.usage = usage;
-        request.config.boot.init = SHELL_INIT.parse().expect("valid");
-    })
-}
 
 fn text(shell: &mut DeviceShell, command: &str) -> Result<String> {
     Ok(String::from_utf8(shell.output(command, COMMAND)?)?.trim().to_owned())
@@ -53,7 +40,7 @@ fn measured_as_predicted(chain: &Chain, machine: &Machine) -> Result<()> {
     let log = shell.output(&format!("cat {MEASUREMENT_LOG}"), COMMAND)?;
     ensure!(measurement_log::parse(&log)?.len() == 4, "{}", String::from_utf8_lossy(&log));
     ensure!(text(&mut shell, &format!("stat -c %a {MEASUREMENT_LOG}"))? == "600");
-    shell.last("echo o >/proc/sysrq-trigger")?;
+    shell.power_off()?;
     ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
     Ok(())
 }
@@ -65,7 +52,7 @@ fn release(chain: &Chain) -> Result<Release> {
 
 #[test]
 fn a_boot_by_uefi_firmware_is_measured_as_predicted() -> Result<()> {
-    let chain = device(TpmUse::Required)?;
+    let chain = quick(|_| ())?;
     let (disk, _) = chain.disk()?;
     let tpm = TpmState::new()?;
     measured_as_predicted(&chain, &chain.machine("measured_by_uefi", &disk).memory_mib(1024).uefi().tpm(&tpm))
@@ -73,8 +60,48 @@ fn a_boot_by_uefi_firmware_is_measured_as_predicted() -> Result<()> {
 
 #[test]
 fn a_boot_by_a_bios_is_measured_as_predicted() -> Result<()> {
-    let chain = device(TpmUse::Required)?;
+    let chain = quick(|_| ())?;
     let (disk, _) = chain.disk()?;
     let tpm = TpmState::new()?;
     measured_as_predicted(&chain, &chain.machine("measured_by_a_bios", &disk).memory_mib(1024).tpm(&tpm))
+}
+
+/// A device that is sealed for the TPM of this state.
+fn pinned(name: &str, pinned: &TpmState) -> Result<(Chain, Machine, ScratchDisk)> {
+    let key = tempfile::NamedTempFile::new()?;
+    std::fs::write(key.path(), pinned.storage_root_key()?)?;
+    let chain = quick(|request| request.config.tpm.srk = Some(key.path().to_owned()))?;
+    let (disk, _) = chain.disk()?;
+    let machine = chain.machine(name, &disk).memory_mib(1024);
+    Ok((chain, machine, disk))
+}
+
+#[test]
+fn a_boot_on_the_pinned_tpm_is_measured_within_its_session() -> Result<()> {
+    let tpm = TpmState::new()?;
+    let (chain, machine, _disk) = pinned("on_the_pinned_tpm", &tpm)?;
+    measured_as_predicted(&chain, &machine.tpm(&tpm))
+}
+
+#[test]
+fn bus_interposer_a_boot_on_another_tpm_than_the_pinned_one_is_refused() -> Result<()> {
+    let (_chain, machine, _disk) = pinned("on_another_tpm", &TpmState::new()?)?;
+    let other = TpmState::new()?;
+    other.storage_root_key()?;
+    let refused = "BOOT REFUSED before stage \"measured\": this TPM is not the pinned one";
+    let mut vm = machine.tpm(&other).start()?;
+    vm.wait_for_line(&Line::containing(refused), BOOT)?;
+    ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
+    Ok(())
+}
+
+#[test]
+fn a_boot_that_requires_a_tpm_is_refused_without_one() -> Result<()> {
+    let chain = quick(|_| ())?;
+    let (disk, _) = chain.disk()?;
+    let mut vm = chain.machine("without_a_tpm", &disk).memory_mib(1024).start()?;
+    let refused = "BOOT REFUSED before stage \"measured\": there is no TPM to measure into";
+    vm.wait_for_line(&Line::containing(refused), BOOT)?;
+    ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
+    Ok(())
 }
