@@ -177,7 +177,7 @@ impl Decision {
     ///
     /// With the verdict, where it is another.
     pub fn refused(self, because: &str) -> Result<()> {
-        let text = self.json.to_string();
+        let text = self.json["message"].as_str().unwrap_or_default();
         ensure!(self.code == 4, "expected a refusal, found exit code {}: {:#}", self.code, self.json);
         ensure!(text.contains(because), "expected a refusal because of {because:?}, found {:#}", self.json);
         Ok(())
