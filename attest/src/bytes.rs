@@ -1,5 +1,5 @@
 //! Reading fields of fixed size from a slice, in either byte order: TPM structures are big-endian, firmware's log is
-//! little-endian.
+//! little-endian. And writing the one shape that TPMs take.
 
 /// Why a structure could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -93,4 +93,10 @@ impl<'a> Reader<'a> {
             found => Err(FieldError::Trailing { field, found }),
         }
     }
+}
+
+/// A `TPM2B_*` around bytes, of which there are fewer than 65536.
+pub(crate) fn sized(bytes: &[u8]) -> Vec<u8> {
+    let size = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
+    [&size.to_be_bytes(), bytes].concat()
 }

@@ -12,8 +12,9 @@ use sha2::{Sha256, Sha384, Sha512};
 use zeroize::Zeroizing;
 
 use crate::{
-    fields::sized,
-    public::{AesCfb, Attributes, Curve, Key, Public, Scheme},
+    bytes::sized,
+    key::{KeyError, check_endorsement_key},
+    public::{AesCfb, Curve, Key, Name, Public},
     rsa::{RsaError, RsaKey},
 };
 
@@ -25,97 +26,6 @@ const STORAGE: &[u8] = b"STORAGE\0";
 const INTEGRITY: &[u8] = b"INTEGRITY\0";
 /// The initial vector of CFB mode: each key encrypts once.
 const IV: [u8; 16] = [0; 16];
-
-/// Why a key is no endorsement key or no attestation key.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// An attribute is missing.
-    #[error("{key}: objectAttributes: expected {attribute} to be set, found {found:#010x}")]
-    Missing {
-        /// Which key.
-        key: &'static str,
-        /// The attribute's name.
-        attribute: &'static str,
-        /// All attributes.
-        found: u32,
-    },
-    /// An attribute is set that must not be.
-    #[error("{key}: objectAttributes: expected {attribute} to be clear, found {found:#010x}")]
-    Present {
-        /// Which key.
-        key: &'static str,
-        /// The attribute's name.
-        attribute: &'static str,
-        /// All attributes.
-        found: u32,
-    },
-    /// It is of a kind that cannot do its work, or is too weak.
-    #[error("{key}: expected {expected}")]
-    Kind {
-        /// Which key.
-        key: &'static str,
-        /// What it must be.
-        expected: &'static str,
-    },
-}
-
-/// What every key must be that only its TPM knows.
-const BOUND: [Attributes; 4] =
-    [Attributes::FIXED_TPM, Attributes::FIXED_PARENT, Attributes::SENSITIVE_DATA_ORIGIN, Attributes::RESTRICTED];
-
-fn check_attributes(
-    key: &'static str,
-    found: Attributes,
-    must: (Attributes, &'static str),
-    must_not: (Attributes, &'static str),
-) -> Result<(), KeyError> {
-    if let Some(attribute) = found.first_missing(&BOUND) {
-        return Err(KeyError::Missing { key, attribute, found: found.0 });
-    }
-    if !found.has(must.0) {
-        return Err(KeyError::Missing { key, attribute: must.1, found: found.0 });
-    }
-    if found.has(must_not.0) {
-        return Err(KeyError::Present { key, attribute: must_not.1, found: found.0 });
-    }
-    Ok(())
-}
-
-const SIGN: (Attributes, &str) = (Attributes::SIGN, "sign");
-const DECRYPT: (Attributes, &str) = (Attributes::DECRYPT, "decrypt");
-
-/// Checks that a public area can be an endorsement key's (TCG EK Credential Profile, section 4.6): a storage key that never
-/// leaves its TPM and decrypts only what TPM2_ActivateCredential and the like are for.
-///
-/// # Errors
-/// See [`KeyError`].
-pub fn check_endorsement_key(ek: &Public) -> Result<(), KeyError> {
-    let key = "endorsement key";
-    check_attributes(key, ek.attributes, DECRYPT, SIGN)?;
-    if ek.name_algorithm == PcrBank::Sha1 {
-        return Err(KeyError::Kind { key, expected: "SHA-256, SHA-384 or SHA-512 as its nameAlg, found SHA-1" });
-    }
-    if !matches!(ek.symmetric, Some(AesCfb(128 | 256))) {
-        return Err(KeyError::Kind { key, expected: "AES-128 or AES-256 in CFB mode, as storage keys have it" });
-    }
-    Ok(())
-}
-
-/// Checks that a public area can be an attestation key's: it never leaves its TPM, and signs only what the TPM itself made.
-///
-/// # Errors
-/// See [`KeyError`].
-pub fn check_attestation_key(ak: &Public) -> Result<(), KeyError> {
-    let key = "attestation key";
-    check_attributes(key, ak.attributes, SIGN, DECRYPT)?;
-    if ak.name_algorithm == PcrBank::Sha1 {
-        return Err(KeyError::Kind { key, expected: "SHA-256, SHA-384 or SHA-512 as its nameAlg, found SHA-1" });
-    }
-    match ak.scheme {
-        Scheme::RsaSsa(hash) | Scheme::RsaPss(hash) | Scheme::EcDsa(hash) if hash != PcrBank::Sha1 => Ok(()),
-        _ => Err(KeyError::Kind { key, expected: "a scheme of RSASSA, RSAPSS or ECDSA with SHA-256 or longer" }),
-    }
-}
 
 /// What TPM2_ActivateCredential takes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -156,14 +66,14 @@ pub enum CredentialError {
 ///
 /// # Errors
 /// See [`CredentialError`].
-pub fn make_credential(ek: &Public, name: &[u8], secret: &[u8]) -> Result<Credential, CredentialError> {
+pub fn make_credential(ek: &Public, name: &Name, secret: &[u8]) -> Result<Credential, CredentialError> {
     check_endorsement_key(ek)?;
     let hash = ek.name_algorithm;
     if secret.len() > hash.digest_size() {
         return Err(CredentialError::TooLong { most: hash.digest_size(), found: secret.len() });
     }
     let (seed, encrypted_seed) = share_seed(ek)?;
-    Ok(Credential { id_object: protect(ek, &seed, name, secret), secret: sized(&encrypted_seed) })
+    Ok(Credential { id_object: protect(ek, &seed, name.as_bytes(), secret), secret: sized(&encrypted_seed) })
 }
 
 /// A seed, and its form that only the key's owner can read (Part 1, sections B.10.4 and C.6.4).
@@ -228,7 +138,7 @@ fn kdf_e(hash: PcrBank, shared: &[u8], label: &[u8], party_u: &[u8], party_v: &[
 
 fn hmac(hash: PcrBank, key: &[u8], parts: &[&[u8]]) -> Vec<u8> {
     match hash {
-        // No endorsement key has it: check_endorsement_key.
+        // No public area has it: `Public::parse`.
         PcrBank::Sha1 => hmac_of::<Hmac<sha1::Sha1>>(key, parts),
         PcrBank::Sha256 => hmac_of::<Hmac<Sha256>>(key, parts),
         PcrBank::Sha384 => hmac_of::<Hmac<Sha384>>(key, parts),

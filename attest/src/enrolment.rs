@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 use crate::{
     base64_bytes::Base64Bytes,
     certificate::{Certificate, CertificateError, verify_chain},
-    credential::{self, CredentialError, check_attestation_key, check_endorsement_key, make_credential},
+    credential::{CredentialError, make_credential},
+    key::{AttestationKey, KeyError, check_endorsement_key},
     public::{Public, PublicError},
 };
 
@@ -153,7 +154,7 @@ pub enum EnrolmentError {
     },
     /// A key is not what it must be.
     #[error("request: {0}")]
-    Key(#[from] credential::KeyError),
+    Key(#[from] KeyError),
     /// A bank is unknown.
     #[error("request: banks: {0}")]
     Bank(PcrError),
@@ -188,12 +189,12 @@ pub fn challenge(request: &Request, name: &str, trust: Trust<'_>) -> Result<(Cha
     let ek = key("ek_public", &request.ek_public)?;
     let ak = key("ak_public", &request.ak_public)?;
     check_endorsement_key(&ek)?;
-    check_attestation_key(&ak)?;
+    let attestation_key = AttestationKey::new(&ak)?;
     check_banks(&request.banks)?;
     let ek_root = check_certificate(request, &ek, trust)?;
     let mut secret = Zeroizing::new([0; SECRET_SIZE]);
     getrandom::fill(secret.as_mut()).map_err(EnrolmentError::Random)?;
-    let made = make_credential(&ek, &ak.name(), secret.as_ref())?;
+    let made = make_credential(&ek, attestation_key.name(), secret.as_ref())?;
     let device = Device {
         enrolment_version: ENROLMENT_VERSION,
         name: name.to_owned(),

@@ -11,7 +11,7 @@ pub mod credential;
 pub mod enrolment;
 pub mod evidence;
 pub mod explain;
-pub mod fields;
+pub mod key;
 pub mod learn;
 pub mod policy_file;
 pub mod public;
@@ -21,5 +21,6 @@ pub mod tcg;
 pub mod verify;
 
 mod bytes;
+mod verifying;
 
 pub use bytes::FieldError;

@@ -1,90 +1,39 @@
 //! Public areas of TPM objects (TPM 2.0 Library, Part 2, section 12.2): keys as a TPM describes them, and their names.
 
-use iofs_policy::pcr::{PcrBank, PcrDigest};
+use iofs_policy::pcr::PcrBank;
 
-use crate::fields::{FieldError, Fields};
+use crate::bytes::{FieldError, Reader, sized};
+
+mod attributes;
+mod name;
+mod scheme;
+
+pub use attributes::Attributes;
+pub use name::Name;
+pub use scheme::{Scheme, SignatureAlgorithm, SignatureScheme};
 
 /// The most bytes of a public area that are parsed: those of RSA-4096 have 600.
 pub const MAX_SIZE: usize = 4096;
 
+/// Algorithms (section 6.3).
 const ALG_RSA: u16 = 0x0001;
-const ALG_ECC: u16 = 0x0023;
-const ALG_NULL: u16 = 0x0010;
 const ALG_AES: u16 = 0x0006;
-const ALG_CFB: u16 = 0x0043;
-const ALG_RSASSA: u16 = 0x0014;
+const ALG_NULL: u16 = 0x0010;
 const ALG_RSAES: u16 = 0x0015;
-const ALG_RSAPSS: u16 = 0x0016;
 const ALG_OAEP: u16 = 0x0017;
-const ALG_ECDSA: u16 = 0x0018;
 const ALG_ECDH: u16 = 0x0019;
 const ALG_ECDAA: u16 = 0x001a;
+const ALG_ECC: u16 = 0x0023;
+const ALG_CFB: u16 = 0x0043;
+/// Curves (section 6.4).
 const CURVE_P256: u16 = 0x0003;
 const CURVE_P384: u16 = 0x0004;
-/// What an exponent of zero stands for (Part 2, section 12.2.3.5).
-const DEFAULT_EXPONENT: u32 = 65537;
+/// TPM's modulus sizes that hold today.
+const RSA_BITS: [u16; 3] = [2048, 3072, 4096];
+/// What an exponent of 0 stands for (section 12.2.3.5).
+const RSA_EXPONENT: u32 = 65537;
 
-/// What a TPM lets be done with an object (TPMA_OBJECT, Part 2, section 8.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attributes(pub u32);
-
-impl Attributes {
-    /// It never leaves its TPM.
-    pub const FIXED_TPM: Self = Self(1 << 1);
-    /// It never leaves its parent.
-    pub const FIXED_PARENT: Self = Self(1 << 4);
-    /// The TPM made its secret.
-    pub const SENSITIVE_DATA_ORIGIN: Self = Self(1 << 5);
-    /// Its password or HMAC authorizes its use.
-    pub const USER_WITH_AUTH: Self = Self(1 << 6);
-    /// Its policy alone authorizes administration.
-    pub const ADMIN_WITH_POLICY: Self = Self(1 << 7);
-    /// It signs, or decrypts, only what the TPM itself made.
-    pub const RESTRICTED: Self = Self(1 << 16);
-    /// It decrypts.
-    pub const DECRYPT: Self = Self(1 << 17);
-    /// It signs.
-    pub const SIGN: Self = Self(1 << 18);
-
-    const NAMES: [(Self, &'static str); 8] = [
-        (Self::FIXED_TPM, "fixedTPM"),
-        (Self::FIXED_PARENT, "fixedParent"),
-        (Self::SENSITIVE_DATA_ORIGIN, "sensitiveDataOrigin"),
-        (Self::USER_WITH_AUTH, "userWithAuth"),
-        (Self::ADMIN_WITH_POLICY, "adminWithPolicy"),
-        (Self::RESTRICTED, "restricted"),
-        (Self::DECRYPT, "decrypt"),
-        (Self::SIGN, "sign"),
-    ];
-
-    /// Whether all of these are set.
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// The name of the first one of these that is not set.
-    pub(crate) fn first_missing(self, wanted: &[Self]) -> Option<&'static str> {
-        let missing = wanted.iter().find(|one| !self.has(**one))?;
-        Self::NAMES.iter().find(|(one, _)| one == missing).map(|(_, name)| *name)
-    }
-}
-
-/// A signature or encryption scheme with its hash algorithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheme {
-    /// None is fixed (`TPM_ALG_NULL`).
-    Null,
-    /// RSASSA-PKCS1-v1_5 (`TPM_ALG_RSASSA`).
-    RsaSsa(PcrBank),
-    /// RSASSA-PSS (`TPM_ALG_RSAPSS`).
-    RsaPss(PcrBank),
-    /// ECDSA (`TPM_ALG_ECDSA`).
-    EcDsa(PcrBank),
-    /// One that this toolkit has no use for, by its number.
-    Other(u16),
-}
-
-/// A curve (TPM_ECC_CURVE, Part 2, section 6.4).
+/// A curve (TPM_ECC_CURVE, section 6.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Curve {
     /// NIST P-256.
@@ -113,7 +62,7 @@ pub enum Key {
         /// The exponent.
         exponent: u32,
     },
-    /// A point of a curve.
+    /// A point, which need not be on its curve.
     Ecc {
         /// The curve.
         curve: Curve,
@@ -126,12 +75,17 @@ pub enum Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AesCfb(pub u16);
 
-/// A parsed TPMT_PUBLIC.
+impl AesCfb {
+    /// AES' number (TPM_ALG_ID, section 6.3).
+    pub(crate) const ID: u16 = ALG_AES;
+}
+
+/// A parsed TPMT_PUBLIC of a key. What the key is good for is another question: [`crate::key`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Public {
     /// The bytes of the TPMT_PUBLIC, over which its name goes.
     area: Vec<u8>,
-    /// The hash algorithm of its name, and of what is derived for it.
+    /// The hash algorithm of its name, and of what is derived for it. It is not SHA-1, which has collisions.
     pub name_algorithm: PcrBank,
     /// What it may do.
     pub attributes: Attributes,
@@ -149,11 +103,30 @@ pub struct Public {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublicError {
     /// It is larger than any real one.
-    #[error("TPM2B_PUBLIC: expected at most {MAX_SIZE} bytes, found {0}")]
+    #[error("publicArea: expected at most {MAX_SIZE} bytes, found {0}")]
     TooLarge(usize),
-    /// A field is malformed, or of a kind that this toolkit has no use for.
-    #[error("TPMT_PUBLIC: {0}")]
+    /// It ends early or late.
+    #[error(transparent)]
     Field(#[from] FieldError),
+    /// An algorithm that is too weak, or of a kind that this toolkit has no use for.
+    #[error("{field}: expected {expected}, found {found:04x}")]
+    Value {
+        /// The field's name in the specification.
+        field: &'static str,
+        /// What may be there.
+        expected: &'static str,
+        /// The number that is there.
+        found: u16,
+    },
+    /// An RSA key that is too short, or of an odd size.
+    #[error("keyBits: expected 2048, 3072 or 4096, found {0}")]
+    KeyBits(u16),
+    /// An exponent that nobody uses.
+    #[error("exponent: expected 0 or 65537, found {0}")]
+    Exponent(u32),
+    /// The numbers are no public key.
+    #[error("unique: {0}")]
+    Unique(&'static str),
 }
 
 impl Public {
@@ -162,13 +135,7 @@ impl Public {
     /// # Errors
     /// See [`PublicError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, PublicError> {
-        if bytes.len() > MAX_SIZE {
-            return Err(PublicError::TooLarge(bytes.len()));
-        }
-        let mut fields = Fields::new(bytes);
-        let area = fields.sized("TPM2B_PUBLIC")?;
-        fields.end("TPM2B_PUBLIC")?;
-        Self::parse_area(area)
+        Self::parse_area(area_of(bytes)?)
     }
 
     /// Parses a TPMT_PUBLIC.
@@ -176,128 +143,118 @@ impl Public {
     /// # Errors
     /// See [`PublicError`].
     pub fn parse_area(area: &[u8]) -> Result<Self, PublicError> {
-        if area.len() > MAX_SIZE {
-            return Err(PublicError::TooLarge(area.len()));
-        }
-        let mut fields = Fields::new(area);
-        let kind = fields.u16("type")?;
-        let name_algorithm = hash(&mut fields, "nameAlg")?;
-        let attributes = Attributes(fields.u32("objectAttributes")?);
-        let auth_policy = fields.sized("authPolicy")?.to_vec();
-        let (symmetric, scheme, key) = match kind {
-            ALG_RSA => rsa(&mut fields)?,
-            ALG_ECC => ecc(&mut fields)?,
-            other => return Err(value("type", "TPM_ALG_RSA or TPM_ALG_ECC", other).into()),
+        check_size(area)?;
+        let mut reader = Reader::new(area);
+        let kind = reader.u16_be("type")?;
+        let name_algorithm = hash(&mut reader, "nameAlg")?;
+        let attributes = Attributes(reader.u32_be("objectAttributes")?);
+        let auth_policy = reader.sized("authPolicy")?.to_vec();
+        let of_kind = match kind {
+            ALG_RSA => rsa,
+            ALG_ECC => ecc,
+            found => return Err(PublicError::Value { field: "type", expected: "0001 (RSA) or 0023 (ECC)", found }),
         };
-        fields.end("TPMT_PUBLIC")?;
+        // TPMS_RSA_PARMS and TPMS_ECC_PARMS (sections 12.2.3.5 and 12.2.3.6) begin with the same two.
+        let symmetric = symmetric(&mut reader)?;
+        let scheme = Scheme::read(&mut reader)?;
+        let key = of_kind(&mut reader)?;
+        reader.end("unique")?;
         Ok(Self { area: area.to_vec(), name_algorithm, attributes, auth_policy, symmetric, scheme, key })
     }
 
-    /// The object's Name: the number of its hash algorithm, and the digest of its public area (Part 1, section 16).
-    pub fn name(&self) -> Vec<u8> {
-        let digest = PcrDigest::of(self.name_algorithm, &[&self.area]);
-        [&self.name_algorithm.algorithm_id().to_be_bytes(), digest.as_bytes()].concat()
+    /// The object's name.
+    pub fn name(&self) -> Name {
+        Name::by(self.name_algorithm, &self.area)
     }
 
     /// The TPM2B_PUBLIC.
     pub fn to_bytes(&self) -> Vec<u8> {
-        crate::fields::sized(&self.area)
+        sized(&self.area)
     }
 }
 
-fn value(field: &'static str, expected: &'static str, found: impl Into<u32>) -> FieldError {
-    FieldError::Value { field, expected, found: found.into() }
+fn check_size(bytes: &[u8]) -> Result<(), PublicError> {
+    if bytes.len() > MAX_SIZE { Err(PublicError::TooLarge(bytes.len())) } else { Ok(()) }
 }
 
-fn hash(fields: &mut Fields<'_>, field: &'static str) -> Result<PcrBank, FieldError> {
-    let found = fields.u16(field)?;
-    PcrBank::from_algorithm_id(found).ok_or(value(field, "SHA-1, SHA-256, SHA-384 or SHA-512", found))
+/// The TPMT_PUBLIC in a TPM2B_PUBLIC.
+fn area_of(bytes: &[u8]) -> Result<&[u8], PublicError> {
+    check_size(bytes)?;
+    let mut reader = Reader::new(bytes);
+    let area = reader.sized("size")?;
+    reader.end("publicArea")?;
+    Ok(area)
 }
 
-type Parameters = (Option<AesCfb>, Scheme, Key);
-
-/// TPMS_RSA_PARMS (Part 2, section 12.2.3.5) and TPM2B_PUBLIC_KEY_RSA (section 11.2.4.5).
-fn rsa(fields: &mut Fields<'_>) -> Result<Parameters, FieldError> {
-    let symmetric = symmetric(fields)?;
-    let scheme = scheme(fields)?;
-    let bits = fields.u16("keyBits")?;
-    let exponent = match fields.u32("exponent")? {
-        0 => DEFAULT_EXPONENT,
-        other => other,
-    };
-    let modulus = fields.sized("unique")?;
-    let full = modulus.first().is_some_and(|first| first >> 7 == 1);
-    if !full || modulus.len() * 8 != usize::from(bits) || exponent & 1 == 0 || exponent == 1 {
-        return Err(value("unique", "an odd exponent, and a modulus as long as keyBits says", bits));
-    }
-    Ok((symmetric, scheme, Key::Rsa { modulus: modulus.to_vec(), exponent }))
+fn hash(reader: &mut Reader<'_>, field: &'static str) -> Result<PcrBank, PublicError> {
+    let found = reader.u16_be(field)?;
+    strong_digest(found).ok_or(PublicError::Value { field, expected: "SHA-256, SHA-384 or SHA-512", found })
 }
 
-/// TPMS_ECC_PARMS (Part 2, section 12.2.3.6) and TPMS_ECC_POINT (section 11.2.5.2).
-fn ecc(fields: &mut Fields<'_>) -> Result<Parameters, FieldError> {
-    let symmetric = symmetric(fields)?;
-    let scheme = scheme(fields)?;
-    let curve = match fields.u16("curveID")? {
-        CURVE_P256 => Curve::P256,
-        CURVE_P384 => Curve::P384,
-        other => return Err(value("curveID", "NIST P-256 or P-384", other)),
-    };
-    let kdf = fields.u16("kdf")?;
-    if kdf != ALG_NULL {
-        return Err(value("kdf", "TPM_ALG_NULL", kdf));
-    }
-    let point = [vec![4], coordinate(fields, curve, "x")?, coordinate(fields, curve, "y")?].concat();
-    Ok((symmetric, scheme, Key::Ecc { curve, point }))
+/// The digest algorithm of a number in a signature scheme or a name. SHA-1 is no answer: it has collisions.
+pub(crate) fn strong_digest(id: u16) -> Option<PcrBank> {
+    PcrBank::from_algorithm_id(id).filter(|digest| *digest != PcrBank::Sha1)
 }
 
-/// TPMs differ in whether they send zeroes at the front.
-fn coordinate(fields: &mut Fields<'_>, curve: Curve, field: &'static str) -> Result<Vec<u8>, FieldError> {
-    let bytes = fields.sized(field)?;
-    let missing = curve.size().checked_sub(bytes.len());
-    let missing = missing.ok_or(FieldError::Value {
-        field,
-        expected: "at most the size of the curve's coordinates",
-        found: u32::try_from(bytes.len()).unwrap_or(u32::MAX),
-    })?;
-    Ok([vec![0; missing], bytes.to_vec()].concat())
-}
-
-/// TPMT_SYM_DEF_OBJECT (Part 2, section 11.1.7).
-fn symmetric(fields: &mut Fields<'_>) -> Result<Option<AesCfb>, FieldError> {
-    match fields.u16("symmetric")? {
+/// TPMT_SYM_DEF_OBJECT (section 11.1.7).
+fn symmetric(reader: &mut Reader<'_>) -> Result<Option<AesCfb>, PublicError> {
+    let value = |field, expected, found| Err(PublicError::Value { field, expected, found });
+    match reader.u16_be("symmetric")? {
         ALG_NULL => return Ok(None),
         ALG_AES => {}
-        other => return Err(value("symmetric", "TPM_ALG_AES or TPM_ALG_NULL", other)),
+        found => return value("symmetric", "0006 (TPM_ALG_AES) or 0010 (TPM_ALG_NULL)", found),
     }
-    let bits = fields.u16("symmetric.keyBits")?;
-    let mode = fields.u16("symmetric.mode")?;
-    match (bits, mode) {
+    let bits = reader.u16_be("symmetric.keyBits")?;
+    match (bits, reader.u16_be("symmetric.mode")?) {
         (128 | 192 | 256, ALG_CFB) => Ok(Some(AesCfb(bits))),
-        (_, ALG_CFB) => Err(value("symmetric.keyBits", "128, 192 or 256", bits)),
-        _ => Err(value("symmetric.mode", "TPM_ALG_CFB", mode)),
+        (_, ALG_CFB) => value("symmetric.keyBits", "0080, 00c0 or 0100", bits),
+        (_, mode) => value("symmetric.mode", "0043 (TPM_ALG_CFB)", mode),
     }
 }
 
-/// TPMT_RSA_SCHEME or TPMT_ECC_SCHEME (Part 2, sections 11.2.4.2 and 11.2.5.6).
-fn scheme(fields: &mut Fields<'_>) -> Result<Scheme, FieldError> {
-    let number = fields.u16("scheme")?;
-    Ok(match number {
-        ALG_NULL => Scheme::Null,
-        ALG_RSASSA => Scheme::RsaSsa(hash(fields, "scheme.hashAlg")?),
-        ALG_RSAPSS => Scheme::RsaPss(hash(fields, "scheme.hashAlg")?),
-        ALG_ECDSA => Scheme::EcDsa(hash(fields, "scheme.hashAlg")?),
-        ALG_RSAES => Scheme::Other(number),
-        ALG_OAEP | ALG_ECDH => {
-            hash(fields, "scheme.hashAlg")?;
-            Scheme::Other(number)
-        }
-        ALG_ECDAA => {
-            hash(fields, "scheme.hashAlg")?;
-            fields.u16("scheme.count")?;
-            Scheme::Other(number)
-        }
-        other => return Err(value("scheme", "a scheme of RSA or ECC", other)),
-    })
+/// What is left of TPMS_RSA_PARMS, and TPM2B_PUBLIC_KEY_RSA (section 11.2.4.5).
+fn rsa(reader: &mut Reader<'_>) -> Result<Key, PublicError> {
+    let bits = reader.u16_be("keyBits")?;
+    if !RSA_BITS.contains(&bits) {
+        return Err(PublicError::KeyBits(bits));
+    }
+    let exponent = reader.u32_be("exponent")?;
+    if exponent != 0 && exponent != RSA_EXPONENT {
+        return Err(PublicError::Exponent(exponent));
+    }
+    let modulus = reader.sized("unique")?;
+    let full = modulus.first().is_some_and(|byte| byte & 0x80 != 0);
+    let odd = modulus.last().is_some_and(|byte| byte & 1 == 1);
+    if full && odd && modulus.len() == usize::from(bits / 8) {
+        Ok(Key::Rsa { modulus: modulus.to_vec(), exponent: RSA_EXPONENT })
+    } else {
+        Err(PublicError::Unique("not an RSA modulus of keyBits"))
+    }
+}
+
+/// What is left of TPMS_ECC_PARMS, and TPMS_ECC_POINT (section 11.2.5.2).
+fn ecc(reader: &mut Reader<'_>) -> Result<Key, PublicError> {
+    let value = |field, expected, found| Err(PublicError::Value { field, expected, found });
+    let curve = match reader.u16_be("curveID")? {
+        CURVE_P256 => Curve::P256,
+        CURVE_P384 => Curve::P384,
+        found => return value("curveID", "0003 (P-256) or 0004 (P-384)", found),
+    };
+    let kdf = reader.u16_be("kdf")?;
+    if kdf != ALG_NULL {
+        return value("kdf", "0010 (TPM_ALG_NULL)", kdf);
+    }
+    let point = [reader.sized("unique.x")?, reader.sized("unique.y")?].map(|number| padded(number, curve.size()));
+    let [Some(x), Some(y)] = point else {
+        return Err(PublicError::Unique("a coordinate has another size than the curve's"));
+    };
+    Ok(Key::Ecc { curve, point: [&[4][..], &x, &y].concat() })
+}
+
+/// A number with zeroes before it: some TPMs leave those out.
+pub(crate) fn padded(number: &[u8], size: usize) -> Option<Vec<u8>> {
+    let zeroes = size.checked_sub(number.len())?;
+    Some([&vec![0; zeroes], number].concat())
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! What a verifier does with RSA: check PKCS#1 v1.5 signatures, and encrypt a seed by OAEP (RFC 8017).
+//! What a verifier does with RSA (RFC 8017): check signatures by PKCS#1 v1.5 and by PSS, and encrypt a seed by OAEP.
 //!
-//! Both work on public keys alone, so that no secret exponent and no padding oracle is in reach.
+//! All work on public keys alone, so that no secret exponent and no padding oracle is in reach.
 
 use crypto_bigint::{
     BoxedUint, Odd,
@@ -62,13 +62,33 @@ impl RsaKey {
     ///
     /// # Errors
     /// [`RsaError::Signature`].
-    pub fn verify(&self, digest: &PcrDigest, signature: &[u8]) -> Result<(), RsaError> {
+    pub fn verify_pkcs1(&self, digest: &PcrDigest, signature: &[u8]) -> Result<(), RsaError> {
         let expected = self.signature_block(digest).ok_or(RsaError::Signature)?;
-        if signature.len() == self.size && self.power(signature) == Some(expected) {
+        if self.block_of(signature)? == expected { Ok(()) } else { Err(RsaError::Signature) }
+    }
+
+    /// Verifies a signature by RSASSA-PSS over a digest, whose algorithm masks, too (RFC 8017, sections 8.1.2 and 9.1.2).
+    /// TPMs make the salt as long as the digest, or as long as the key lets them (Part 1, annex B.7): any length passes.
+    ///
+    /// # Errors
+    /// [`RsaError::Signature`].
+    pub fn verify_pss(&self, digest: &PcrDigest, signature: &[u8]) -> Result<(), RsaError> {
+        let block = self.block_of(signature)?;
+        // The block is one bit shorter than the modulus.
+        let bits = self.modulus.bits() as usize - 1;
+        let (before, block) = block.split_at(self.size - bits.div_ceil(8));
+        let first_bits = 0xff >> (8 * block.len() - bits);
+        if before.iter().all(|byte| *byte == 0) && pss_holds(digest, block, first_bits) {
             Ok(())
         } else {
             Err(RsaError::Signature)
         }
+    }
+
+    /// What was signed, as long as the modulus.
+    fn block_of(&self, signature: &[u8]) -> Result<Vec<u8>, RsaError> {
+        let whole = Some(signature).filter(|signature| signature.len() == self.size);
+        whole.and_then(|signature| self.power(signature)).ok_or(RsaError::Signature)
     }
 
     /// EMSA-PKCS1-v1_5 (RFC 8017, section 9.2).
@@ -107,11 +127,31 @@ impl RsaKey {
         if number >= *self.modulus.as_ref() {
             return None;
         }
-        let power = BoxedMontyForm::new(number, &params).pow(&BoxedUint::from(self.exponent)).retrieve();
+        let bits = u32::BITS - self.exponent.leading_zeros();
+        let power =
+            BoxedMontyForm::new(number, &params).pow_bounded_exp(&BoxedUint::from(self.exponent), bits).retrieve();
         let bytes = power.to_be_bytes();
         // The precision is a multiple of the machine's words, and the size may not be.
         bytes.get(bytes.len().checked_sub(self.size)?..).map(<[u8]>::to_vec)
     }
+}
+
+/// EMSA-PSS-VERIFY (RFC 8017, section 9.1.2): masked zeroes, 1 and salt; then a hash over digest and salt; then 0xbc. Of the
+/// first byte only some bits belong to the block.
+fn pss_holds(digest: &PcrDigest, block: &[u8], first_bits: u8) -> bool {
+    let bank = digest.bank();
+    let Some((0xbc, block)) = block.split_last() else { return false };
+    let split = block.len().checked_sub(bank.digest_size()).map(|size| block.split_at(size));
+    let Some((masked, hash)) = split else { return false };
+    let mut data = masked.to_vec();
+    mask(bank, hash, &mut data);
+    let Some(first) = data.first_mut() else { return false };
+    *first &= first_bits;
+    let zeroes = data.iter().take_while(|byte| **byte == 0).count();
+    let Some((1, salt)) = data[zeroes..].split_first() else { return false };
+    masked[0] & !first_bits == 0
+        && bank != PcrBank::Sha1
+        && PcrDigest::of(bank, &[&[0; 8], digest.as_bytes(), salt]).as_bytes() == hash
 }
 
 /// MGF1 (RFC 8017, appendix B.2.1), added to the data.
@@ -131,3 +171,6 @@ fn digest_info(hash: PcrBank) -> Option<&'static [u8]> {
         PcrBank::Sha512 => Some(&[0x30, 0x51, 0x30, 0x0d, 6, 9, 0x60, 0x86, 0x48, 1, 0x65, 3, 4, 2, 3, 5, 0, 4, 0x40]),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -6,8 +6,9 @@ use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use host_common::SoftwareTpm;
 use iofs_attest::{
-    credential::{self, make_credential},
-    public::{Key, Public, Scheme},
+    credential::make_credential,
+    key::{AttestationKey, check_endorsement_key},
+    public::{Key, Name, Public, SignatureAlgorithm},
 };
 use iofs_policy::pcr::{PcrBank, PcrDigest, PcrIndex};
 use iofs_tpm::{
@@ -37,6 +38,10 @@ fn registers(banks: &[PcrBank], indices: &[u8]) -> Selection {
     banks.iter().map(|bank| (*bank, set.clone())).collect()
 }
 
+fn name_of(key: &iofs_tpm::host::AttestationKey) -> Name {
+    Name::of_tpm2b(&key.public).unwrap()
+}
+
 #[test]
 fn keys_are_those_of_the_profile_and_pass_the_verifiers_checks() {
     let software = SoftwareTpm::started();
@@ -49,13 +54,14 @@ fn keys_are_those_of_the_profile_and_pass_the_verifiers_checks() {
         assert_eq!(ek.public, software.read("ek.public"), "{name}");
 
         let public = Public::parse(&ek.public).unwrap();
-        credential::check_endorsement_key(&public).unwrap();
-        assert_eq!(public.name(), ek.name);
+        check_endorsement_key(&public).unwrap();
+        assert_eq!(public.name().as_bytes(), ek.name);
         let public = Public::parse(&ak.public).unwrap();
-        credential::check_attestation_key(&public).unwrap();
-        assert_eq!(public.name(), ak.name);
+        let key = AttestationKey::new(&public).unwrap();
+        assert_eq!(key.name().as_bytes(), ak.name);
+        assert_eq!(key.scheme().digest, PcrBank::Sha256);
         match kind {
-            KeyKind::Rsa2048 => assert_eq!(public.scheme, Scheme::RsaSsa(PcrBank::Sha256)),
+            KeyKind::Rsa2048 => assert_eq!(key.scheme().algorithm, SignatureAlgorithm::RsaSsa),
             KeyKind::EccP256 => assert!(matches!(public.key, Key::Ecc { .. })),
         }
     }
@@ -181,7 +187,7 @@ fn our_credentials_are_activated_by_tpm2_activatecredential() {
         let ak = host.provide_attestation_key(&ek, kind, AK_HANDLE + kind as u32).unwrap();
         drop(host);
         let secret = [kind as u8 + 1; 32];
-        let made = make_credential(&Public::parse(&ek.public).unwrap(), &ak.name, &secret).unwrap();
+        let made = make_credential(&Public::parse(&ek.public).unwrap(), &name_of(&ak), &secret).unwrap();
         // The tool's file has a magic number and a version before the two structures.
         let file = [&[0xba, 0xdc, 0xc0, 0xde, 0, 0, 0, 1][..], &made.id_object, &made.secret].concat();
         software.write("credential", &file);
@@ -231,13 +237,13 @@ fn a_credential_for_another_key_or_another_tpm_is_not_given_out() {
         let foreign_ak = foreign.provide_attestation_key(&foreign_ek, kind, AK_HANDLE + kind as u32).unwrap();
 
         let public = Public::parse(&ek.public).unwrap();
-        let mine = make_credential(&public, &ak.name, &[1; 32]).unwrap();
+        let mine = make_credential(&public, &name_of(&ak), &[1; 32]).unwrap();
         assert_eq!(host.activate_credential(&ek, &ak, &mine.id_object, &mine.secret).unwrap()[..], [1; 32]);
         // Another TPM with all that was sent over the wire.
         let error = foreign.activate_credential(&foreign_ek, &foreign_ak, &mine.id_object, &mine.secret).unwrap_err();
         assert!(error.is_credential_of_another(), "{error}");
         // The right TPM, an attestation key of another one.
-        let swapped = make_credential(&public, &foreign_ak.name, &[1; 32]).unwrap();
+        let swapped = make_credential(&public, &name_of(&foreign_ak), &[1; 32]).unwrap();
         let error = host.activate_credential(&ek, &ak, &swapped.id_object, &swapped.secret).unwrap_err();
         assert!(error.is_credential_of_another(), "{error}");
         // A bit of the credential.
@@ -307,7 +313,7 @@ fn a_locked_tpm_quotes_and_says_that_it_is_locked() {
     let ek = host.endorsement_key(KeyKind::EccP256).unwrap();
     let ak = host.provide_attestation_key(&ek, KeyKind::EccP256, AK_HANDLE).unwrap();
     host.quote(&ak, b"n", &registers(&[PcrBank::Sha256], &[0])).unwrap();
-    let made = make_credential(&Public::parse(&ek.public).unwrap(), &ak.name, &[1; 32]).unwrap();
+    let made = make_credential(&Public::parse(&ek.public).unwrap(), &name_of(&ak), &[1; 32]).unwrap();
     assert_eq!(host.activate_credential(&ek, &ak, &made.id_object, &made.secret).unwrap()[..], [1; 32]);
 }
 

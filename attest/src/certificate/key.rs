@@ -1,13 +1,12 @@
 //! Keys of certificates, and signatures by them.
 
 use iofs_policy::pcr::{PcrBank, PcrDigest};
-use p256::ecdsa::signature::hazmat::PrehashVerifier;
 use x509_cert::{der::asn1::ObjectIdentifier, spki::SubjectPublicKeyInfoOwned};
 
 use super::{CertificateError, der};
 use crate::{
-    public::{Curve, Key},
-    rsa::RsaKey,
+    public::{Curve, Key, SignatureAlgorithm},
+    verifying::{Numbers, VerifyingKey},
 };
 
 const RSA: &str = "1.2.840.113549.1.1.1";
@@ -54,42 +53,23 @@ fn ecc_key(info: &SubjectPublicKeyInfoOwned, point: &[u8]) -> Option<Key> {
 
 /// Whether a signature verifies: `None` where the algorithm is not known, or is not the key's.
 pub(super) fn verify(key: &Key, algorithm: ObjectIdentifier, signed: &[u8], signature: &[u8]) -> Option<bool> {
-    let (is_rsa, bank) = match algorithm.to_string().as_str() {
-        "1.2.840.113549.1.1.11" => (true, PcrBank::Sha256),
-        "1.2.840.113549.1.1.12" => (true, PcrBank::Sha384),
-        "1.2.840.113549.1.1.13" => (true, PcrBank::Sha512),
-        "1.2.840.10045.4.3.2" => (false, PcrBank::Sha256),
-        "1.2.840.10045.4.3.3" => (false, PcrBank::Sha384),
-        "1.2.840.10045.4.3.4" => (false, PcrBank::Sha512),
+    use SignatureAlgorithm::{EcDsa, RsaSsa};
+    let (algorithm, bank) = match algorithm.to_string().as_str() {
+        "1.2.840.113549.1.1.11" => (RsaSsa, PcrBank::Sha256),
+        "1.2.840.113549.1.1.12" => (RsaSsa, PcrBank::Sha384),
+        "1.2.840.113549.1.1.13" => (RsaSsa, PcrBank::Sha512),
+        "1.2.840.10045.4.3.2" => (EcDsa, PcrBank::Sha256),
+        "1.2.840.10045.4.3.3" => (EcDsa, PcrBank::Sha384),
+        "1.2.840.10045.4.3.4" => (EcDsa, PcrBank::Sha512),
+        _ => return None,
+    };
+    let numbers = match (key, algorithm) {
+        (Key::Rsa { .. }, RsaSsa) => Some(Numbers::Rsa(signature.to_vec())),
+        (Key::Ecc { .. }, EcDsa) => {
+            der::two_integers(signature).map(|(r, s)| Numbers::EcDsa { r: r.to_vec(), s: s.to_vec() })
+        }
         _ => return None,
     };
     let digest = PcrDigest::of(bank, &[signed]);
-    match key {
-        Key::Rsa { modulus, exponent } if is_rsa => {
-            Some(RsaKey::new(modulus, *exponent).is_ok_and(|key| key.verify(&digest, signature).is_ok()))
-        }
-        Key::Ecc { curve, point } if !is_rsa => Some(ecdsa(*curve, point, &digest, signature).unwrap_or(false)),
-        _ => None,
-    }
-}
-
-fn ecdsa(curve: Curve, point: &[u8], digest: &PcrDigest, signature: &[u8]) -> Option<bool> {
-    let (r, s) = der::two_integers(signature)?;
-    let fixed = |number: &[u8]| {
-        let missing = curve.size().checked_sub(number.len())?;
-        Some([&vec![0; missing], number].concat())
-    };
-    let signature = [fixed(r)?, fixed(s)?].concat();
-    match curve {
-        Curve::P256 => {
-            let key = p256::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?;
-            let signature = p256::ecdsa::Signature::from_slice(&signature).ok()?;
-            Some(key.verify_prehash(digest.as_bytes(), &signature).is_ok())
-        }
-        Curve::P384 => {
-            let key = p384::ecdsa::VerifyingKey::from_sec1_bytes(point).ok()?;
-            let signature = p384::ecdsa::Signature::from_slice(&signature).ok()?;
-            Some(key.verify_prehash(digest.as_bytes(), &signature).is_ok())
-        }
-    }
+    Some(VerifyingKey::new(key).zip(numbers).is_some_and(|(key, numbers)| key.verifies(algorithm, &digest, &numbers)))
 }

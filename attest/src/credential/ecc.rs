@@ -4,7 +4,7 @@ use iofs_policy::pcr::PcrBank;
 use zeroize::Zeroizing;
 
 use super::{CredentialError, IDENTITY, kdf_e};
-use crate::fields::sized;
+use crate::bytes::sized;
 
 macro_rules! share {
     ($name:ident, $curve:ident, $size:literal) => {

@@ -1,5 +1,4 @@
 use super::*;
-use iofs_policy::hex;
 
 /// Made by swtpm 0.7.1 and tpm2-tools 5.4, for G in rsa and ecc: `tpm2_createek -G $G -c ek -u ek-$G.public`, `tpm2_createak
 /// -C ek -G $G -g sha256 -s SCHEME -c ak -u ak-$G.public -n ak.name` (rsassa, ecdsa), `tpm2_readpublic -c ek -n ek.name`.
@@ -26,7 +25,8 @@ const GOLDEN: [(&[u8], &str); 4] = [
 fn names_equal_those_that_the_tpm_computed() {
     for (bytes, name) in GOLDEN {
         let public = Public::parse(bytes).unwrap();
-        assert_eq!(hex::encode(&public.name()), name);
+        assert_eq!(public.name().to_string(), name);
+        assert_eq!(Name::of_tpm2b(bytes), Ok(public.name()));
         assert_eq!(public.to_bytes(), bytes);
     }
 }
@@ -44,7 +44,11 @@ fn keys_are_read_as_the_tools_asked_for_them() {
     for ak in [&ak_rsa, &ak_ecc] {
         assert_eq!((ak.attributes, ak.symmetric), (Attributes(0x0005_0072), None));
     }
-    assert_eq!((ak_rsa.scheme, ak_ecc.scheme), (Scheme::RsaSsa(PcrBank::Sha256), Scheme::EcDsa(PcrBank::Sha256)));
+    assert_eq!(
+        [ak_rsa.scheme, ak_ecc.scheme],
+        [SignatureAlgorithm::RsaSsa, SignatureAlgorithm::EcDsa]
+            .map(|algorithm| Scheme::Signature(SignatureScheme { algorithm, digest: PcrBank::Sha256 }))
+    );
     assert!(matches!(&ek_rsa.key, Key::Rsa { modulus, exponent: 65537 } if modulus.len() == 256));
     assert!(matches!(&ek_ecc.key, Key::Ecc { curve: Curve::P256, point } if point.len() == 65 && point[0] == 4));
 }
@@ -57,7 +61,7 @@ fn a_public_area_that_is_cut_or_too_long_is_refused() {
             Public::parse_area(&bytes[2..][..size.saturating_sub(2)]).unwrap_err();
         }
         let error = Public::parse(&[bytes, &[0]].concat()).unwrap_err();
-        assert_eq!(error.to_string(), "TPMT_PUBLIC: TPM2B_PUBLIC: expected its end, found 1 more bytes");
+        assert_eq!(error.to_string(), "publicArea: expected nothing behind it, found 1 bytes");
     }
     assert_eq!(Public::parse(&[0; MAX_SIZE + 1]), Err(PublicError::TooLarge(MAX_SIZE + 1)));
 }
@@ -66,12 +70,12 @@ fn a_public_area_that_is_cut_or_too_long_is_refused() {
 fn fields_of_other_kinds_are_refused_by_name() {
     let ecc = GOLDEN[3].0;
     for (position, bytes, expected) in [
-        (2, 0x0008_u16, "type: expected TPM_ALG_RSA or TPM_ALG_ECC, found 0x8"),
-        (4, 0x0012, "nameAlg: expected SHA-1, SHA-256, SHA-384 or SHA-512, found 0x12"),
-        (12, 0x0026, "symmetric: expected TPM_ALG_AES or TPM_ALG_NULL, found 0x26"),
-        (14, 0x1234, "scheme: expected a scheme of RSA or ECC, found 0x1234"),
-        (18, 0x0010, "curveID: expected NIST P-256 or P-384, found 0x10"),
-        (20, 0x0020, "kdf: expected TPM_ALG_NULL, found 0x20"),
+        (2, 0x0008_u16, "type: expected 0001 (RSA) or 0023 (ECC), found 0008"),
+        (4, 0x0012, "nameAlg: expected SHA-256, SHA-384 or SHA-512, found 0012"),
+        (12, 0x0026, "symmetric: expected 0006 (TPM_ALG_AES) or 0010 (TPM_ALG_NULL), found 0026"),
+        (14, 0x1234, "scheme: expected a scheme of RSA or ECC, found 1234"),
+        (18, 0x0010, "curveID: expected 0003 (P-256) or 0004 (P-384), found 0010"),
+        (20, 0x0020, "kdf: expected 0010 (TPM_ALG_NULL), found 0020"),
     ] {
         let mut changed = ecc.to_vec();
         changed[position..position + 2].copy_from_slice(&bytes.to_be_bytes());
@@ -95,4 +99,10 @@ fn missing_attributes_are_named() {
     let wanted = [Attributes::RESTRICTED, Attributes::SIGN];
     assert_eq!(Attributes(0x0005_0072).first_missing(&wanted), None);
     assert_eq!(Attributes(0x0004_0072).first_missing(&wanted), Some("restricted"));
+}
+
+#[test]
+fn names_by_sha1_are_no_names() {
+    let error = Name::of_public_area(b"\x00\x01\x00\x04more").unwrap_err().to_string();
+    assert_eq!(error, "nameAlg: expected SHA-256, SHA-384 or SHA-512, found 0004");
 }
