@@ -4,6 +4,7 @@ use std::{collections::BTreeSet, sync::LazyLock};
 
 use iofs_attest::{
     base64_bytes::Base64Bytes,
+    certificate::Certificate,
     enrolment::{Device, ENROLMENT_VERSION},
     evidence::Evidence,
     explain::explain,
@@ -150,4 +151,15 @@ pub fn evidence(data: &[u8]) -> bool {
         Err(refusal) => assert!(!matches!(refusal.reason(), "internal" | ""), "{refusal}"),
     }
     verdict.is_ok()
+}
+
+/// Certificates of endorsement keys, which a device sends before anybody knows it. One that was read has a name.
+pub fn certificate(data: &[u8]) -> bool {
+    let Ok(certificate) = Certificate::from_der(data) else {
+        return false;
+    };
+    assert!(!certificate.issuer().is_empty());
+    // The subject may be empty: the name of a TPM is in an extension.
+    let _ = (certificate.subject(), certificate.key());
+    true
 }

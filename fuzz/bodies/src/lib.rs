@@ -15,20 +15,21 @@ mod texts;
 mod tpm;
 
 pub use archives::{cpio_initramfs, tar};
-pub use attest::{evidence, measurement_log, quote, tcg_log};
+pub use attest::{certificate, evidence, measurement_log, quote, tcg_log};
 pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image};
 pub use modules::{module_alias, module_index};
 pub use texts::{iofs_toml, os_release};
-pub use tpm::tpm_response;
+pub use tpm::{tpm_response, tpm_structure};
 
 /// Panics where an invariant is broken; tells whether the parser took the input.
 pub type Body = fn(&[u8]) -> bool;
 
 /// Every target: its name, which is also its corpus' folder, and its body.
 pub const TARGETS: &[(&str, Body)] = &[
+    ("certificate", certificate),
     ("command_line", command_line),
     ("cpio_initramfs", cpio_initramfs),
     ("dsse_envelope", dsse_envelope),
@@ -48,6 +49,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("tar", tar),
     ("tcg_log", tcg_log),
     ("tpm_response", tpm_response),
+    ("tpm_structure", tpm_structure),
     ("trust_policy", trust_policy),
     ("uevent", uevent),
     ("verity_superblock", verity_superblock),

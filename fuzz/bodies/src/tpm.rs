@@ -42,6 +42,11 @@ pub fn tpm_response(data: &[u8]) -> bool {
     banks.is_ok() || values.is_ok() || extended.is_ok()
 }
 
+/// Anything that PID 1 reads of a TPM beside those: sessions, public areas, sealed objects, NV indices.
+pub fn tpm_structure(data: &[u8]) -> bool {
+    iofs_tpm::read_as_anything(data)
+}
+
 fn check_parts(data: &[u8], tag: Tag) {
     let Ok(response) = Response::parse(data, tag) else { return };
     assert!((HEADER_SIZE..=MAX_SIZE).contains(&data.len()));
