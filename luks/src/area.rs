@@ -82,3 +82,48 @@ fn replace<D: Digest>(number: &[u8], part: &mut [u8]) {
     part.iter_mut().zip(&digest).for_each(|(to, from)| *to = *from);
     digest.as_mut_slice().zeroize();
 }
+
+#[cfg(test)]
+mod tests {
+    use iofs_policy::hex;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// IEEE 1619-2007, annex B, vector 4: the first two blocks of a sector, each of which is decrypted by itself.
+    #[test]
+    fn decryption_gives_the_standards_example() {
+        let key = hex::decode("2718281828459045235360287471352631415926535897932384626433832795").unwrap();
+        let start = hex::decode("27a7479befa1d476489f308cd4cfa6e2a96e4bbe3208ff25287dd3819616e89c").unwrap();
+        let mut sector = start;
+        sector.resize(SECTOR, 0);
+        decrypt(&key, &mut sector);
+        assert_eq!(sector[..32], (0..32).collect::<Vec<u8>>());
+    }
+
+    /// The inverse of [`merge`], by the specification: all stripes but the last one are chosen, here by the caller.
+    fn split(hash: Hash, key: &[u8], chosen: &[u8]) -> Vec<u8> {
+        let mut sum = vec![0; key.len()];
+        for stripe in chosen.chunks_exact(key.len()) {
+            sum.iter_mut().zip(stripe).for_each(|(to, from)| *to ^= from);
+            diffuse(hash, &mut sum);
+        }
+        sum.iter_mut().zip(key).for_each(|(to, from)| *to ^= from);
+        [chosen, &sum].concat()
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_split_is_merged(
+            long in any::<bool>(),
+            key in prop::collection::vec(any::<u8>(), 1..130),
+            stripes in 0..6_usize,
+            seed in any::<u8>(),
+        ) {
+            let hash = if long { Hash::Sha512 } else { Hash::Sha256 };
+            let chosen: Vec<u8> = (0..stripes * key.len()).map(|at| (at as u8).wrapping_mul(31) ^ seed).collect();
+            let stripes = split(hash, &key, &chosen);
+            prop_assert_eq!(&*merge(hash, &stripes, key.len()), &key);
+        }
+    }
+}

@@ -108,3 +108,72 @@ fn array<const N: usize>(bytes: &[u8; IntegritySuperblock::SIZE], at: usize) -> 
 fn error(field: &'static str, expected: String, found: String) -> IntegritySuperblockError {
     IntegritySuperblockError { field, expected, found }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// As the kernel writes it for 4096-byte sectors with tags of 32 bytes.
+    fn sample() -> Vec<u8> {
+        let mut bytes = vec![0; 512];
+        bytes[..8].copy_from_slice(MAGIC);
+        bytes[8..10].copy_from_slice(&[4, 15]);
+        bytes[10..12].copy_from_slice(&32_u16.to_le_bytes());
+        bytes[16..24].copy_from_slice(&24_000_u64.to_le_bytes());
+        bytes[24..28].copy_from_slice(&FIXED_PADDING.to_le_bytes());
+        bytes[28] = 3;
+        bytes
+    }
+
+    fn damaged(at: usize, field: &[u8]) -> String {
+        let mut bytes = sample();
+        bytes[at..at + field.len()].copy_from_slice(field);
+        IntegritySuperblock::decode(&bytes).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_superblock_is_read() {
+        let expected = IntegritySuperblock {
+            version: 4,
+            tag_size: 32,
+            data_sectors: 24_000,
+            block_size: 4096,
+            fixed_padding: true,
+            fixed_hmac: false,
+        };
+        assert_eq!(IntegritySuperblock::decode(&sample()), Ok(expected));
+        assert_eq!(IntegritySuperblock::decode(&sample()[..64]), Ok(expected));
+    }
+
+    #[test]
+    fn each_field_that_is_wrong_is_named() {
+        let text = |at, field: &[u8]| damaged(at, field).replace("dm-integrity superblock: ", "");
+        assert_eq!(text(0, b"INT"), r#"magic: expected "integrt\x00", found "INTegrt\x00""#);
+        assert_eq!(text(8, &[0]), "version: expected 1 to 5, found 0");
+        assert_eq!(text(8, &[6]), "version: expected 1 to 5, found 6");
+        assert_eq!(text(9, &[0]), "interleaved sectors: expected 2^3 to 2^31, found 2^0");
+        assert_eq!(text(9, &[32]), "interleaved sectors: expected 2^3 to 2^31, found 2^32");
+        let flags = "flags: expected none but fixed padding (0x8) and fixed HMAC (0x10), found";
+        assert_eq!(text(24, &[1]), format!("{flags} 0x1"));
+        assert_eq!(text(24, &[2]), format!("{flags} 0x2"));
+        assert_eq!(text(24, &[4]), format!("{flags} 0x4"));
+        assert_eq!(text(27, &[0x80]), format!("{flags} 0x80000008"));
+        assert_eq!(text(28, &[4]), "sectors per block: expected 2^0 to 2^3, found 2^4");
+        let error = IntegritySuperblock::decode(&sample()[..63]).unwrap_err().to_string();
+        assert_eq!(error, "dm-integrity superblock: superblock: expected 64 bytes, found 63");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused_or_within_the_kernels_limits(at in 8..64_usize, value in any::<u64>()) {
+            let mut bytes = sample();
+            bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+            if let Ok(superblock) = IntegritySuperblock::decode(&bytes) {
+                prop_assert!((1..=5).contains(&superblock.version));
+                prop_assert!([512, 1024, 2048, 4096].contains(&superblock.block_size));
+            }
+        }
+    }
+}

@@ -43,8 +43,10 @@ impl Segment {
             size: size(&field.member("size")?)?,
         };
         if segment.key_sizes().is_empty() {
-            let with = segment.integrity.map_or("without integrity", Integrity::name);
-            return Err(encryption.error(format!("a cipher that goes with {with}")));
+            return Err(encryption.error(match segment.integrity {
+                Some(integrity) => format!("a cipher that goes with {integrity}"),
+                None => "a cipher that goes without integrity".to_owned(),
+            }));
         }
         match segment.size {
             Some(bytes) if bytes == 0 || !bytes.is_multiple_of(segment.sector_size.into()) => {

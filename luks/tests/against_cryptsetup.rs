@@ -153,3 +153,39 @@ fn costs_beyond_the_limits_are_refused_before_anything_is_derived() {
     let error = header.open(&mut nothing, slot(0), PASSPHRASE.as_bytes(), &limits).unwrap_err().to_string();
     assert_eq!(error, "keyslot 0: expected at most 999 iterations of pbkdf2, found 1000");
 }
+
+#[test]
+fn a_volume_in_re_encryption_is_refused() {
+    let volume = Volume::format(&CHEAP);
+    let before = volume.header().unwrap().sequence_id;
+    volume.cryptsetup("reencrypt", &[&CHEAP[..], &["--init-only", "--resilience", "none"]].concat());
+    let expected = "primary header: config.requirements.mandatory.0: expected no requirements: re-encryption must have \
+                    ended, found \"online-reencrypt-v2\"";
+    assert_eq!(volume.header().unwrap_err().to_string(), expected);
+    assert!(before > 0);
+}
+
+#[test]
+fn labels_flags_and_other_tokens_are_read_as_cryptsetup_wrote_them() {
+    let volume = Volume::format(&[&CHEAP[..], &["--label", "Größe", "--subsystem", "vault"]].concat());
+    fs::write(volume.file("token"), r#"{"type":"mine","keyslots":["0"],"n":[1.5,-2,{"a":null}]}"#).unwrap();
+    run(Command::new("cryptsetup")
+        .args(["token", "import", "--json-file"])
+        .arg(volume.file("token"))
+        .arg(volume.path()));
+    let header = volume.header().unwrap();
+    assert_eq!((header.label.as_str(), header.subsystem.as_str()), ("Größe", "vault"));
+    let uuid = volume.cryptsetup("luksUUID", &[]);
+    assert_eq!(header.uuid.to_string(), uuid.trim());
+    assert_eq!(header.tokens().next().unwrap().1.kind(), "mine");
+    assert!(header.passphrase_slots().is_empty());
+    let error = header.try_passphrase(&mut volume.source(), PASSPHRASE.as_bytes(), &Limits::default()).unwrap_err();
+    assert_eq!(error, OpenError::NoPassphraseSlot);
+    // The first header damaged, as by a misdirected write.
+    let mut bytes = fs::read(volume.path()).unwrap();
+    bytes[..4096].fill(0);
+    fs::write(volume.path(), bytes).unwrap();
+    let header = volume.header().unwrap();
+    assert_eq!((header.copy, header.tokens().count()), (HeaderCopy::Secondary, 1));
+    assert_eq!(volume.open(0, PASSPHRASE).unwrap().as_bytes().len(), 64);
+}

@@ -1,6 +1,8 @@
 //! Volumes by the real `cryptsetup`, on files: it needs no device-mapper for that.
 #![allow(dead_code)] // each test file uses a part
 
+pub(crate) mod edit;
+
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
