@@ -43,16 +43,10 @@ pub fn root() -> Result<PathBuf> {
 fn make() -> Result<PathBuf> {
     let added = tempfile::tempdir()?;
     let place = |name: &str| added.path().join(name);
-    for folder in ["usr/bin", "usr/sbin", "usr/lib/iofs-test", "etc/systemd/system/multi-user.target.wants"] {
+    for folder in ["usr/bin", "usr/lib/iofs-test"] {
         fs::create_dir_all(place(folder))?;
     }
-    let guest = cache::workspace().join("swtpm-tests/guest");
-    copy(&guest.join("device-shell"), &place("usr/sbin/device-shell"), 0o755)?;
-    copy(&guest.join("device-shell.service"), &place("etc/systemd/system/device-shell.service"), 0o644)?;
-    std::os::unix::fs::symlink(
-        "../device-shell.service",
-        place("etc/systemd/system/multi-user.target.wants/device-shell.service"),
-    )?;
+    add_shell(added.path())?;
     let program = program("iofs-sign", "iofs-sign")?;
     run(Command::new("objcopy").arg("--strip-all").args([&program, &place("usr/bin/iofs-sign")]))?;
     let half = self::program("swtpm-tests", "half-measure")?;
@@ -61,19 +55,36 @@ fn make() -> Result<PathBuf> {
         let name = library.file_name().context("a library has a name")?;
         copy(&library, &place("usr/lib/iofs-test").join(name), 0o644)?;
     }
+    extended(&cache::root("trixie")?, added.path(), "attester")
+}
+
+/// A root with the files of a folder added to it, which keeps the name that it gets.
+pub(crate) fn extended(root: &Path, added: &Path, name: &str) -> Result<PathBuf> {
     let scratch = target_folder("vm-scratch")?;
     // The finished archive takes the place of an earlier program's in one step.
     let making = tempfile::NamedTempFile::new_in(&scratch)?.into_temp_path();
     let tar = making.to_path_buf();
-    fs::copy(cache::root("trixie")?, &tar)?;
+    fs::copy(root, &tar)?;
     run(Command::new("tar")
         .args(["--append", "--owner=0", "--group=0", "--file"])
         .arg(&tar)
         .arg("--directory")
-        .args([added.path(), Path::new("etc"), Path::new("usr")]))?;
-    let finished = scratch.join("attester.tar");
+        .args([added, Path::new("etc"), Path::new("usr")]))?;
+    let finished = scratch.join(format!("{name}.tar"));
     making.persist(&finished)?;
     Ok(finished)
+}
+
+/// Puts the shell that tests run commands in below `added`, with the unit that starts it in a whole system.
+pub(crate) fn add_shell(added: &Path) -> Result<()> {
+    for folder in ["usr/sbin", "etc/systemd/system/multi-user.target.wants"] {
+        fs::create_dir_all(added.join(folder))?;
+    }
+    let guest = cache::workspace().join("swtpm-tests/guest");
+    copy(&guest.join("device-shell"), &added.join("usr/sbin/device-shell"), 0o755)?;
+    copy(&guest.join("device-shell.service"), &added.join("etc/systemd/system/device-shell.service"), 0o644)?;
+    let wanted = added.join("etc/systemd/system/multi-user.target.wants/device-shell.service");
+    Ok(std::os::unix::fs::symlink("../device-shell.service", wanted)?)
 }
 
 /// A sealed device that boots right into the shell: the same image each time, and what `change` makes of its manifest.
@@ -102,27 +113,30 @@ pub fn command_lines() -> Vec<String> {
 /// The root as an erofs image, made once per test program.
 fn image() -> Result<PathBuf> {
     static MADE: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    let make = || -> Result<PathBuf> {
-        let chain = Chain::seal("trixie", &root()?, |request| {
-            request.kernel = None;
-            request.config.filesystem.compression = Some(ImageCompression::Lz4);
-        })?;
-        let scratch = target_folder("vm-scratch")?;
-        let making = tempfile::NamedTempFile::new_in(&scratch)?.into_temp_path();
-        fs::copy(chain.directory().file(sealed::IMAGE), &making)?;
-        let finished = scratch.join("attester.erofs");
-        making.persist(&finished)?;
-        Ok(finished)
-    };
+    let make = || erofs("trixie", &root()?, "attester");
     MADE.get_or_init(|| make().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
-fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
+/// A root as an erofs image, which keeps the name that it gets.
+pub(crate) fn erofs(suite: &str, root: &Path, name: &str) -> Result<PathBuf> {
+    let chain = Chain::seal(suite, root, |request| {
+        request.kernel = None;
+        request.config.filesystem.compression = Some(ImageCompression::Lz4);
+    })?;
+    let scratch = target_folder("vm-scratch")?;
+    let making = tempfile::NamedTempFile::new_in(&scratch)?.into_temp_path();
+    fs::copy(chain.directory().file(sealed::IMAGE), &making)?;
+    let finished = scratch.join(format!("{name}.erofs"));
+    making.persist(&finished)?;
+    Ok(finished)
+}
+
+pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> Result<()> {
     fs::copy(from, to).with_context(|| format!("copy {}", from.display()))?;
     Ok(fs::set_permissions(to, fs::Permissions::from_mode(mode))?)
 }
 
-fn run(command: &mut Command) -> Result<Vec<u8>> {
+pub(crate) fn run(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.output().with_context(|| format!("run {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)

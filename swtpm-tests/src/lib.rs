@@ -30,11 +30,13 @@ pub mod tools;
 mod tpm;
 pub mod verifier;
 mod vm;
+pub mod volume;
+pub mod workshop;
 
 pub use console::{Console, ConsoleError, ConsoleLine, Line};
 pub use device::{DeviceShell, Ran};
 pub use disk::ScratchDisk;
 pub use machine::{BASE_COMMAND_LINE, Bus, Disk, Machine};
 pub use newc::Newc;
-pub use tpm::TpmState;
+pub use tpm::{PoweredTpm, TpmState};
 pub use vm::{Ending, Vm};

@@ -77,25 +77,24 @@ impl TpmState {
     ///
     /// Where swtpm or tpm2-tools are not installed or fail.
     pub fn storage_root_key(&self) -> Result<Vec<u8>> {
-        let folder = tempfile::Builder::new().prefix("iofs-srk.").tempdir()?;
-        let mut powered = Swtpm::alone(self.path(), folder.path())?;
-        let tool = |program: &str, arguments: &str| -> Result<()> {
-            let program = tools::require(program, "apt-get install tpm2-tools")?;
-            let ran = Command::new(program)
-                .args(arguments.split(' '))
-                .current_dir(folder.path())
-                .env("TPM2TOOLS_TCTI", format!("swtpm:path={}", folder.path().join("tpm").display()))
-                .output()?;
-            ensure!(ran.status.success(), "tpm2-tools {arguments}: {}", String::from_utf8_lossy(&ran.stderr));
-            Ok(())
-        };
-        tool("tpm2_createprimary", "-Q -C o -G ecc -c key")?;
-        tool("tpm2_evictcontrol", "-Q -C o -c key 0x81000001")?;
-        tool("tpm2_readpublic", "-Q -c 0x81000001 -o srk.pub")?;
-        tool("tpm2_shutdown", "-c")?;
-        powered.child.kill()?;
-        powered.child.wait()?;
-        Ok(fs::read(folder.path().join("srk.pub"))?)
+        let powered = self.powered()?;
+        powered.tool("tpm2_createprimary", "-Q -C o -G ecc -c key")?;
+        powered.tool("tpm2_evictcontrol", "-Q -C o -c key 0x81000001")?;
+        powered.tool("tpm2_readpublic", "-Q -c 0x81000001 -o srk.pub")?;
+        let public = fs::read(powered.file("srk.pub"))?;
+        powered.off()?;
+        Ok(public)
+    }
+
+    /// The TPM under power and without a machine, for programs that talk to its socket.
+    ///
+    /// # Errors
+    ///
+    /// Where swtpm is not installed or does not start.
+    pub fn powered(&self) -> Result<PoweredTpm> {
+        let folder = tempfile::Builder::new().prefix("iofs-tpm.").tempdir()?;
+        let swtpm = Swtpm::alone(self.path(), folder.path())?;
+        Ok(PoweredTpm { swtpm, folder })
     }
 
     /// The certificate at the root of [`TpmState::certified`]'s CA.
@@ -111,6 +110,53 @@ impl TpmState {
     /// Where it is kept.
     pub fn path(&self) -> &Path {
         self.folder.path()
+    }
+}
+
+/// A TPM under power that no machine uses, and a folder for what tools make with it.
+#[derive(Debug)]
+pub struct PoweredTpm {
+    swtpm: Swtpm,
+    folder: TempDir,
+}
+
+impl PoweredTpm {
+    /// How programs that use libtss2 reach it.
+    pub fn tcti(&self) -> String {
+        format!("swtpm:path={}", self.file("tpm").display())
+    }
+
+    /// A file in its folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a program of tpm2-tools in its folder.
+    ///
+    /// # Errors
+    ///
+    /// Where tpm2-tools are not installed or fail.
+    pub fn tool(&self, program: &str, arguments: &str) -> Result<Vec<u8>> {
+        let found = tools::require(program, "apt-get install tpm2-tools")?;
+        let ran = Command::new(found)
+            .args(arguments.split(' ').filter(|argument| !argument.is_empty()))
+            .current_dir(self.folder.path())
+            .env("TPM2TOOLS_TCTI", self.tcti())
+            .output()?;
+        ensure!(ran.status.success(), "{program} {arguments}: {}", String::from_utf8_lossy(&ran.stderr));
+        Ok(ran.stdout)
+    }
+
+    /// Takes the power away in good order: otherwise the TPM counts the cut as an attempt to guess.
+    ///
+    /// # Errors
+    ///
+    /// Where the TPM does not shut down.
+    pub fn off(mut self) -> Result<()> {
+        self.tool("tpm2_shutdown", "-c")?;
+        self.swtpm.child.kill()?;
+        self.swtpm.child.wait()?;
+        Ok(())
     }
 }
 
