@@ -16,6 +16,7 @@ pub mod measurement_log;
 pub mod modules;
 pub mod paths;
 pub mod pcr;
+pub mod pcr_signature;
 pub mod release;
 pub mod trust;
 pub mod verity;

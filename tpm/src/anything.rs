@@ -28,7 +28,7 @@ pub fn read_as_anything(bytes: &[u8]) -> bool {
 
 fn read_as_parameters(bytes: &[u8]) -> bool {
     let wanted: BTreeSet<_> = PcrIndex::all().map(|index| (PcrBank::Sha256, index)).collect();
-    let kinds = [SessionKind::Hmac, SessionKind::Policy, SessionKind::Trial];
+    let kinds = [SessionKind::Hmac, SessionKind::Policy];
     pcr::parse_banks(bytes).is_ok()
         | pcr::parse_values(bytes, &wanted).is_ok()
         | pcr::event_digests(bytes).is_ok()

@@ -138,7 +138,8 @@ impl<T: Transport> Tpm<T> {
         self.execute(command, &mut []).map(|answer| answer.parameters)
     }
 
-    /// The same with authorizations: at most three, those of the command's handles first.
+    /// The same with authorizations: at most three, those of the command's handles first. One that encrypts is the first:
+    /// others would have to cover its nonce (Part 1, section 19.6.5).
     ///
     /// Where sessions vouch for the response, each byte of it was sent by the TPM as an answer to exactly this command,
     /// but for a handle, which no authorization covers, and a refusal, which has none.

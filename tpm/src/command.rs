@@ -17,20 +17,28 @@ pub enum CommandCode {
     PcrEvent,
     /// `TPM2_NV_Read` (Part 3, section 31.13)
     NvRead,
+    /// `TPM2_Import` (Part 3, section 13.3)
+    Import,
     /// `TPM2_Load` (Part 3, section 12.2)
     Load,
     /// `TPM2_Unseal` (Part 3, section 12.7)
     Unseal,
     /// `TPM2_FlushContext` (Part 3, section 28.4)
     FlushContext,
+    /// `TPM2_LoadExternal` (Part 3, section 12.3)
+    LoadExternal,
     /// `TPM2_NV_ReadPublic` (Part 3, section 31.6)
     NvReadPublic,
+    /// `TPM2_PolicyAuthorize` (Part 3, section 23.16)
+    PolicyAuthorize,
     /// `TPM2_PolicyAuthValue` (Part 3, section 23.17)
     PolicyAuthValue,
     /// `TPM2_ReadPublic` (Part 3, section 12.4)
     ReadPublic,
     /// `TPM2_StartAuthSession` (Part 3, section 11.1)
     StartAuthSession,
+    /// `TPM2_VerifySignature` (Part 3, section 20.1)
+    VerifySignature,
     /// `TPM2_GetCapability` (Part 3, section 30.2)
     GetCapability,
     /// `TPM2_GetRandom` (Part 3, section 16.1)
@@ -53,13 +61,17 @@ impl CommandCode {
             Self::NvIncrement => (0x134, "TPM2_NV_Increment"),
             Self::PcrEvent => (0x13c, "TPM2_PCR_Event"),
             Self::NvRead => (0x14e, "TPM2_NV_Read"),
+            Self::Import => (0x156, "TPM2_Import"),
             Self::Load => (0x157, "TPM2_Load"),
             Self::Unseal => (0x15e, "TPM2_Unseal"),
             Self::FlushContext => (0x165, "TPM2_FlushContext"),
+            Self::LoadExternal => (0x167, "TPM2_LoadExternal"),
             Self::NvReadPublic => (0x169, "TPM2_NV_ReadPublic"),
+            Self::PolicyAuthorize => (0x16a, "TPM2_PolicyAuthorize"),
             Self::PolicyAuthValue => (0x16b, "TPM2_PolicyAuthValue"),
             Self::ReadPublic => (0x173, "TPM2_ReadPublic"),
             Self::StartAuthSession => (0x176, "TPM2_StartAuthSession"),
+            Self::VerifySignature => (0x177, "TPM2_VerifySignature"),
             Self::GetCapability => (0x17a, "TPM2_GetCapability"),
             Self::GetRandom => (0x17b, "TPM2_GetRandom"),
             Self::PcrRead => (0x17e, "TPM2_PCR_Read"),
@@ -76,7 +88,7 @@ impl CommandCode {
 
     /// Whether the response has a handle in front of its parameters.
     pub const fn answers_handle(self) -> bool {
-        matches!(self, Self::CreatePrimary | Self::Load | Self::StartAuthSession)
+        matches!(self, Self::CreatePrimary | Self::Load | Self::LoadExternal | Self::StartAuthSession)
     }
 }
 

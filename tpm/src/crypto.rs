@@ -24,8 +24,8 @@ pub(crate) fn sha256(parts: &[&[u8]]) -> [u8; SIZE] {
     hash.finalize().into()
 }
 
-/// A started HMAC of these parts. A key of more than a block is its digest (RFC 2104, section 2).
-fn started(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
+/// An HMAC by this key. A key of more than a block is its digest (RFC 2104, section 2).
+pub(crate) fn keyed(key: &[u8]) -> Hmac<Sha256> {
     let digest;
     let mut block = Zeroizing::new([0; 2 * SIZE]);
     let key = if key.len() > block.len() {
@@ -35,18 +35,28 @@ fn started(key: &[u8], parts: &[&[u8]]) -> Hmac<Sha256> {
         key
     };
     block[..key.len()].copy_from_slice(key);
-    let mut mac = Hmac::new(&(*block).into());
+    Hmac::new(&(*block).into())
+}
+
+/// A started HMAC of these parts.
+fn started(keyed: &Hmac<Sha256>, parts: &[&[u8]]) -> Hmac<Sha256> {
+    let mut mac = keyed.clone();
     parts.iter().for_each(|part| mac.update(part));
     mac
 }
 
+/// The HMAC of these parts, by a key that more may be made with.
+pub(crate) fn finished(keyed: &Hmac<Sha256>, parts: &[&[u8]]) -> [u8; SIZE] {
+    started(keyed, parts).finalize().into_bytes().into()
+}
+
 pub(crate) fn hmac(key: &[u8], parts: &[&[u8]]) -> [u8; SIZE] {
-    started(key, parts).finalize().into_bytes().into()
+    finished(&keyed(key), parts)
 }
 
 /// In a time that does not depend on how many bytes are right.
 pub(crate) fn hmac_is(key: &[u8], parts: &[&[u8]], found: &[u8]) -> bool {
-    started(key, parts).verify_slice(found).is_ok()
+    started(&keyed(key), parts).verify_slice(found).is_ok()
 }
 
 /// KDFa (Part 1, section 11.4.10.2) of 256 bits: one round of SP 800-108 in counter mode. `label` ends with a zero byte.
@@ -54,18 +64,9 @@ pub(crate) fn kdfa(key: &[u8], label: &[u8], newer: &[u8], older: &[u8]) -> Key 
     Zeroizing::new(hmac(key, &[&1_u32.to_be_bytes(), label, newer, older, &256_u32.to_be_bytes()]))
 }
 
-/// Which way parameters go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Direction {
-    /// To the TPM.
-    Encrypt,
-    /// From it.
-    Decrypt,
-}
-
-/// AES-128 in CFB mode, with full blocks of feedback (Part 1, section 21.3). `key` is the cipher's key and then the first
-/// block of feedback.
-pub(crate) fn cfb(key: &Key, direction: Direction, data: &mut [u8]) {
+/// Decrypts AES-128 in CFB mode, with full blocks of feedback (Part 1, section 21.3). `key` is the cipher's key and then the
+/// first block of feedback.
+pub(crate) fn cfb_decrypt(key: &Key, data: &mut [u8]) {
     let (key, start) = key.split_at(SIZE / 2);
     let (Ok(key), Ok(mut feedback)) = (<[u8; 16]>::try_from(key), <[u8; 16]>::try_from(start)) else { return };
     let key = Zeroizing::new(key);
@@ -74,9 +75,8 @@ pub(crate) fn cfb(key: &Key, direction: Direction, data: &mut [u8]) {
         let mut block = Block::from(feedback);
         cipher.encrypt_block(&mut block);
         for ((byte, mask), next) in chunk.iter_mut().zip(&block).zip(&mut feedback) {
-            let before = *byte;
+            *next = *byte;
             *byte ^= mask;
-            *next = if direction == Direction::Encrypt { *byte } else { before };
         }
         block.zeroize();
     }
@@ -153,17 +153,15 @@ mod tests {
         hex::decode(text).unwrap().try_into().unwrap()
     }
 
-    /// NIST SP 800-38A, section F.3.13: CFB128-AES128.
+    /// NIST SP 800-38A, section F.3.14: CFB128-AES128.
     #[test]
     fn cfb_gives_nists_example() {
         let key = bytes("2b7e151628aed2a6abf7158809cf4f3c000102030405060708090a0b0c0d0e0f");
         let plain: [u8; 32] = bytes("6bc1bee22e409f96e93d7e117393172aae2d8a571e03ac9c9eb76fac45af8e51");
         let expected: [u8; 32] = bytes("3b3fd92eb72dad20333449f8e83cfb4ac8a64537a0b3a93fcde3cdad9f1ce58b");
         for size in [0, 1, 15, 16, 17, 32] {
-            let mut data = plain[..size].to_vec();
-            cfb(&Zeroizing::new(key), Direction::Encrypt, &mut data);
-            assert_eq!(data, expected[..size]);
-            cfb(&Zeroizing::new(key), Direction::Decrypt, &mut data);
+            let mut data = expected[..size].to_vec();
+            cfb_decrypt(&Zeroizing::new(key), &mut data);
             assert_eq!(data, plain[..size]);
         }
     }

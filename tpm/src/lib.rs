@@ -8,8 +8,9 @@
 //! (Structures), Part 3 (Commands). Numbers are big-endian on the wire.
 //!
 //! Whoever sits on the bus between processor and chip can answer in the TPM's place, and read what passes. [`Protected`] is
-//! a session that only the TPM with the storage root key pinned at enrolment can take part in; [`sealed`] objects and
-//! [`nv`] indices are read through it, and registers can be. What is read without it is worth as much as the bus.
+//! a session that only the TPM with the storage root key pinned at enrolment can take part in; [`nv`] indices are read
+//! through it, and registers can be. What is read without it is worth as much as the bus. [`unlock`] opens [`sealed`]
+//! objects in a session of the same kind, by as few commands as can be.
 #![forbid(unsafe_code)]
 
 pub mod client;
@@ -19,6 +20,9 @@ pub mod host;
 pub mod name;
 pub mod nv;
 pub mod pcr;
+pub mod pin;
+pub mod policy;
+pub mod policy_key;
 pub mod presence;
 pub mod protected;
 pub mod response;
@@ -26,9 +30,11 @@ pub mod sealed;
 pub mod session;
 pub mod srk;
 pub mod transport;
+pub mod unlock;
 
 mod anything;
 mod crypto;
+mod der;
 mod reader;
 
 #[doc(hidden)]

@@ -1,6 +1,6 @@
 //! Public areas of objects and NV indices, and their Names (Part 1, section 16).
 
-use std::fmt;
+use std::{fmt, ops::Range};
 
 use crate::{
     crypto::{Point, SIZE, sha256},
@@ -59,6 +59,7 @@ pub(crate) enum Kind {
 pub struct Public {
     bytes: Vec<u8>,
     attributes: u32,
+    policy: Range<usize>,
     kind: Kind,
     /// Where the `unique` field starts.
     unique: usize,
@@ -74,10 +75,12 @@ impl Public {
         let kind = reader.u16("type")?;
         sha256_only(&mut reader)?;
         let attributes = reader.u32("objectAttributes")?;
-        reader.sized("authPolicy")?;
+        let size = reader.sized("authPolicy")?.len();
+        let end = bytes.len() - reader.left();
+        let policy = end - size..end;
         let (kind, unique) = parameters(kind, &mut reader)?;
         reader.end("TPMT_PUBLIC")?;
-        Ok(Self { bytes: bytes.to_vec(), attributes, kind, unique: bytes.len() - unique })
+        Ok(Self { bytes: bytes.to_vec(), attributes, policy, kind, unique: bytes.len() - unique })
     }
 
     /// Reads a TPM2B_PUBLIC: a TPMT_PUBLIC behind its size.
@@ -99,6 +102,11 @@ impl Public {
     /// `TPMA_OBJECT` (Part 2, section 8.3).
     pub fn attributes(&self) -> u32 {
         self.attributes
+    }
+
+    /// The digest of the policy that authorizes the object's use: empty where none does.
+    pub fn policy(&self) -> &[u8] {
+        &self.bytes[self.policy.clone()]
     }
 
     /// The object's Name.
@@ -282,6 +290,7 @@ mod tests {
         assert_eq!(Public::parse(&bytes).unwrap().kind(), Kind::KeyedHash);
         let sized = [&[0, u8::try_from(bytes.len()).unwrap()][..], &bytes].concat();
         assert_eq!(Public::parse_sized(&sized), Public::parse(&bytes));
+        assert_eq!(Public::parse(&bytes).unwrap().policy(), [7; 32]);
     }
 
     #[test]

@@ -25,7 +25,7 @@ impl<T: Transport> Protected<'_, T> {
         let code = CommandCode::NvReadPublic;
         let area = |parameters: &[u8]| nv_public_area(parameters, index).map_err(|source| malformed(code, source));
         // A session covers the index's Name, which is not known yet: it is asked for once without, and again by that Name.
-        let claimed = area(&self.parts().0.run(&Command::new(code).handle(index))?)?;
+        let claimed = area(&self.unprotected().run(&Command::new(code).handle(index))?)?;
         area(&self.audited(&Command::new(code).named(index, &claimed.name()))?)
     }
 

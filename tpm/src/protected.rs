@@ -11,7 +11,7 @@ use crate::{
     pcr::{self, ActiveBanks, BanksError, ExtendError, PcrValues, ReadError},
     reader::Reader,
     response::ResponseError,
-    session::{Auth, Protection, Session, SessionError, SessionKind, flush},
+    session::{Protection, Session, SessionError, SessionKind, flush},
     srk::{PinnedSrk, Srk, SrkError, pinned_srk, public_area},
     transport::Transport,
 };
@@ -56,7 +56,7 @@ impl<'t, T: Transport> Protected<'t, T> {
     pub fn start(tpm: &'t mut Tpm<T>, pin: &PinnedSrk) -> Result<Self, ProtectError> {
         let srk = pinned_srk(tpm, pin)?;
         let mut protected = Self { tpm, srk, session: None };
-        protected.session = Some(Session::start(protected.tpm, SessionKind::Hmac, &protected.srk)?);
+        protected.session = Some(Session::start(protected.tpm, SessionKind::Hmac, &protected.srk, None)?);
         protected.confirm(pin)?;
         Ok(protected)
     }
@@ -83,24 +83,14 @@ impl<'t, T: Transport> Protected<'t, T> {
         self.tpm.execute(command, &mut [session.with(auth_value, protection)])
     }
 
-    /// Runs a command under an authorization of its own, with the session beside it.
-    pub(crate) fn execute_beside(
-        &mut self,
-        command: &Command,
-        first: Auth<'_>,
-        protection: Protection,
-    ) -> Result<Answer, CommandError> {
-        let session = open(&mut self.session, command.code())?;
-        self.tpm.execute(command, &mut [first, session.with(&[], protection)])
-    }
-
     /// Runs a command that needs no authorization and has nothing to encrypt.
     pub(crate) fn audited(&mut self, command: &Command) -> Result<Zeroizing<Vec<u8>>, CommandError> {
         self.execute(command, &[], Protection::Audit).map(|answer| answer.parameters)
     }
 
-    pub(crate) fn parts(&mut self) -> (&mut Tpm<T>, &Srk) {
-        (self.tpm, &self.srk)
+    /// The TPM without the session.
+    pub(crate) fn unprotected(&mut self) -> &mut Tpm<T> {
+        self.tpm
     }
 
     /// The same as [`pcr::active_banks`].

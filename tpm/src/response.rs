@@ -34,6 +34,8 @@ pub enum ResponseCode {
     BadAuth(u32),
     /// `TPM_RC_POLICY_FAIL`: the policy does not hold.
     PolicyFail(u32),
+    /// `TPM_RC_SIGNATURE`: a signature is not by that key, or not of that digest.
+    Signature(u32),
     /// `TPM_RC_INTEGRITY`: an object that another TPM or another key wrapped, or that was changed.
     Integrity(u32),
     /// `TPM_RC_OBJECT_MEMORY`, `TPM_RC_OBJECT_HANDLES`: no room for another object.
@@ -91,6 +93,7 @@ impl ResponseCode {
         match value & ERROR_BITS {
             0x08b if known => Self::Handle(value),
             0x08e if known => Self::AuthFail(value),
+            0x09b if known => Self::Signature(value),
             0x09d if known => Self::PolicyFail(value),
             0x09f if known => Self::Integrity(value),
             0x0a2 if known => Self::BadAuth(value),
@@ -118,6 +121,7 @@ impl ResponseCode {
             | Self::AuthFail(value)
             | Self::BadAuth(value)
             | Self::PolicyFail(value)
+            | Self::Signature(value)
             | Self::Integrity(value)
             | Self::ObjectMemory(value)
             | Self::SessionMemory(value)
@@ -143,6 +147,7 @@ impl ResponseCode {
             Self::AuthFail(_) => "TPM_RC_AUTH_FAIL: wrong authorization, counted towards the lockout",
             Self::BadAuth(_) => "TPM_RC_BAD_AUTH: wrong authorization, not counted",
             Self::PolicyFail(_) => "TPM_RC_POLICY_FAIL: the policy does not hold, look for what was measured otherwise",
+            Self::Signature(_) => "TPM_RC_SIGNATURE: the signature is not by that key, or of something else",
             Self::Integrity(_) => "TPM_RC_INTEGRITY: wrapped by another TPM, or changed: enrol again",
             Self::ObjectMemory(_) => "TPM_RC_OBJECT_MEMORY: no room for objects, flush what others left behind",
             Self::SessionMemory(_) => "TPM_RC_SESSION_HANDLES: no room for sessions, flush what others left behind",

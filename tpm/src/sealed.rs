@@ -1,180 +1,92 @@
-//! Sealed objects and the policies that open them (Part 1, sections 19.7 and 23).
-
-use std::collections::BTreeSet;
-
-use iofs_policy::pcr::{PcrBank, PcrIndex};
-use zeroize::Zeroizing;
+//! Sealed objects as they are kept outside of the TPM (Part 1, section 23).
 
 use crate::{
-    client::{CommandError, malformed},
-    command::{Command, CommandCode},
     name::{Kind, Public},
-    pcr,
-    protected::{Protected, sized_secret},
     reader::Reader,
-    response::{ResponseCode, ResponseError},
-    session::{Binding, Entity, Protection, Session, SessionKind, ended, flush},
-    transport::Transport,
+    response::ResponseError,
 };
 
-/// How often a policy is made again where registers change meanwhile: only IMA extends while PID 1 runs.
-const ATTEMPTS: u32 = 30;
+/// The largest blob that is read, in bytes. A TPM's sealed data has at most 128 bytes, so that real ones have some hundred.
+pub const MAX_BLOB: usize = 4096;
 
-/// A sealed object as it is kept outside of the TPM: wrapped by the storage root key.
+/// A sealed object, wrapped by the storage root key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
     private: Vec<u8>,
     public: Public,
+    /// TPM2B_ENCRYPTED_SECRET's content: of an object that was made outside of the TPM.
+    seed: Option<Vec<u8>>,
 }
 
 impl Sealed {
-    /// Reads a TPM2B_PRIVATE and the TPM2B_PUBLIC behind it.
+    /// Reads a TPM2B_PRIVATE and the TPM2B_PUBLIC behind it; behind that a TPM2B_ENCRYPTED_SECRET where the object was made
+    /// outside of the TPM, for its storage root key. That is how systemd keeps them.
     ///
     /// # Errors
     /// Whatever is not as Part 2 says, and objects of another kind.
     pub fn parse(blob: &[u8]) -> Result<Self, ResponseError> {
+        if blob.len() > MAX_BLOB {
+            return Err(ResponseError::TooLarge(blob.len()));
+        }
         let mut reader = Reader::new(blob);
         let private = reader.sized("TPM2B_PRIVATE")?.to_vec();
-        let public = Public::parse_sized(reader.rest())?;
+        let public = Public::parse(reader.sized("TPM2B_PUBLIC")?)?;
+        let seed = if reader.left() == 0 { None } else { Some(reader.sized("TPM2B_ENCRYPTED_SECRET")?.to_vec()) };
+        reader.end("sealed object")?;
         if public.kind() != Kind::KeyedHash {
             let field = "type";
             return Err(ResponseError::Value { field, expected: "KEYEDHASH (8): sealed data", found: 0 });
         }
-        Ok(Self { private, public })
+        Ok(Self { private, public, seed })
     }
 
     /// The public area.
     pub fn public(&self) -> &Public {
         &self.public
     }
+
+    pub(crate) fn private(&self) -> &[u8] {
+        &self.private
+    }
+
+    pub(crate) fn seed(&self) -> Option<&[u8]> {
+        self.seed.as_deref()
+    }
 }
 
-/// A step of a policy, in the order in which the object's digest was computed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PolicyStep {
-    /// TPM2_PolicyPCR: these registers hold what they held when the policy was made.
-    Pcr(BTreeSet<(PcrBank, PcrIndex)>),
-    /// TPM2_PolicyAuthValue: whoever asks knows the object's authorization value.
-    AuthValue,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl<T: Transport> Protected<'_, T> {
-    /// The digest that this policy has now (TPM2_PolicyGetDigest, Part 3, section 23.19), by a trial session. For
-    /// enrolment.
-    ///
-    /// # Errors
-    /// See [`CommandError`].
-    pub fn policy_digest(&mut self, steps: &[PolicyStep]) -> Result<[u8; 32], CommandError> {
-        let (tpm, srk) = self.parts();
-        let mut session = Session::start(tpm, SessionKind::Trial, srk)?;
-        let digest = self.apply(&mut session, steps).and_then(|()| self.session_digest(&session));
-        let flushed = flush(self.parts().0, session.handle());
-        digest.and_then(|digest| flushed.map(|()| digest))
+    fn sized(bytes: &[u8]) -> Vec<u8> {
+        [&u16::try_from(bytes.len()).unwrap().to_be_bytes(), bytes].concat()
     }
 
-    fn session_digest(&mut self, session: &Session) -> Result<[u8; 32], CommandError> {
-        let command = Command::new(CommandCode::PolicyGetDigest).handle(session.handle());
-        let answer = self.audited(&command)?;
-        let digest = sized_secret(&answer, "policyDigest").map_err(|source| malformed(command.code(), source))?;
-        digest.as_slice().try_into().map_err(|_| {
-            let found = digest.len() as u32;
-            malformed(command.code(), ResponseError::Value { field: "policyDigest", expected: "32 bytes", found })
-        })
+    fn area(kind: u8) -> Vec<u8> {
+        sized(&[&[0, kind, 0, 0x0b, 0, 0, 0, 0x12, 0, 32][..], &[7; 32], &[0, 0x10, 0, 32], &[9; 32]].concat())
     }
 
-    fn apply(&mut self, session: &mut Session, steps: &[PolicyStep]) -> Result<(), CommandError> {
-        steps.iter().try_for_each(|step| self.apply_one(session, step))
+    #[test]
+    fn the_secret_of_an_import_may_follow() {
+        let blob = [sized(b"private"), area(8)].concat();
+        let sealed = Sealed::parse(&blob).unwrap();
+        assert_eq!((sealed.private(), sealed.seed()), (&b"private"[..], None));
+        let longer = [&blob[..], &sized(b"seed")].concat();
+        assert_eq!(Sealed::parse(&longer).unwrap().seed(), Some(&b"seed"[..]));
     }
 
-    /// The session beside it makes sure that nobody changed the step on its way: the error comes here then, and not when
-    /// the object is used.
-    fn apply_one(&mut self, session: &mut Session, step: &PolicyStep) -> Result<(), CommandError> {
-        let command = match step {
-            // Without a digest of values: those of now are taken (Part 3, section 23.7).
-            PolicyStep::Pcr(wanted) => {
-                Command::new(CommandCode::PolicyPcr).handle(session.handle()).u16(0).bytes(&pcr::selection(wanted))
-            }
-            PolicyStep::AuthValue => Command::new(CommandCode::PolicyAuthValue).handle(session.handle()),
-        };
-        let answer = self.audited(&command)?;
-        ended(command.code(), &answer)?;
-        if *step == PolicyStep::AuthValue {
-            session.prove_auth_value();
+    #[test]
+    fn what_is_no_sealed_object_is_refused() {
+        let blob = [sized(b"private"), area(8)].concat();
+        for size in 0..blob.len() {
+            assert!(Sealed::parse(&blob[..size]).is_err(), "{size} bytes");
         }
-        Ok(())
-    }
-
-    /// Loads a sealed object, makes the policy that opens it, and unseals it (Part 3, sections 12.2 and 12.7). The secret
-    /// passes encrypted; nothing stays in the TPM.
-    ///
-    /// `auth_value` is empty for objects that have none.
-    ///
-    /// # Errors
-    /// See [`CommandError`]. [`ResponseCode::Integrity`] where another key wrapped the object,
-    /// [`ResponseCode::PolicyFail`] where the policy does not hold.
-    pub fn unseal(
-        &mut self,
-        sealed: &Sealed,
-        steps: &[PolicyStep],
-        auth_value: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, CommandError> {
-        let handle = self.load(sealed)?;
-        let object = Entity { handle, name: sealed.public.name(), auth_value };
-        let secret = self.unseal_unless_changed(object, steps);
-        let flushed = flush(self.parts().0, handle);
-        secret.and_then(|secret| flushed.map(|()| secret))
-    }
-
-    fn load(&mut self, sealed: &Sealed) -> Result<u32, CommandError> {
-        let (_, srk) = self.parts();
-        let command = Command::new(CommandCode::Load).named(srk.handle(), &srk.name());
-        let command = command.sized(&sealed.private).sized(sealed.public.as_bytes());
-        let answer = self.execute(&command, &[], Protection::HiddenCommand)?;
-        // The handle is not covered by any HMAC (Part 1, section 18.8); what is done with it is, by the object's Name.
-        match sized_secret(&answer.parameters, "name") {
-            Ok(name) if name.as_slice() == sealed.public.name().as_bytes() => Ok(answer.handle),
-            Ok(name) => {
-                flush(self.parts().0, answer.handle)?;
-                let (field, found) = ("name", name.len() as u32);
-                let expected = "SHA-256 of the object's public area";
-                Err(malformed(command.code(), ResponseError::Value { field, expected, found }))
-            }
-            Err(source) => Err(malformed(command.code(), source)),
-        }
-    }
-
-    /// Starts over where registers changed between TPM2_PolicyPCR and TPM2_Unseal.
-    fn unseal_unless_changed(
-        &mut self,
-        object: Entity<'_>,
-        steps: &[PolicyStep],
-    ) -> Result<Zeroizing<Vec<u8>>, CommandError> {
-        let mut attempt = 1;
-        loop {
-            match self.unseal_once(object, steps) {
-                Err(error) if error.code() == Some(ResponseCode::PcrChanged) && attempt < ATTEMPTS => attempt += 1,
-                result => return result,
-            }
-        }
-    }
-
-    fn unseal_once(&mut self, object: Entity<'_>, steps: &[PolicyStep]) -> Result<Zeroizing<Vec<u8>>, CommandError> {
-        let binding = Binding { handle: object.handle, auth_value: object.auth_value };
-        let (tpm, srk) = self.parts();
-        let mut session = Session::start_bound(tpm, SessionKind::Policy, srk, binding)?;
-        let secret = self.apply(&mut session, steps).and_then(|()| self.unseal_with(object, &mut session));
-        let flushed = flush(self.parts().0, session.handle());
-        secret.and_then(|secret| flushed.map(|()| secret))
-    }
-
-    /// The policy session authorizes, the other one encrypts: that one's cipher was shown to be the right one.
-    fn unseal_with(&mut self, object: Entity<'_>, policy: &mut Session) -> Result<Zeroizing<Vec<u8>>, CommandError> {
-        let command = Command::new(CommandCode::Unseal).named(object.handle, &object.name);
-        let answer = self.execute_beside(
-            &command,
-            policy.with(object.auth_value, Protection::Integrity),
-            Protection::HiddenResponse,
-        )?;
-        sized_secret(&answer.parameters, "outData").map_err(|source| malformed(command.code(), source))
+        let refusal = |bytes: &[u8]| Sealed::parse(bytes).unwrap_err().to_string();
+        assert!(refusal(&[&blob[..], &[0]].concat()).starts_with("TPM2B_ENCRYPTED_SECRET: expected"));
+        assert_eq!(refusal(&[&blob[..], &[0, 0, 7]].concat()), "sealed object: expected its end, found 1 more bytes");
+        assert!(refusal(&[0; MAX_BLOB + 1]).ends_with("found 4097"));
+        let rsa =
+            [&[0, 1, 0, 0x0b, 0, 0, 0, 0x12, 0, 0, 0, 0x10, 0, 0x10, 8, 0, 0, 0, 0, 0][..], &sized(&[1; 256])].concat();
+        assert!(refusal(&[sized(b"private"), sized(&rsa)].concat()).starts_with("type: expected KEYEDHASH"));
     }
 }

@@ -8,7 +8,7 @@ use std::{fmt, slice};
 use crate::{
     client::{CommandError, Tpm, malformed},
     command::{Command, CommandCode},
-    crypto::{self, Direction, Key, SIZE},
+    crypto::{self, Key, SIZE},
     name::Name,
     reader::Reader,
     response::{Authorization, ResponseError},
@@ -24,7 +24,7 @@ const NONE: u32 = 0x4000_0007;
 /// `TPMA_SESSION` (Part 2, section 8.4): what a session does for one command.
 mod attribute {
     pub(super) const CONTINUE: u8 = 0x01;
-    pub(super) const DECRYPT: u8 = 0x20;
+    const DECRYPT: u8 = 0x20;
     pub(super) const ENCRYPT: u8 = 0x40;
     pub(super) const AUDIT: u8 = 0x80;
     /// Those that a TPM sends back as they came. The others tell whether an audit is exclusive, which nobody here asks.
@@ -38,8 +38,6 @@ pub(crate) enum Protection {
     Integrity,
     /// The same for a command that needs no authorization and has nothing to encrypt.
     Audit,
-    /// The command's first parameter is encrypted.
-    HiddenCommand,
     /// The response's first parameter is encrypted.
     HiddenResponse,
 }
@@ -49,7 +47,6 @@ impl Protection {
         match self {
             Self::Integrity => 0,
             Self::Audit => attribute::AUDIT,
-            Self::HiddenCommand => attribute::DECRYPT,
             Self::HiddenResponse => attribute::ENCRYPT,
         }
     }
@@ -62,8 +59,6 @@ pub(crate) enum SessionKind {
     Hmac,
     /// Policies, and the same protection.
     Policy,
-    /// Computing a policy's digest. It authorizes nothing.
-    Trial,
 }
 
 impl SessionKind {
@@ -71,7 +66,6 @@ impl SessionKind {
         match self {
             Self::Hmac => 0,
             Self::Policy => 1,
-            Self::Trial => 3,
         }
     }
 
@@ -90,9 +84,9 @@ pub enum SessionError {
     /// An earlier response did not come through or was not the TPM's: its nonce is not known. Nothing was sent.
     #[error("the session is out of step with the TPM since an earlier response was lost or changed: start another one")]
     OutOfStep,
-    /// The command has no first parameter that can be encrypted. Nothing was sent.
+    /// The response has no first parameter that can have been encrypted.
     #[error("first parameter: expected a size and that many bytes, found something else")]
-    Unencryptable,
+    Unencrypted,
     /// The response's HMAC is wrong: the response, or the command on its way, was changed.
     #[error(
         "response: expected an HMAC by the session's key, found another: it was changed on its way, or the TPM is another one"
@@ -130,34 +124,25 @@ impl fmt::Debug for Session {
     }
 }
 
-/// An object to which a session is bound: its authorization value goes into the session's key.
-#[derive(Clone, Copy)]
-pub(crate) struct Binding<'a> {
-    pub(crate) handle: u32,
-    pub(crate) auth_value: &'a [u8],
-}
-
 impl Session {
-    /// Starts a session (TPM2_StartAuthSession, Part 3, section 11.1) salted to this key.
+    /// Starts a session (TPM2_StartAuthSession, Part 3, section 11.1) salted to this key, and bound to an entity where
+    /// there is one: its authorization value goes into the session's key.
     ///
     /// # Errors
     /// See [`CommandError`].
-    pub(crate) fn start<T: Transport>(tpm: &mut Tpm<T>, kind: SessionKind, srk: &Srk) -> Result<Self, CommandError> {
-        Self::start_bound(tpm, kind, srk, Binding { handle: NONE, auth_value: &[] })
-    }
-
-    pub(crate) fn start_bound<T: Transport>(
+    pub(crate) fn start<T: Transport>(
         tpm: &mut Tpm<T>,
         kind: SessionKind,
         srk: &Srk,
-        binding: Binding<'_>,
+        bound: Option<Entity<'_>>,
     ) -> Result<Self, CommandError> {
-        let (command, nonce, salt) = start_command(kind, srk, binding.handle)?;
+        let (bound, auth_value) = bound.map_or((NONE, &[][..]), |entity| (entity.handle, entity.auth_value));
+        let (command, nonce, salt) = start_command(kind, srk, bound)?;
         let answer = tpm.execute(&command, &mut [])?;
         let (handle, nonce_tpm) = started(kind, answer.handle, &answer.parameters)
             .map_err(|source| malformed(CommandCode::StartAuthSession, source))?;
         // Part 1, section 19.6.8: the bound object's authorization value, and the salt behind it.
-        let mut secret = secret(trimmed(binding.auth_value));
+        let mut secret = secret(trimmed(auth_value));
         secret.extend_from_slice(&salt[..]);
         let key = crypto::kdfa(&secret, b"ATH\0", &nonce_tpm, &nonce[..]);
         Ok(Self { handle, kind, key, nonce_tpm, in_step: true, proves_auth_value: kind == SessionKind::Hmac })
@@ -175,13 +160,21 @@ impl Session {
     /// The session as the authorization of a command, with the authorization value of the command's handle: empty where
     /// that has none, or where the session only protects the command.
     pub(crate) fn with<'a>(&'a mut self, auth_value: &'a [u8], protection: Protection) -> Auth<'a> {
-        let attributes = attribute::CONTINUE | protection.attribute();
+        self.used(auth_value, attribute::CONTINUE | protection.attribute())
+    }
+
+    /// The same for the session's last command: with its success the session is gone from the TPM.
+    pub(crate) fn ending_with<'a>(&'a mut self, auth_value: &'a [u8], protection: Protection) -> Auth<'a> {
+        self.used(auth_value, protection.attribute())
+    }
+
+    fn used<'a>(&'a mut self, auth_value: &'a [u8], attributes: u8) -> Auth<'a> {
         Auth(Some(Use { session: self, auth_value: trimmed(auth_value), attributes, nonce: [0; SIZE] }))
     }
 }
 
 /// Part 1, section 19.6.5: zeros at the end of an authorization value are no part of it.
-fn trimmed(auth_value: &[u8]) -> &[u8] {
+pub(crate) fn trimmed(auth_value: &[u8]) -> &[u8] {
     let end = auth_value.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     &auth_value[..end]
 }
@@ -211,7 +204,6 @@ pub(crate) fn ended(command: CommandCode, parameters: &[u8]) -> Result<(), Comma
 fn start_command(kind: SessionKind, srk: &Srk, bound: u32) -> Result<(Command, Key, Key), CommandError> {
     const AES: u16 = 0x0006;
     const CFB: u16 = 0x0043;
-    const NULL: u16 = 0x0010;
     const SHA256: u16 = 0x000b;
     let code = CommandCode::StartAuthSession;
     let random = CommandError::Session { command: code, source: SessionError::Random };
@@ -221,10 +213,8 @@ fn start_command(kind: SessionKind, srk: &Srk, bound: u32) -> Result<(Command, K
     let command = Command::new(code).named(srk.handle(), &srk.name()).handle(bound).sized(&nonce[..]);
     // TPM2B_ENCRYPTED_SECRET with a TPMS_ECC_POINT (Part 2, section 11.4.3).
     let command = command.u16(2 * (2 + SIZE) as u16).sized(&ephemeral.x).sized(&ephemeral.y);
-    let command = command.u8(kind.value());
-    // Only HMAC sessions encrypt here. What else could be asked for is left out, so that it cannot be changed either.
-    let command = if kind == SessionKind::Hmac { command.u16(AES).u16(128).u16(CFB) } else { command.u16(NULL) };
-    Ok((command.u16(SHA256), nonce, salt))
+    let command = command.u8(kind.value()).u16(AES).u16(128).u16(CFB).u16(SHA256);
+    Ok((command, nonce, salt))
 }
 
 pub(crate) fn started(kind: SessionKind, handle: u32, parameters: &[u8]) -> Result<(u32, [u8; SIZE]), ResponseError> {
@@ -296,9 +286,8 @@ fn sessions<'s, 'a>(auths: &'s mut [Auth<'a>]) -> impl Iterator<Item = &'s mut U
     auths.iter_mut().filter_map(|auth| auth.0.as_mut())
 }
 
-fn with_attribute<'s, 'a>(auths: &'s [Auth<'a>], attribute: u8) -> Option<(usize, &'s Use<'a>)> {
-    let used = auths.iter().enumerate().filter_map(|(position, auth)| Some((position, auth.0.as_ref()?)));
-    used.into_iter().find(|(_, used)| used.attributes & attribute != 0)
+fn with_attribute<'s, 'a>(auths: &'s [Auth<'a>], attribute: u8) -> Option<&'s Use<'a>> {
+    auths.iter().filter_map(|auth| auth.0.as_ref()).find(|used| used.attributes & attribute != 0)
 }
 
 /// The whole command with its authorizations. From here on the sessions are out of step, until [`accept`] or [`keep`].
@@ -312,16 +301,10 @@ pub(crate) fn authorize(command: &Command, auths: &mut [Auth<'_>]) -> Result<Vec
         }
         used.nonce = *crypto::random().ok_or(SessionError::Random)?;
     }
-    let mut parameters = zeroize::Zeroizing::new(command.parameters().to_vec());
-    if let Some((_, used)) = with_attribute(auths, attribute::DECRYPT) {
-        let key = used.cipher_key(&used.nonce, &used.session.nonce_tpm);
-        let first = first_parameter(&mut parameters).ok_or(SessionError::Unencryptable)?;
-        crypto::cfb(&key, Direction::Encrypt, first);
-    }
-    let hash = crypto::sha256(&[&command.code().value().to_be_bytes(), command.names(), &parameters]);
+    let hash = crypto::sha256(&[&command.code().value().to_be_bytes(), command.names(), command.parameters()]);
     let authorizations = authorizations(auths, &hash);
     sessions(auths).for_each(|used| used.session.in_step = false);
-    Ok(command.encode(&authorizations, &parameters))
+    Ok(command.encode(&authorizations, command.parameters()))
 }
 
 /// The bytes of a `TPM2B_*` in front.
@@ -333,16 +316,14 @@ fn first_parameter(parameters: &mut [u8]) -> Option<&mut [u8]> {
 /// TPMS_AUTH_COMMAND (Part 2, section 10.13.2), one after the other: handle, nonce, attributes, HMAC.
 fn authorizations(auths: &[Auth<'_>], hash: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(auths.len() * 80);
-    let foreign = foreign_nonces(auths);
-    for (position, auth) in auths.iter().enumerate() {
+    for auth in auths {
         let Some(used) = &auth.0 else {
             bytes.extend_from_slice(&PASSWORD.to_be_bytes());
             bytes.extend_from_slice(&[0; 2 + 1 + 2]);
             continue;
         };
-        let foreign = if position == 0 { &foreign[..] } else { &[] };
         let (nonce_tpm, attributes) = (&used.session.nonce_tpm, slice::from_ref(&used.attributes));
-        let hmac = crypto::hmac(&used.hmac_key(), &[hash, &used.nonce, nonce_tpm, foreign, attributes]);
+        let hmac = crypto::hmac(&used.hmac_key(), &[hash, &used.nonce, nonce_tpm, attributes]);
         bytes.extend_from_slice(&used.session.handle.to_be_bytes());
         sized(&mut bytes, &used.nonce);
         bytes.push(used.attributes);
@@ -354,23 +335,6 @@ fn authorizations(auths: &[Auth<'_>], hash: &[u8]) -> Vec<u8> {
 fn sized(bytes: &mut Vec<u8>, part: &[u8; SIZE]) {
     bytes.extend_from_slice(&(SIZE as u16).to_be_bytes());
     bytes.extend_from_slice(part);
-}
-
-/// The first authorization covers the nonces of other sessions that encrypt (Part 1, section 19.6.5), so that nobody takes
-/// those sessions away.
-fn foreign_nonces(auths: &[Auth<'_>]) -> Vec<u8> {
-    let mut found = Vec::new();
-    let mut nonces = Vec::new();
-    for attribute in [attribute::DECRYPT, attribute::ENCRYPT] {
-        if let Some((position, used)) = with_attribute(auths, attribute)
-            && position != 0
-            && !found.contains(&position)
-        {
-            found.push(position);
-            nonces.extend_from_slice(&used.session.nonce_tpm);
-        }
-    }
-    nonces
 }
 
 /// The TPM did not execute the command: its nonces are as before.
@@ -402,10 +366,10 @@ pub(crate) fn accept(
         }
     }
     reader.end("authorization area").map_err(Unaccepted::Response)?;
-    if let Some((_, used)) = with_attribute(auths, attribute::ENCRYPT) {
+    if let Some(used) = with_attribute(auths, attribute::ENCRYPT) {
         let key = used.cipher_key(&used.session.nonce_tpm, &used.nonce);
-        let first = first_parameter(parameters).ok_or(Unaccepted::Session(SessionError::Unencryptable))?;
-        crypto::cfb(&key, Direction::Decrypt, first);
+        let first = first_parameter(parameters).ok_or(Unaccepted::Session(SessionError::Unencrypted))?;
+        crypto::cfb_decrypt(&key, first);
     }
     keep(auths);
     Ok(())

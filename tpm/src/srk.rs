@@ -110,12 +110,21 @@ impl Srk {
         self.handle
     }
 
+    pub(crate) fn is_transient(&self) -> bool {
+        self.transient
+    }
+
     pub(crate) fn name(&self) -> Name {
         self.name
     }
 
     pub(crate) fn point(&self) -> Point {
         self.point
+    }
+
+    /// The pinned key as if it were at this handle: whoever uses it finds out.
+    pub(crate) fn presumed(pin: &PinnedSrk, handle: u32) -> Self {
+        Self { handle, transient: false, name: pin.public.name(), point: pin.point }
     }
 
     /// Removes the key from the TPM's memory where it was made for this boot.
@@ -142,16 +151,22 @@ impl Srk {
 /// # Errors
 /// See [`SrkError`].
 pub fn pinned_srk<T: Transport>(tpm: &mut Tpm<T>, pin: &PinnedSrk) -> Result<Srk, SrkError> {
-    let found = |handle, transient| Srk { handle, transient, name: pin.public.name(), point: pin.point };
-    if offered(tpm, SRK_HANDLE)?.is_some_and(|public| public == pin.public.as_bytes()) {
-        return Ok(found(SRK_HANDLE, false));
+    pinned_srk_at(tpm, pin, SRK_HANDLE)
+}
+
+/// The same with another handle.
+pub(crate) fn pinned_srk_at<T: Transport>(tpm: &mut Tpm<T>, pin: &PinnedSrk, handle: u32) -> Result<Srk, SrkError> {
+    if offered(tpm, handle)?.is_some_and(|public| public == pin.public.as_bytes()) {
+        return Ok(Srk::presumed(pin, handle));
     }
     let mut offered = Name::of(&[]);
     // `unique` is empty where systemd made the key, and zeros where the Provisioning Guidance is followed to the letter.
     for unique in [&[][..], &[0; SIZE]] {
-        let (handle, public) = create_primary(tpm, pin.public.template(), unique)?;
+        // A point's x and y.
+        let template = Template { fixed: pin.public.template(), unique: &[unique, unique] };
+        let (handle, public) = create_primary(tpm, template)?;
         if public == pin.public.as_bytes() {
-            return Ok(found(handle, true));
+            return Ok(Srk { transient: true, ..Srk::presumed(pin, handle) });
         }
         offered = Name::of(&public);
         flush(tpm, handle)?;
@@ -160,7 +175,7 @@ pub fn pinned_srk<T: Transport>(tpm: &mut Tpm<T>, pin: &PinnedSrk) -> Result<Srk
 }
 
 /// The TPMT_PUBLIC of an object: `None` where the TPM refuses to show one.
-fn offered<T: Transport>(tpm: &mut Tpm<T>, handle: u32) -> Result<Option<Vec<u8>>, CommandError> {
+pub(crate) fn offered<T: Transport>(tpm: &mut Tpm<T>, handle: u32) -> Result<Option<Vec<u8>>, CommandError> {
     let command = Command::new(CommandCode::ReadPublic).handle(handle);
     match tpm.run(&command) {
         Ok(parameters) => public_area(&parameters).map(Some).map_err(|source| malformed(command.code(), source)),
@@ -197,16 +212,20 @@ pub(crate) fn public_area(parameters: &[u8]) -> Result<Vec<u8>, ResponseError> {
     Ok(public.to_vec())
 }
 
+/// What a primary key is made from: a TPMT_PUBLIC without `unique`, and the parts of that.
+#[derive(Clone, Copy)]
+struct Template<'a> {
+    fixed: &'a [u8],
+    unique: &'a [&'a [u8]],
+}
+
 /// TPM2_CreatePrimary (Part 3, section 24.1) without authorization value and data, in the owner hierarchy.
-fn create_primary<T: Transport>(
-    tpm: &mut Tpm<T>,
-    template: &[u8],
-    unique: &[u8],
-) -> Result<(u32, Vec<u8>), CommandError> {
-    // A point's x and y, both of that size. A template is a part of a public area, which has a size of 16 bits.
-    let size = template.len() + 2 * (2 + unique.len());
+fn create_primary<T: Transport>(tpm: &mut Tpm<T>, template: Template<'_>) -> Result<(u32, Vec<u8>), CommandError> {
+    let size = template.fixed.len() + template.unique.iter().map(|part| 2 + part.len()).sum::<usize>();
     let command = Command::new(CommandCode::CreatePrimary).handle(OWNER).bytes(&SENSITIVE_EMPTY);
-    let command = command.u16(size as u16).bytes(template).sized(unique).sized(unique);
+    // A template is a part of a public area, which has a size of 16 bits.
+    let command = command.u16(size as u16).bytes(template.fixed);
+    let command = template.unique.iter().fold(command, |command, part| command.sized(part));
     // No outsideInfo, and no registers in the creation data.
     let command = command.u16(0).u32(0);
     let Answer { handle, parameters } = tpm.execute(&command, &mut [Auth::empty_password()])?;
@@ -238,12 +257,68 @@ pub(crate) fn created(parameters: &[u8]) -> Result<Vec<u8>, ResponseError> {
 /// # Errors
 /// See [`CommandError`].
 pub fn standard_srk<T: Transport>(tpm: &mut Tpm<T>) -> Result<Public, CommandError> {
-    let (handle, public) = create_primary(tpm, &STANDARD_TEMPLATE, &[])?;
-    flush(tpm, handle)?;
-    Public::parse(&public).map_err(|source| malformed(CommandCode::CreatePrimary, source))
+    let made = make_standard(tpm)?;
+    flush(tpm, made.handle)?;
+    Ok(made.public)
 }
 
-/// A TPMT_PUBLIC without `unique`: ECC, SHA-256; fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA,
-/// restricted, decrypt; no policy; AES, 128 bits, CFB; no scheme, P-256, no KDF.
-const STANDARD_TEMPLATE: [u8; 22] =
-    [0, 0x23, 0, 0x0b, 0, 3, 0x04, 0x72, 0, 0, 0, 6, 0, 128, 0, 0x43, 0, 0x10, 0, 3, 0, 0x10];
+/// A key that systemd made anew each time before it kept storage root keys: fixedTPM, fixedParent, sensitiveDataOrigin,
+/// userWithAuth, restricted, decrypt, and otherwise as the standard one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LegacyParent {
+    /// On P-256.
+    Ecc,
+    /// RSA of 2048 bits.
+    Rsa,
+}
+
+/// A key that was made for this boot.
+pub(crate) struct Made {
+    pub(crate) handle: u32,
+    pub(crate) public: Public,
+}
+
+impl Made {
+    /// Salts sessions to the key as if it had been pinned: who answers for the TPM is not known then.
+    pub(crate) fn unpinned(self) -> Result<Srk, PinError> {
+        let pin = PinnedSrk::new(self.public)?;
+        Ok(Srk { transient: true, ..Srk::presumed(&pin, self.handle) })
+    }
+}
+
+pub(crate) fn make_legacy<T: Transport>(tpm: &mut Tpm<T>, kind: LegacyParent) -> Result<Made, CommandError> {
+    make(tpm, if kind == LegacyParent::Ecc { LEGACY_ECC } else { LEGACY_RSA })
+}
+
+/// The standard key, which stays until it is flushed.
+pub(crate) fn make_standard<T: Transport>(tpm: &mut Tpm<T>) -> Result<Made, CommandError> {
+    make(tpm, STANDARD)
+}
+
+fn make<T: Transport>(tpm: &mut Tpm<T>, template: Template<'_>) -> Result<Made, CommandError> {
+    let (handle, public) = create_primary(tpm, template)?;
+    match Public::parse(&public) {
+        Ok(public) => Ok(Made { handle, public }),
+        Err(source) => {
+            flush(tpm, handle)?;
+            Err(malformed(CommandCode::CreatePrimary, source))
+        }
+    }
+}
+
+/// ECC, SHA-256; fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, decrypt; no policy; AES, 128
+/// bits, CFB; no scheme, P-256, no KDF; no point.
+const STANDARD: Template<'_> = Template {
+    fixed: &[0, 0x23, 0, 0x0b, 0, 3, 0x04, 0x72, 0, 0, 0, 6, 0, 128, 0, 0x43, 0, 0x10, 0, 3, 0, 0x10],
+    unique: &[&[], &[]],
+};
+/// The same without noDA.
+const LEGACY_ECC: Template<'_> = Template {
+    fixed: &[0, 0x23, 0, 0x0b, 0, 3, 0x00, 0x72, 0, 0, 0, 6, 0, 128, 0, 0x43, 0, 0x10, 0, 3, 0, 0x10],
+    unique: &[&[], &[]],
+};
+/// RSA: behind the scheme come 2048 bits and the exponent 65537, written as 0.
+const LEGACY_RSA: Template<'_> = Template {
+    fixed: &[0, 1, 0, 0x0b, 0, 3, 0x00, 0x72, 0, 0, 0, 6, 0, 128, 0, 0x43, 0, 0x10, 8, 0, 0, 0, 0, 0],
+    unique: &[&[]],
+};

@@ -2,26 +2,40 @@
 
 mod common;
 
-use std::collections::BTreeSet;
-
 use common::{SoftwareTpm, digests, index, seal, write_nv};
 use iofs_policy::{
     hex,
     pcr::{PcrBank, PcrIndex},
 };
 use iofs_tpm::{
-    CommandError, PinnedSrk, Protected, Tpm,
+    PinnedSrk, Protected, Tpm,
     name::Public,
-    pcr::active_banks,
+    pcr::{active_banks, extend, read},
+    policy::{PolicyDigest, Registers},
     response::ResponseCode,
-    sealed::{PolicyStep, Sealed},
-    srk::{SRK_HANDLE, read_public, standard_srk},
+    sealed::Sealed,
+    srk::{SRK_HANDLE, SrkError, read_public, standard_srk},
     transport::Socket,
+    unlock::{Parent, UnsealError, UnsealPolicy, UnsealRequest, unseal},
 };
 
-fn sha256(indices: &[u8]) -> PolicyStep {
-    let set: BTreeSet<(PcrBank, PcrIndex)> = indices.iter().map(|number| (PcrBank::Sha256, index(*number))).collect();
-    PolicyStep::Pcr(set)
+fn sha256(indices: &[u8]) -> Registers {
+    indices.iter().map(|number| (PcrBank::Sha256, index(*number))).collect()
+}
+
+/// A request for an object under the pinned key, with this policy.
+fn request<'a>(
+    pin: &'a PinnedSrk,
+    sealed: &'a Sealed,
+    registers: &[u8],
+    auth_value: Option<&'a [u8]>,
+) -> UnsealRequest<'a> {
+    let policy = UnsealPolicy { signed: None, registers: sha256(registers), auth_value };
+    UnsealRequest { parent: Parent::Pinned { handle: SRK_HANDLE, pin }, sealed, persistent: None, policy }
+}
+
+fn foreign_pin(mut other: SoftwareTpm) -> PinnedSrk {
+    pin(&mut other.connect())
 }
 
 fn pin(tpm: &mut Tpm<Socket>) -> PinnedSrk {
@@ -68,12 +82,16 @@ fn a_policy_has_the_same_digest() {
     let (registers, _) = seal(&software, b"secret", "7,11,13", None);
     let (with_pin, _) = seal(&software, b"secret", "0", Some("1234"));
     let mut tpm = software.connect();
-    let pin = pin(&mut tpm);
-    let mut protected = Protected::start(&mut tpm, &pin).unwrap();
-    assert_eq!(protected.policy_digest(&[sha256(&[13, 7, 11])]).unwrap(), *registers);
-    assert_eq!(protected.policy_digest(&[sha256(&[0]), PolicyStep::AuthValue]).unwrap(), *with_pin);
-    assert_ne!(protected.policy_digest(&[PolicyStep::AuthValue, sha256(&[0])]).unwrap(), *with_pin);
-    assert_eq!(protected.policy_digest(&[]).unwrap(), [0; 32]);
+    let values = read(&mut tpm, &sha256(&[0, 7, 11, 13])).unwrap();
+    let of = |indices: &[u8]| {
+        let values = indices
+            .iter()
+            .map(|number| ((PcrBank::Sha256, index(*number)), values.get(PcrBank::Sha256, index(*number)).unwrap()));
+        values.collect()
+    };
+    assert_eq!(PolicyDigest::ZERO.registers(&of(&[13, 7, 11])).as_bytes(), &registers[..]);
+    assert_eq!(PolicyDigest::ZERO.registers(&of(&[0])).auth_value().as_bytes(), &with_pin[..]);
+    assert_ne!(PolicyDigest::ZERO.auth_value().registers(&of(&[0])).as_bytes(), &with_pin[..]);
 }
 
 #[test]
@@ -86,20 +104,22 @@ fn what_tpm2_create_seals_is_unsealed_until_a_register_changes() {
         let sealed = Sealed::parse(&blob).unwrap();
         let mut tpm = software.connect();
         let pin = pin(&mut tpm);
-        let mut protected = Protected::start(&mut tpm, &pin).unwrap();
         for _ in 0..5 {
-            assert_eq!(*protected.unseal(&sealed, &[sha256(&[7, 11])], &[]).unwrap(), secret[..size]);
+            assert_eq!(*unseal(&mut tpm, &request(&pin, &sealed, &[7, 11], None)).unwrap(), secret[..size]);
         }
         // There is room for three objects and three sessions: what a failure left behind would be in the way.
         for _ in 0..5 {
-            let error = protected.unseal(&sealed, &[sha256(&[7])], &[]).unwrap_err();
-            assert!(matches!(error.code(), Some(ResponseCode::PolicyFail(_))), "{error}");
+            let error = unseal(&mut tpm, &request(&pin, &sealed, &[7], None)).unwrap_err();
+            assert!(matches!(error, UnsealError::RegistersChanged { .. }), "{error}");
         }
-        let active = protected.active_banks().unwrap();
-        protected.extend(&active, index(11), &digests(7)).unwrap();
-        let error = protected.unseal(&sealed, &[sha256(&[7, 11])], &[]).unwrap_err();
-        assert!(matches!(error.code(), Some(ResponseCode::PolicyFail(_))), "{error}");
-        protected.close().unwrap();
+        let active = active_banks(&mut tpm).unwrap();
+        extend(&mut tpm, &active, index(11), &digests(7)).unwrap();
+        let error = unseal(&mut tpm, &request(&pin, &sealed, &[7, 11], None)).unwrap_err();
+        let UnsealError::RegistersChanged { current: Some(current), .. } = &error else { panic!("{error}") };
+        let expected = read(&mut tpm, &sha256(&[7, 11])).unwrap();
+        assert!(current.iter().eq(expected.iter()), "what they hold now");
+        let text = "the TPM does not unseal: expected the values of enrolment in registers sha256:7+11, found others";
+        assert_eq!(error.to_string(), text);
     }
 }
 
@@ -111,15 +131,14 @@ fn a_pin_opens_and_a_wrong_one_does_not() {
     let sealed = Sealed::parse(&blob).unwrap();
     let mut tpm = software.connect();
     let pin = pin(&mut tpm);
-    let mut protected = Protected::start(&mut tpm, &pin).unwrap();
-    let steps = [sha256(&[7]), PolicyStep::AuthValue];
-    assert_eq!(protected.unseal(&sealed, &steps, b"1234").unwrap().as_slice(), b"secret");
-    assert_eq!(protected.unseal(&sealed, &steps, b"1234\0\0").unwrap().as_slice(), b"secret");
+    let mut by = |auth: &[u8]| unseal(&mut tpm, &request(&pin, &sealed, &[7], Some(auth)));
+    assert_eq!(by(b"1234").unwrap().as_slice(), b"secret");
+    assert_eq!(by(b"1234\0\0").unwrap().as_slice(), b"secret");
     for wrong in [&b"1235"[..], b"", b"12345"] {
-        let error = protected.unseal(&sealed, &steps, wrong).unwrap_err();
-        assert!(matches!(error.code(), Some(ResponseCode::BadAuth(_) | ResponseCode::AuthFail(_))), "{error}");
+        let error = by(wrong).unwrap_err();
+        assert!(matches!(error, UnsealError::WrongAuth { counted: false }), "{error}");
     }
-    assert_eq!(protected.unseal(&sealed, &steps, b"1234").unwrap().as_slice(), b"secret");
+    assert_eq!(by(b"1234").unwrap().as_slice(), b"secret");
 }
 
 #[test]
@@ -131,9 +150,14 @@ fn an_object_of_another_tpm_is_refused() {
     software.make_srk();
     let mut tpm = software.connect();
     let pin = pin(&mut tpm);
-    let mut protected = Protected::start(&mut tpm, &pin).unwrap();
-    let error = protected.unseal(&Sealed::parse(&blob).unwrap(), &[sha256(&[7])], &[]).unwrap_err();
-    assert!(matches!(error.code(), Some(ResponseCode::Integrity(_))), "{error}");
+    let sealed = Sealed::parse(&blob).unwrap();
+    let error = unseal(&mut tpm, &request(&pin, &sealed, &[7], None)).unwrap_err();
+    let UnsealError::Broken { source } = &error else { panic!("{error}") };
+    assert!(matches!(source.code(), Some(ResponseCode::Integrity(_))), "{error}");
+    // With the other TPM's key: it is said that this is another TPM.
+    let foreign = foreign_pin(other);
+    let error = unseal(&mut tpm, &request(&foreign, &sealed, &[7], None)).unwrap_err();
+    assert!(matches!(error, UnsealError::Srk(SrkError::Other { .. })), "{error}");
 }
 
 #[test]
@@ -228,11 +252,9 @@ fn a_pin_that_is_tried_too_often_locks_and_the_answer_says_so() {
     let sealed = Sealed::parse(&[software.file("da.priv"), software.file("da.pub")].concat()).unwrap();
     let mut tpm = software.connect();
     let pin = pin(&mut tpm);
-    let mut protected = Protected::start(&mut tpm, &pin).unwrap();
-    let steps = [sha256(&[7]), PolicyStep::AuthValue];
-    let error = protected.unseal(&sealed, &steps, b"1235").unwrap_err();
-    assert!(matches!(error.code(), Some(ResponseCode::AuthFail(_))), "{error}");
-    let error = protected.unseal(&sealed, &steps, b"1234").unwrap_err();
-    assert!(matches!(error, CommandError::Refused { code: ResponseCode::Lockout, .. }), "{error}");
-    assert!(error.to_string().contains("wait or reset"), "{error}");
+    let error = unseal(&mut tpm, &request(&pin, &sealed, &[7], Some(b"1235"))).unwrap_err();
+    assert!(matches!(error, UnsealError::WrongAuth { counted: true }), "{error}");
+    let error = unseal(&mut tpm, &request(&pin, &sealed, &[7], Some(b"1234"))).unwrap_err();
+    assert!(matches!(error, UnsealError::Lockout), "{error}");
+    assert!(error.to_string().contains("wait until it forgets them, or reset the lockout"), "{error}");
 }

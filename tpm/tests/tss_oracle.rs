@@ -11,10 +11,12 @@ use iofs_tpm::{
     PinnedSrk, Protected, Tpm,
     host::{Authorizations, Host, Selection},
     pcr::Judgement,
+    policy::{PolicyDigest, Registers},
     response::ResponseCode,
-    sealed::{PolicyStep, Sealed},
+    sealed::Sealed,
     srk::{SRK_HANDLE, read_public, standard_srk},
     transport::Socket,
+    unlock::{Parent, UnsealError, UnsealPolicy, UnsealRequest, unseal as lean_unseal},
 };
 use tss_esapi::{
     Context,
@@ -117,8 +119,14 @@ fn registers() -> PcrSelectionList {
     PcrSelectionList::builder().with_selection(HashingAlgorithm::Sha256, &slots).build().unwrap()
 }
 
-fn step() -> PolicyStep {
-    PolicyStep::Pcr(BTreeSet::from([7, 11].map(|number| (PcrBank::Sha256, index(number)))))
+fn lean_registers() -> Registers {
+    BTreeSet::from([7, 11].map(|number| (PcrBank::Sha256, index(number))))
+}
+
+/// The digest that the lean client computes from what the registers hold.
+fn lean_digest(tpm: &mut Tpm<Socket>) -> PolicyDigest {
+    let values = iofs_tpm::pcr::read(tpm, &lean_registers()).unwrap();
+    PolicyDigest::ZERO.registers(&values.iter().map(|(index, value)| ((value.bank(), index), value)).collect())
 }
 
 fn apply_policy(context: &mut Context, session: AuthSession) {
@@ -208,16 +216,17 @@ fn what_libtss2_seals_in_an_encrypted_session_is_unsealed_by_the_lean_client_whi
     let blob = [sized(object.0.value()), sized(&object.1.marshall().unwrap())].concat();
     let sealed = Sealed::parse(&blob).unwrap();
     let mut tpm = lean(&software);
-    let mut protected = Protected::start(&mut tpm, &pin).unwrap();
-    assert_eq!(protected.policy_digest(&[step()]).unwrap(), *policy);
-    assert_eq!(*protected.unseal(&sealed, &[step()], &[]).unwrap(), secret);
-    let active = protected.active_banks().unwrap();
+    let policy_now = UnsealPolicy { registers: lean_registers(), ..UnsealPolicy::default() };
+    let parent = Parent::Pinned { handle: SRK_HANDLE, pin: &pin };
+    let request = UnsealRequest { parent, sealed: &sealed, persistent: None, policy: policy_now };
+    assert_eq!(lean_digest(&mut tpm).as_bytes(), &policy[..]);
+    assert_eq!(*lean_unseal(&mut tpm, &request).unwrap(), secret);
+    let active = iofs_tpm::pcr::active_banks(&mut tpm).unwrap();
     let digests = PcrBank::ALL.map(|bank| PcrDigest::of(bank, &[b"another boot"]));
-    protected.extend(&active, index(11), &digests).unwrap();
-    let error = protected.unseal(&sealed, &[step()], &[]).unwrap_err();
-    assert!(matches!(error.code(), Some(ResponseCode::PolicyFail(_))), "{error}");
-    let changed = protected.policy_digest(&[step()]).unwrap();
-    protected.close().unwrap();
+    iofs_tpm::pcr::extend(&mut tpm, &active, index(11), &digests).unwrap();
+    let error = lean_unseal(&mut tpm, &request).unwrap_err();
+    assert!(matches!(error, UnsealError::RegistersChanged { .. }), "{error}");
+    let changed = lean_digest(&mut tpm).as_bytes().to_vec();
     drop(tpm);
 
     let mut context = open(&software);

@@ -74,6 +74,36 @@ pub enum HostError {
         /// What is there.
         found: String,
     },
+    /// There is something else where the storage root key belongs.
+    #[error("persistent handle {handle:#010x}: expected a storage root key on P-256: {found}")]
+    NoStorageKey {
+        /// The handle.
+        handle: u32,
+        /// What is there.
+        found: String,
+    },
+    /// There is something where an object was to be kept.
+    #[error("persistent handle {handle:#010x}: expected it to be free, found an object: choose another one")]
+    Occupied {
+        /// The handle.
+        handle: u32,
+    },
+    /// There is another object than the one that was to be removed.
+    #[error("persistent handle {handle:#010x}: expected the object that was named, found {found}: it was left alone")]
+    OtherObject {
+        /// The handle.
+        handle: u32,
+        /// What is there.
+        found: String,
+    },
+    /// All handles for sealed objects are taken.
+    #[error(
+        "persistent handles 0x81004940 to 0x8100494f: expected a free one, found none: remove objects of old enrolments"
+    )]
+    NoHandle,
+    /// A secret is larger than what a TPM seals.
+    #[error("secret: expected at most 128 bytes, found {0}")]
+    SecretSize(usize),
     /// There is no attestation key.
     #[error("persistent handle {handle:#010x}: expected an attestation key, found nothing")]
     NoAttestationKey {

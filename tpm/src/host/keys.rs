@@ -71,10 +71,10 @@ pub struct AttestationKey {
 }
 
 /// What the TPM says of a loaded object.
-struct Described {
+pub(super) struct Described {
     area: Public,
-    public: Vec<u8>,
-    name: Vec<u8>,
+    pub(super) public: Vec<u8>,
+    pub(super) name: Vec<u8>,
     qualified_name: Vec<u8>,
 }
 
@@ -180,7 +180,7 @@ impl Host {
         Ok(AttestationKey { handle: key, public: described.public, name: described.name })
     }
 
-    fn open_persistent(&mut self, handle: PersistentTpmHandle) -> Result<(KeyHandle, Described), HostError> {
+    pub(super) fn open_persistent(&mut self, handle: PersistentTpmHandle) -> Result<(KeyHandle, Described), HostError> {
         let opened = self.plain("TPM2_ReadPublic", |context| context.tr_from_tpm_public(handle.into()))?;
         let key = KeyHandle::from(opened);
         Ok((key, self.describe(key)?))
@@ -237,7 +237,7 @@ impl Host {
     }
 }
 
-fn persistent(handle: u32) -> Result<PersistentTpmHandle, HostError> {
+pub(super) fn persistent(handle: u32) -> Result<PersistentTpmHandle, HostError> {
     let valid = PersistentTpmHandle::new(handle).ok().filter(|_| OWNER_HANDLES.contains(&handle));
     valid.ok_or(HostError::Handle(handle))
 }

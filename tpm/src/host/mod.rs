@@ -1,4 +1,5 @@
-//! The TPM of a running system, by way of libtss2 (tss-esapi): keys that prove who this machine is, and quotes by them.
+//! The TPM of a running system, by way of libtss2 (tss-esapi): keys that prove who this machine is, quotes by them, and
+//! secrets sealed for its boot.
 //!
 //! PID 1 has nothing of this. What libtss2 does here the lean client of this crate does in another way, so that each is a
 //! test of the other.
@@ -24,6 +25,7 @@ pub mod capability;
 pub mod error;
 pub mod keys;
 pub mod quote;
+pub mod seal;
 
 mod template;
 
@@ -31,6 +33,7 @@ pub use capability::Lockout;
 pub use error::HostError;
 pub use keys::{AK_HANDLE, AttestationKey, EndorsementKey, KeyKind};
 pub use quote::{Quote, Selection};
+pub use seal::{SEALED_HANDLES, SealedAt, StorageRootKey};
 
 /// Where the TPM is unless somebody says otherwise: the kernel's resource manager, which keeps programs apart and flushes
 /// what a killed one leaves.

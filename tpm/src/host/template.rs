@@ -56,3 +56,17 @@ pub(super) fn attestation_key(kind: KeyKind) -> Vec<u8> {
     };
     [head, tail].concat()
 }
+
+/// The storage root key as systemd makes it (TCG TPM v2.0 Provisioning Guidance, section 7.5.1, with an empty `unique`):
+/// fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, decrypt.
+pub(super) fn storage_root_key() -> Vec<u8> {
+    let attributes = 0x0003_0472_u32.to_be_bytes();
+    [&type_of(KeyKind::EccP256)[..], &SHA256, &attributes, &[0, 0], &AES_128_CFB, &NULL, &P256, &[0; 4]].concat()
+}
+
+/// Sealed data that this policy alone opens: fixedTPM, fixedParent; noDA where there is no authorization value to guess.
+pub(super) fn sealed(policy: &[u8; 32], has_auth_value: bool) -> Vec<u8> {
+    const NO_DA: u32 = 1 << 10;
+    let attributes: u32 = if has_auth_value { 0x12 } else { 0x12 | NO_DA };
+    [&[0, 8][..], &SHA256, &attributes.to_be_bytes(), &[0, 32], policy, &NULL, &[0, 0]].concat()
+}

@@ -79,17 +79,15 @@ fn a_changed_answer_is_refused_and_the_session_is_not_used_again() {
 }
 
 #[test]
-fn what_cannot_be_encrypted_is_not_sent() {
-    let mut session = session();
-    let mut tpm = Tpm::new(Answering { parameter: Vec::new(), change: None, asked: 0 });
-    for parameters in [&[][..], &[0], &[0, 2, 7]] {
-        let command = Command::new(CommandCode::Load).handle(0x8100_0001).bytes(parameters);
-        let error = tpm.execute(&command, &mut [session.with(&[], Protection::HiddenCommand)]).err();
-        let unencryptable = matches!(error, Some(CommandError::Session { source: SessionError::Unencryptable, .. }));
-        assert!(unencryptable, "{parameters:?}");
+fn a_response_without_what_was_to_be_encrypted_is_refused() {
+    for parameter in [&[][..], &[0], &[0, 2, 7]] {
+        let mut session = session();
+        let mut tpm = Tpm::new(Answering { parameter: parameter.to_vec(), change: None, asked: 0 });
+        let command = Command::new(CommandCode::Unseal).handle(0x8000_0000);
+        let error = tpm.execute(&command, &mut [session.with(&[], Protection::HiddenResponse)]).err();
+        let unencrypted = matches!(error, Some(CommandError::Session { source: SessionError::Unencrypted, .. }));
+        assert!(unencrypted && !session.in_step, "{parameter:?}");
     }
-    assert_eq!(tpm.into_transport().asked, 0);
-    assert!(session.in_step);
 }
 
 #[test]

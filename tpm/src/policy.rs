@@ -1,0 +1,64 @@
+//! What a policy's digest is (Part 1, section 19.7; Part 3, section 23), computed without a TPM: for enrolment, and to tell
+//! which part of a policy does not hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iofs_policy::pcr::{PcrBank, PcrDigest, PcrIndex};
+
+use crate::{
+    command::CommandCode,
+    crypto::{SIZE, sha256},
+    name::Name,
+    pcr,
+};
+
+/// Registers of banks.
+pub type Registers = BTreeSet<(PcrBank, PcrIndex)>;
+
+/// The digest of a policy by SHA-256. Steps are added in the order in which they are taken when the object is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PolicyDigest([u8; SIZE]);
+
+impl PolicyDigest {
+    /// The policy without a step, which authorizes nothing.
+    pub const ZERO: Self = Self([0; SIZE]);
+
+    /// Takes a finished digest.
+    pub const fn from_bytes(bytes: [u8; SIZE]) -> Self {
+        Self(bytes)
+    }
+
+    /// The digest's bytes.
+    pub const fn as_bytes(&self) -> &[u8; SIZE] {
+        &self.0
+    }
+
+    /// TPM2_PolicyPCR (Part 3, section 23.7): these registers hold these values.
+    #[must_use]
+    pub fn registers(self, values: &BTreeMap<(PcrBank, PcrIndex), PcrDigest>) -> Self {
+        let wanted: Registers = values.keys().copied().collect();
+        // In the order of the selection: bank by bank, then by register.
+        let parts: Vec<&[u8]> = values.values().map(PcrDigest::as_bytes).collect();
+        self.step(CommandCode::PolicyPcr, &[&pcr::selection(&wanted), &sha256(&parts)])
+    }
+
+    /// TPM2_PolicyAuthValue (Part 3, section 23.17): whoever asks knows the object's authorization value.
+    #[must_use]
+    pub fn auth_value(self) -> Self {
+        self.step(CommandCode::PolicyAuthValue, &[])
+    }
+
+    /// TPM2_PolicyAuthorize (Part 3, section 23.16) by the key of that Name, with an empty `policyRef`. Whatever was there
+    /// before does not count: it is what the key signs.
+    #[must_use]
+    pub fn authorized_by(key: &Name) -> Self {
+        let signed = Self::ZERO.step(CommandCode::PolicyAuthorize, &[key.as_bytes()]);
+        Self(sha256(&[&signed.0]))
+    }
+
+    fn step(self, command: CommandCode, parts: &[&[u8]]) -> Self {
+        let code = command.value().to_be_bytes();
+        let head = [&self.0[..], &code];
+        Self(sha256(&[&head[..], parts].concat()))
+    }
+}
