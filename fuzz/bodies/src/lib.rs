@@ -9,6 +9,7 @@ mod boot;
 mod devices;
 mod documents;
 mod images;
+mod luks;
 mod modules;
 mod sealed;
 mod texts;
@@ -20,6 +21,7 @@ pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image};
+pub use luks::{integrity_superblock, luks_header, luks_token};
 pub use modules::{module_alias, module_index};
 pub use texts::{iofs_toml, os_release};
 pub use tpm::{tpm_response, tpm_structure};
@@ -36,8 +38,11 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("erofs_superblock", erofs_superblock),
     ("evidence", evidence),
     ("gpt", gpt),
+    ("integrity_superblock", integrity_superblock),
     ("iofs_toml", iofs_toml),
     ("kernel_image", kernel_image),
+    ("luks_header", luks_header),
+    ("luks_token", luks_token),
     ("manifest", manifest),
     ("measurement_log", measurement_log),
     ("module_alias", module_alias),
