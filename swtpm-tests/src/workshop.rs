@@ -95,20 +95,11 @@ pub fn device(suite: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chai
 /// # Errors
 ///
 /// Where the release statement cannot be read.
-pub fn measured_at_unlock(chain: &Chain, command_line: &str) -> Result<Vec<Measurement<'static>>> {
+pub fn measured_at_unlock<'a>(chain: &Chain, command_line: &'a str) -> Result<Vec<Measurement<'a>>> {
     let statement = chain.directory().envelope(sealed::RELEASE, PayloadType::Release)?;
     let release = Release::from_json(statement.unverified_payload())?;
     let until_unlocked = release.measurements(command_line).into_iter();
-    Ok(until_unlocked.filter(|measured| *measured != Measurement::LeaveInitrd).map(owned).collect())
-}
-
-fn owned(measured: Measurement<'_>) -> Measurement<'static> {
-    match measured {
-        Measurement::CommandLine(line) => Measurement::CommandLine(line.into_owned().into()),
-        Measurement::Manifest { digest, debug } => Measurement::Manifest { digest, debug },
-        Measurement::EnterInitrd => Measurement::EnterInitrd,
-        Measurement::LeaveInitrd => Measurement::LeaveInitrd,
-    }
+    Ok(until_unlocked.filter(|measured| *measured != Measurement::LeaveInitrd).collect())
 }
 
 /// How a volume is formatted.
