@@ -1,11 +1,14 @@
 //! The record of one boot, `/run/iofs/boot.json`: what was verified, and when.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     digest::Sha256Digest,
     failure::Stage,
-    manifest::{Architecture, ImageId, Role, RollbackIndex},
+    manifest::{Architecture, ImageId, Role, RollbackIndex, VolumeName},
     trust::KeyId,
     verity::RootHash,
 };
@@ -43,12 +46,61 @@ pub struct BootRecord {
     pub verity_table: String,
     /// The banks that the command line and the manifest were measured into; none where nothing was measured.
     pub measured_banks: Vec<String>,
+    /// The volumes that were opened, in this order. Nothing secret is among what is told of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<UnlockedVolume>,
     /// The kernel's release.
     pub kernel_release: String,
     /// What was odd, but not refused.
     pub warnings: Vec<String>,
     /// When each stage was reached.
     pub stages: Vec<StageTime>,
+}
+
+/// A volume that was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnlockedVolume {
+    /// Its sealed name.
+    pub name: VolumeName,
+    /// What it is for: `data`, `image` or `upper`.
+    #[serde(rename = "use")]
+    pub usage: String,
+    /// The device that holds it, as the kernel names it.
+    pub device: String,
+    /// The decrypted device, as the kernel names it.
+    pub mapping: String,
+    /// The UUID in its header.
+    pub luks_uuid: Uuid,
+    /// How it was opened.
+    pub by: UnlockedBy,
+    /// The keyslot that gave the key.
+    pub keyslot: u32,
+    /// The token that led to the secret, where one did.
+    pub token: Option<u32>,
+    /// Whether blocks that were changed on the disk are noticed.
+    pub integrity: bool,
+}
+
+/// How a volume was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UnlockedBy {
+    /// The TPM gave the secret to this boot, without anybody present.
+    Tpm,
+    /// The TPM gave the secret for a PIN.
+    Pin,
+    /// Somebody typed a passphrase or a recovery key.
+    Passphrase,
+}
+
+impl fmt::Display for UnlockedBy {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Tpm => "the TPM",
+            Self::Pin => "the TPM and a PIN",
+            Self::Passphrase => "a passphrase",
+        })
+    }
 }
 
 /// When a stage was reached and what it took.

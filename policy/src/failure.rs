@@ -45,6 +45,8 @@ pub enum Stage {
     Measured,
     /// Kernel modules are loaded and the sealed devices found.
     Found,
+    /// The sealed volumes are open, and what opened them is out of reach. Without volumes there is no such stage.
+    Unlocked,
     /// dm-verity stands over the data.
     Mapped,
     /// The image is mounted, and the overlay over it.
@@ -63,6 +65,7 @@ impl Stage {
             Self::Verified => "verified",
             Self::Measured => "measured",
             Self::Found => "found",
+            Self::Unlocked => "unlocked",
             Self::Mapped => "mapped",
             Self::Mounted => "mounted",
             Self::Capped => "capped",

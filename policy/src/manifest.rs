@@ -15,9 +15,14 @@ use crate::{
 
 mod tpm;
 mod values;
+mod volume;
 
 pub use tpm::{SrkPublic, TpmRules, TpmUse};
 pub use values::{ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, RootPath, ValueError};
+pub use volume::{
+    DataUse, FileSystem, MAX_MEMORY_KIB, MAX_TRIES, MAX_VOLUMES, UnlockRules, UpperUse, Volume, VolumeError,
+    VolumeName, VolumeUse,
+};
 
 /// The longest time to wait for devices that may be sealed, in seconds.
 pub const MAX_DEVICE_TIMEOUT: u32 = 3600;
@@ -109,6 +114,8 @@ pub enum Place {
     PartLabel(PartitionLabel),
     /// A whole disk by the kernel's name, such as `vda`.
     Disk(PartitionLabel),
+    /// Inside a sealed volume of use "image": the data at its first byte, the hash area at `verity.hash_offset`.
+    Volume(VolumeName),
 }
 
 impl fmt::Display for Place {
@@ -117,6 +124,7 @@ impl fmt::Display for Place {
             Self::PartUuid(uuid) => write!(formatter, "PARTUUID={uuid}"),
             Self::PartLabel(label) => write!(formatter, "PARTLABEL={label}"),
             Self::Disk(name) => write!(formatter, "/dev/{name}"),
+            Self::Volume(name) => write!(formatter, "volume:{name}"),
         }
     }
 }
@@ -167,8 +175,11 @@ pub struct Manifest {
     pub tree: Place,
     /// Options of the erofs mount. `ro` is always among the effective ones.
     pub mount_options: Vec<MountOption>,
-    /// The writable layer, or none for a read-only root.
+    /// The writable layer in memory, or none for a read-only root or one whose writable layer is a volume.
     pub overlay: Option<Overlay>,
+    /// The encrypted volumes, in the order in which they are opened. Images without any do not mention them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<Volume>,
     /// The real system's init.
     pub init: RootPath,
     /// The release of the kernel that the mini-initramfs holds modules for: another kernel is refused.
@@ -205,6 +216,9 @@ pub enum ManifestError {
     /// A TPM is pinned and not required.
     #[error("manifest: tpm: expected use \"required\" beside a pinned srk, found \"{0}\"")]
     PinnedTpm(TpmUse),
+    /// A volume contradicts something.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// The deadline is out of bounds.
     #[error("manifest: device_timeout: expected 1 to {MAX_DEVICE_TIMEOUT} seconds, found {0}")]
     DeviceTimeout(u32),
@@ -235,7 +249,7 @@ impl Manifest {
     /// Refuses what no field's own type can refuse.
     pub fn check(&self) -> Result<(), ManifestError> {
         let verity = &self.verity;
-        crate::verity::Geometry::new(&verity.parameters)?;
+        let geometry = crate::verity::Geometry::new(&verity.parameters)?;
         verity.root_hash.check_size(verity.parameters.algorithm)?;
         if !(1..=MAX_DEVICE_TIMEOUT).contains(&self.device_timeout) {
             return Err(ManifestError::DeviceTimeout(self.device_timeout));
@@ -243,6 +257,7 @@ impl Manifest {
         if self.tpm.srk.is_some() && self.tpm.usage != TpmUse::Required {
             return Err(ManifestError::PinnedTpm(self.tpm.usage));
         }
+        self.check_volumes(geometry.data_bytes())?;
         Ok(())
     }
 

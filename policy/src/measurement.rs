@@ -7,10 +7,12 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::{
     digest::Sha256Digest,
     hex,
+    manifest::VolumeName,
     pcr::{PcrBank, PcrDigest, PcrError, PcrIndex, extend},
     release::Release,
 };
@@ -32,13 +34,16 @@ pub enum Measurement<'a> {
         /// Whether it is of a debug image: those are measured as such.
         debug: bool,
     },
+    /// A volume was opened, however that was done.
+    VolumeKey(VolumeKeyEvent),
     /// The mini-initramfs is done: whatever is bound to `enter-initrd` is out of reach from here on.
     LeaveInitrd,
 }
 
 impl<'a> Measurement<'a> {
-    /// All measurements of a boot that succeeds, in their order. The last one is made before the real root is entered, the
-    /// others before any device is looked for.
+    /// All measurements that a release decides, in their order. The last one is made right after the last volume was opened,
+    /// and before the real root is entered; the others before any device is looked for. What the opened volumes add to
+    /// register 15 is the machine's own and no release's.
     pub fn of_boot(command_line: &'a [u8], manifest: Sha256Digest, debug: bool) -> [Self; 4] {
         let manifest = Self::Manifest { digest: manifest, debug };
         [Self::EnterInitrd, Self::CommandLine(Cow::Borrowed(command_line)), manifest, Self::LeaveInitrd]
@@ -50,6 +55,7 @@ impl<'a> Measurement<'a> {
             Self::EnterInitrd | Self::LeaveInitrd => PcrIndex::PHASES,
             Self::CommandLine(_) => PcrIndex::COMMAND_LINE,
             Self::Manifest { .. } => PcrIndex::MANIFEST,
+            Self::VolumeKey(_) => PcrIndex::SYSTEM_IDENTITY,
         }
     }
 
@@ -59,14 +65,17 @@ impl<'a> Measurement<'a> {
             Self::EnterInitrd | Self::LeaveInitrd => "phase",
             Self::CommandLine(_) => "iofs-command-line",
             Self::Manifest { .. } => "iofs-manifest",
+            Self::VolumeKey(_) => "volume-key",
         }
     }
 
-    /// The bytes whose digest the register is extended by. A prefix keeps one kind from passing for another.
+    /// The bytes whose digest the register is extended by. A prefix keeps one kind from passing for another. Of a volume
+    /// key, these are the bytes whose HMAC by that key it is extended by.
     pub fn bytes(&self) -> Vec<u8> {
         match self {
             Self::EnterInitrd => b"enter-initrd".to_vec(),
             Self::LeaveInitrd => b"leave-initrd".to_vec(),
+            Self::VolumeKey(event) => event.text.clone().into_bytes(),
             Self::CommandLine(line) => [b"command-line:", line.as_ref()].concat(),
             Self::Manifest { digest, debug } => {
                 let prefix = if *debug { "debug-manifest:" } else { "manifest:" };
@@ -77,7 +86,30 @@ impl<'a> Measurement<'a> {
 
     /// What the register is extended by in a bank.
     pub fn digest(&self, bank: PcrBank) -> PcrDigest {
-        PcrDigest::of(bank, &[&self.bytes()])
+        match self {
+            Self::VolumeKey(event) => event.digest(bank),
+            _ => PcrDigest::of(bank, &[&self.bytes()]),
+        }
+    }
+}
+
+/// That a volume was opened, in systemd's form: `cryptsetup:NAME:UUID` under an HMAC by the volume key, with each bank's
+/// own hash. The key itself is not in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VolumeKeyEvent {
+    text: String,
+    digests: [PcrDigest; PcrBank::ALL.len()],
+}
+
+impl VolumeKeyEvent {
+    /// The event of a volume; `digest` says the HMAC over this text in a bank.
+    pub fn new(name: &VolumeName, uuid: &Uuid, digest: impl Fn(PcrBank) -> PcrDigest) -> Self {
+        // Systemd escapes colons, which no name here has.
+        Self { text: format!("cryptsetup:{name}:{uuid}"), digests: PcrBank::ALL.map(digest) }
+    }
+
+    fn digest(&self, bank: PcrBank) -> PcrDigest {
+        self.digests.into_iter().find(|digest| digest.bank() == bank).unwrap_or(PcrDigest::zero(bank))
     }
 }
 
@@ -111,7 +143,8 @@ pub const REGISTRY: &[PcrUse] = &[
     PcrUse {
         pcrs: &[11],
         who: "verify-init",
-        what: "enter-initrd, first of all; leave-initrd, before the real root is entered and when a boot is refused",
+        what: "enter-initrd, first of all; leave-initrd, right after the last volume was opened, else before the real root is \
+               entered, and when a boot is refused",
         why: "keys bound to enter-initrd are out of reach of the real system",
     },
     PcrUse {
@@ -125,6 +158,12 @@ pub const REGISTRY: &[PcrUse] = &[
         who: "verify-init",
         what: "manifest:SHA256, or debug-manifest:SHA256 for a debug image; before any device is looked for",
         why: "which image runs: the manifest has its root hash",
+    },
+    PcrUse {
+        pcrs: &[15],
+        who: "verify-init",
+        what: "cryptsetup:NAME:UUID, as an HMAC by the volume key, for each volume that it opened, in their sealed order",
+        why: "which volumes were opened: whoever puts a volume of his own in their place cannot hide it",
     },
     PcrUse {
         pcrs: &[11],
@@ -212,6 +251,20 @@ mod tests {
         for (number, one) in bytes.iter().enumerate() {
             assert!(bytes[..number].iter().all(|other| other != one), "{}", String::from_utf8_lossy(one));
         }
+    }
+
+    #[test]
+    fn a_volume_key_is_measured_as_its_hmac_in_each_bank() {
+        let uuid = Uuid::from_u128(0x1234);
+        let name = "state".parse().unwrap();
+        let key = VolumeKeyEvent::new(&name, &uuid, |bank| PcrDigest::of(bank, &[b"stands for an HMAC"]));
+        let measurement = Measurement::VolumeKey(key);
+        assert_eq!(measurement.bytes(), b"cryptsetup:state:00000000-0000-0000-0000-000000001234");
+        assert_eq!((measurement.pcr().get(), measurement.event_type()), (15, "volume-key"));
+        for bank in PcrBank::ALL {
+            assert_eq!(measurement.digest(bank), PcrDigest::of(bank, &[b"stands for an HMAC"]));
+        }
+        assert!(REGISTRY.iter().any(|entry| entry.who == "verify-init" && entry.pcrs == [15]));
     }
 
     #[test]

@@ -24,6 +24,8 @@ impl PcrIndex {
     pub const COMMAND_LINE: Self = Self(12);
     /// System extensions (UAPI Group, Linux TPM PCR Registry), and the manifest.
     pub const MANIFEST: Self = Self(13);
+    /// The machine's identity and its volume keys (UAPI Group, Linux TPM PCR Registry).
+    pub const SYSTEM_IDENTITY: Self = Self(15);
 
     /// Takes a register's number.
     ///

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, num::NonZeroUsize};
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
-    manifest::{ImageIdentity, Manifest},
+    manifest::{ImageIdentity, Manifest, Place},
     release::{Artifact, Release},
     trust::{KeyId, TrustPolicy, TrustedKeys, VerifiedPayload},
     verity::{HashArea, RootHash, Superblock},
@@ -104,6 +104,11 @@ pub fn check(
     report.artifacts.extend(release.iter().flat_map(|release| &release.artifacts).map(|one| one.name.clone()));
     report.verified = report.problems.is_empty();
     Ok(report)
+}
+
+/// Where the hash area begins in its own file: in a volume it lies behind the data.
+fn offset_in_file(manifest: &Manifest) -> u64 {
+    if matches!(manifest.tree, Place::Volume(_)) { 0 } else { manifest.verity.hash_offset }
 }
 
 /// A check under way.
@@ -254,7 +259,7 @@ impl Check<'_> {
         let Some(uuid) = manifest.verity.superblock_uuid else { return };
         let expected = Superblock { parameters: manifest.verity.parameters.clone(), uuid };
         let found = self.directory.open(sealed::TREE).map_err(|failure| failure.fact).and_then(|file| {
-            verity::read_superblock(&file, manifest.verity.hash_offset).map_err(|error| error.to_string())
+            verity::read_superblock(&file, offset_in_file(manifest)).map_err(|error| error.to_string())
         });
         match self.note(sealed::TREE, found) {
             Some(found) if found != expected => {
@@ -272,7 +277,7 @@ impl Check<'_> {
         let job = VerifyJob {
             data: &data,
             hash: &tree,
-            area: HashArea { offset: verity.hash_offset, superblock: verity.superblock_uuid.is_some() },
+            area: HashArea { offset: offset_in_file(manifest), superblock: verity.superblock_uuid.is_some() },
             parameters: &verity.parameters,
             root_hash: &verity.root_hash,
             threads: self.threads,

@@ -112,6 +112,17 @@ fn plan(directory: &SealedDirectory, manifest: &Manifest) -> Result<Vec<(DiskPar
         let (label, partuuid) = match place {
             Place::PartUuid(uuid) => (label.to_owned(), *uuid),
             Place::PartLabel(label) => (label.to_string(), derived),
+            Place::Volume(volume) => {
+                let seek = if name == sealed::TREE { manifest.verity.hash_offset } else { 0 };
+                return Err(Failure::new(
+                    ExitStatus::Usage,
+                    format!("{name} is sealed to lie in the encrypted volume {volume}"),
+                )
+                .next(format!(
+                    "open the volume, then: dd if={} of=/dev/mapper/{volume} oflag=seek_bytes seek={seek}",
+                    directory.file(name).display()
+                )));
+            }
             Place::Disk(_) => {
                 return Err(Failure::new(
                     ExitStatus::Usage,

@@ -187,7 +187,7 @@ fn write_kernel(
             .next("build it with scripts/build-boot, or name it with --init")
     })?;
     let progress = output.spinner("packing the mini-initramfs");
-    let modules = ModuleSet::collect(kernel, &paths.modules, &request.config.modules.requests())?;
+    let modules = ModuleSet::collect(kernel, &paths.modules, &request.config.module_requests())?;
     let format = if kernel.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd };
     let (base, _) = initramfs::base_segment(&modules, &init, format, 0)?;
     progress.finish();

@@ -239,6 +239,7 @@ pub(crate) fn manifest() -> Manifest {
         },
         mount_options: vec!["nodev".parse().unwrap(), "cache_strategy=readahead".parse().unwrap()],
         overlay: Some(Overlay { tmpfs_size: "50%".parse().unwrap() }),
+        volumes: vec![],
         init: "/sbin/init".parse().unwrap(),
         kernel_release: Some(RELEASE.to_owned()),
         device_timeout: 30,

@@ -41,6 +41,11 @@ impl Measured {
             boot.warn(format!("device events: {}: looking again and again instead", text(&error)));
         }
         let verified = self.verified;
+        if !verified.manifest.manifest().volumes.is_empty() {
+            let next = "boot it with the verify-init that it was sealed with";
+            let found = "volumes in the manifest";
+            return Err(refusal(STAGE, "this verify-init opens no volumes", "no volumes", found, next));
+        }
         let mut search = Search::new(&verified, boot)?;
         // Hardware first: disks take their time while the rest is loaded.
         search.modules.load_for_present(boot)?;

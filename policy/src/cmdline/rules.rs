@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{AcceptedCommandLine, Parameter};
 use crate::{
-    manifest::{Manifest, Place, Role},
+    manifest::{Manifest, Place, Role, Volume},
     verity::CorruptionAction,
 };
 
@@ -25,7 +25,7 @@ pub(super) fn apply(parameter: &Parameter, sealed: &Manifest, accepted: &mut Acc
         "rootfstype" => equal(value, "erofs")?,
         "rootflags" => mount_options(value, sealed)?,
         "root" => root(value, sealed)?,
-        "rw" if sealed.overlay.is_none() => {
+        "rw" if !sealed.is_writable() => {
             accepted
                 .warnings
                 .push("kernel command line: rw: the sealed root has no overlay and stays read-only".into());
@@ -34,6 +34,9 @@ pub(super) fn apply(parameter: &Parameter, sealed: &Manifest, accepted: &mut Acc
         "rd.overlay" => overlay(parameter, sealed)?,
         "rd.driver.blacklist" => accepted.module_blacklist.extend(value.split(',').map(|name| name.replace('-', "_"))),
         name if name.contains("verity") || name == "usrhash" => verity(name, parameter, sealed)?,
+        name if luks_option(name).is_some() && sealed.image.role == Role::Root && !sealed.volumes.is_empty() => {
+            luks(luks_option(name).unwrap_or_default(), parameter, sealed, accepted)?;
+        }
         name if takes_over(name, parameter) => return Err("nothing: it would take the system over".into()),
         name => others(name, parameter, accepted),
     }
@@ -95,6 +98,7 @@ fn names(value: &str, place: &Place) -> bool {
             .flatten()
             .any(|found| found == label.as_str()),
         Place::Disk(name) => value.strip_prefix("/dev/") == Some(name.as_str()),
+        Place::Volume(name) => value.strip_prefix("/dev/mapper/") == Some(name.as_str()),
     }
 }
 
@@ -108,6 +112,10 @@ fn volatile(value: &str, sealed: &Manifest) -> Rule {
 
 fn overlay(parameter: &Parameter, sealed: &Manifest) -> Rule {
     let Some(overlay) = &sealed.overlay else {
+        if let Some((volume, _)) = sealed.upper() {
+            let repeats = parameter.switch() == Some(true);
+            return if repeats { Ok(()) } else { Err(format!("the overlay on the volume {}, as sealed", volume.name)) };
+        }
         return if parameter.is_off() { Ok(()) } else { Err("no overlay, as sealed".into()) };
     };
     let size = parameter.value.as_deref().and_then(|value| value.strip_prefix("tmpfs:size="));
@@ -115,6 +123,50 @@ fn overlay(parameter: &Parameter, sealed: &Manifest) -> Rule {
         return Ok(());
     }
     Err(format!("tmpfs:size={}, as sealed", overlay.tmpfs_size))
+}
+
+/// What follows `luks` in the parameters of systemd's and dracut's disk encryption: nothing, `uuid`, `name`, …
+fn luks_option(name: &str) -> Option<&str> {
+    let rest = name.strip_prefix("rd.").unwrap_or(name).strip_prefix("luks")?;
+    if rest.is_empty() { Some("") } else { rest.strip_prefix('.') }
+}
+
+/// Which volumes are opened, and how, is sealed. A line may repeat it: `rd.luks.uuid=` and `rd.luks.name=` as systemd and
+/// dracut have them. Images of a second stage leave these to the system that follows.
+fn luks(option: &str, parameter: &Parameter, sealed: &Manifest, accepted: &mut AcceptedCommandLine) -> Rule {
+    let value = parameter.value.as_deref().unwrap_or_default();
+    match option {
+        "" if parameter.switch() == Some(true) => Ok(()),
+        "" => Err("disk encryption on, as sealed".into()),
+        "uuid" | "name" => {
+            let (uuid, name) = value.split_once('=').map_or((value, None), |(uuid, name)| (uuid, Some(name)));
+            let uuid = uuid.strip_prefix("luks-").unwrap_or(uuid).parse().ok();
+            let same = |volume: &Volume| {
+                (volume.luks_uuid.is_none() || volume.luks_uuid == uuid)
+                    && name.is_none_or(|name| name == volume.name.as_str())
+            };
+            match sealed.volumes.iter().find(|volume| uuid.is_some() && same(volume)) {
+                Some(volume) if volume.luks_uuid.is_none() => accepted.warnings.push(format!(
+                    "kernel command line: {}: without effect: no LUKS UUID is sealed for the volume {}",
+                    parameter.text, volume.name
+                )),
+                Some(_) => {}
+                None => {
+                    let volumes: Vec<String> = sealed.volumes.iter().map(known_volume).collect();
+                    return Err(format!("{}, as sealed", volumes.join(" or ")));
+                }
+            }
+            Ok(())
+        }
+        _ => Err("nothing: how volumes are opened is sealed".into()),
+    }
+}
+
+fn known_volume(volume: &Volume) -> String {
+    match volume.luks_uuid {
+        Some(uuid) => format!("{uuid}={}", volume.name),
+        None => format!("the volume {}", volume.name),
+    }
 }
 
 /// The parameters of systemd's verity generator, for root and for usr.

@@ -1,5 +1,7 @@
 use super::*;
-use crate::manifest::{Overlay, OverlaySize, tests::manifest};
+use crate::manifest::{
+    DataUse, FileSystem, Manifest, Overlay, OverlaySize, UnlockRules, Volume, VolumeUse, tests::manifest,
+};
 
 fn check(line: &str) -> Result<AcceptedCommandLine, String> {
     AcceptedCommandLine::check_against(line, &manifest()).map_err(|error| error.to_string())
@@ -124,4 +126,54 @@ fn a_root_without_overlay_stays_without_one() {
     sealed.overlay = Some(Overlay { tmpfs_size: OverlaySize::try_from("1g".to_owned()).unwrap() });
     assert!(AcceptedCommandLine::check_against("rd.overlay=tmpfs:size=1g", &sealed).is_ok());
     assert!(AcceptedCommandLine::check_against("rd.overlay=tmpfs:size=2g", &sealed).is_err());
+}
+
+fn with_volume(luks_uuid: Option<&str>) -> Manifest {
+    let mut sealed = manifest();
+    let usage = DataUse { path: "/var".parse().unwrap(), file_system: FileSystem::Ext4, options: vec![] };
+    sealed.volumes.push(Volume {
+        name: "state".parse().unwrap(),
+        place: sealed.tree.clone(),
+        luks_uuid: luks_uuid.map(|uuid| uuid.parse().unwrap()),
+        volume_key: None,
+        usage: VolumeUse::Data(usage),
+        unlock: UnlockRules::default(),
+        optional: false,
+    });
+    sealed
+}
+
+#[test]
+fn cmdline_injection_disk_encryption_is_as_sealed() {
+    const UUID: &str = "11111111-2222-3333-4444-555555555555";
+    let sealed = with_volume(Some(UUID));
+    let check = |line: &str| AcceptedCommandLine::check_against(line, &sealed);
+    let repeats = format!("rd.luks=1 rd.luks.uuid=luks-{UUID} luks.uuid={UUID} rd.luks.name={UUID}=state");
+    assert_eq!(check(&repeats).unwrap().warnings, [""; 0]);
+    for bad in [
+        "rd.luks=0",
+        "luks=no",
+        "rd.luks.uuid=99999999-2222-3333-4444-555555555555",
+        "rd.luks.uuid=",
+        "rd.luks.name=11111111-2222-3333-4444-555555555555=other",
+        "rd.luks.options=discard",
+        "luks.options=11111111-2222-3333-4444-555555555555=header=/x",
+        "rd.luks.key=/key:/dev/vdb",
+        "rd.luks.data=11111111-2222-3333-4444-555555555555=/dev/vdb",
+        "rd.luks.crypttab=no",
+    ] {
+        let error = check(bad).expect_err(bad).to_string();
+        assert!(error.starts_with(&format!("kernel command line: {bad}: expected ")), "{error}");
+    }
+    // Where no UUID is sealed there is nothing to compare with, and nothing that it could change.
+    let unpinned = with_volume(None);
+    let accepted = AcceptedCommandLine::check_against(&format!("rd.luks.uuid={UUID}"), &unpinned).unwrap();
+    assert!(accepted.warnings[0].contains("without effect"), "{:?}", accepted.warnings);
+}
+
+#[test]
+fn a_second_stage_has_its_own_disk_encryption() {
+    let mut sealed = with_volume(None);
+    sealed.image.role = crate::manifest::Role::InitOverlay;
+    assert!(AcceptedCommandLine::check_against("rd.luks=0 rd.luks.options=discard", &sealed).is_ok());
 }

@@ -34,6 +34,7 @@ pub(crate) fn manifest() -> Manifest {
         tree: Place::PartLabel("tree".parse().unwrap()),
         mount_options: vec![],
         overlay: Some(Overlay { tmpfs_size: "50%".parse().unwrap() }),
+        volumes: vec![],
         init: "/sbin/init".parse().unwrap(),
         kernel_release: None,
         device_timeout: 30,

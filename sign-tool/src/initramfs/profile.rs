@@ -1,6 +1,7 @@
 //! Which modules a mini-initramfs is asked for: what every boot needs, and named lists of hardware.
 
 use clap::ValueEnum;
+use iofs_policy::manifest::FileSystem;
 
 /// How much hardware the initramfs should boot on. Each includes the ones before it.
 #[derive(
@@ -23,7 +24,7 @@ pub enum Profile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Feature {
-    /// Unlock LUKS2 volumes: dm-crypt with AES-XTS, and a keyboard for the recovery key
+    /// Unlock LUKS2 volumes: dm-crypt with AES, dm-integrity, and a keyboard for the recovery key
     Luks,
     /// Images in files: loop devices
     Loop,
@@ -31,6 +32,20 @@ pub enum Feature {
     Vfat,
     /// Read an ext4 file system
     Ext4,
+    /// Read an XFS file system
+    Xfs,
+    /// Read a Btrfs file system
+    Btrfs,
+}
+
+impl From<FileSystem> for Feature {
+    fn from(file_system: FileSystem) -> Self {
+        match file_system {
+            FileSystem::Ext4 => Self::Ext4,
+            FileSystem::Xfs => Self::Xfs,
+            FileSystem::Btrfs => Self::Btrfs,
+        }
+    }
 }
 
 /// Why a module is in the list.
@@ -133,10 +148,38 @@ const HOST: &[&str] = &[
     "lpfc",
 ];
 
-/// `xts` and `ecb` are templates that dm-crypt's cipher string names; again nobody answers a `request_module`.
-const LUKS_HELPERS: &[&str] = &["xts", "ecb", "cbc", "aes_generic", "essiv", "sha256_generic", "dm_integrity"];
-const LUKS_HARDWARE: &[&str] =
-    &["aesni_intel", "aes_ce_blk", "aes_neon_bs", "usbhid", "hid_generic", "atkbd", "xhci_pci"];
+/// What dm-crypt and dm-integrity cannot do without: the volume's header names the cipher, and is not there when the image
+/// is sealed.
+const LUKS: &[&str] = &["dm_crypt", "dm_integrity"];
+/// Templates and algorithms that the cipher strings of LUKS2 name; again nobody answers a `request_module`. The second
+/// line is for authenticated encryption: `authenc(hmac(sha256),xts(aes))`, `gcm(aes)`, `aegis128`.
+const LUKS_HELPERS: &[&str] = &[
+    "xts",
+    "ecb",
+    "cbc",
+    "aes_generic",
+    "sha256_generic",
+    "hmac", //
+    "authenc",
+    "gcm",
+    "ctr",
+    "ghash_generic",
+    "aegis128",
+    "sha512_generic",
+];
+const LUKS_HARDWARE: &[&str] = &[
+    "aesni_intel",
+    "aes_ce_blk",
+    "aes_neon_bs",
+    "ghash_clmulni_intel",
+    "ghash_ce",
+    "usbhid",
+    "hid_generic",
+    "atkbd",
+    "xhci_pci",
+];
+/// The checksums that a file system may have been made with.
+const BTRFS_HELPERS: &[&str] = &["crc32c_generic", "xxhash_generic", "blake2b_generic", "sha256_generic"];
 /// The code pages of the kernel's defaults, which vfat asks for when it is mounted.
 const VFAT_HELPERS: &[&str] = &["nls_cp437", "nls_ascii", "nls_iso8859_1", "nls_utf8"];
 
@@ -156,7 +199,7 @@ pub fn requests(profile: Profile, features: &[Feature]) -> Vec<Request> {
     for feature in features {
         match feature {
             Feature::Luks => {
-                add(&["dm_crypt"], Need::Required);
+                add(LUKS, Need::Required);
                 add(LUKS_HELPERS, Need::Always);
                 add(LUKS_HARDWARE, Need::Hardware);
             }
@@ -165,7 +208,18 @@ pub fn requests(profile: Profile, features: &[Feature]) -> Vec<Request> {
                 add(&["vfat"], Need::Required);
                 add(VFAT_HELPERS, Need::Always);
             }
-            Feature::Ext4 => add(&["ext4"], Need::Required),
+            Feature::Ext4 => {
+                add(&["ext4"], Need::Required);
+                add(&["crc32c_generic", "crc16"], Need::Always);
+            }
+            Feature::Xfs => {
+                add(&["xfs"], Need::Required);
+                add(&["crc32c_generic"], Need::Always);
+            }
+            Feature::Btrfs => {
+                add(&["btrfs"], Need::Required);
+                add(BTRFS_HELPERS, Need::Always);
+            }
         }
     }
     list
@@ -181,6 +235,9 @@ pub fn config_option(module: &str) -> Option<&'static str> {
         "loop" => "CONFIG_BLK_DEV_LOOP",
         "vfat" => "CONFIG_VFAT_FS",
         "ext4" => "CONFIG_EXT4_FS",
+        "xfs" => "CONFIG_XFS_FS",
+        "btrfs" => "CONFIG_BTRFS_FS",
+        "dm_integrity" => "CONFIG_DM_INTEGRITY",
         _ => return None,
     })
 }

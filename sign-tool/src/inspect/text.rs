@@ -2,7 +2,12 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use iofs_policy::{boot_record::BootRecord, manifest::Manifest, release::Release, trust::KeyId};
+use iofs_policy::{
+    boot_record::BootRecord,
+    manifest::{Manifest, Volume, VolumeUse},
+    release::Release,
+    trust::KeyId,
+};
 
 use super::{Document, InspectedDisk, InspectedErofs, InspectedInitramfs, InspectedSuperblock, Inspection};
 
@@ -71,7 +76,10 @@ fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Resu
     )?;
     writeln!(out, "  tree: at byte {} of {}", verity.hash_offset, manifest.tree)?;
     writeln!(out, "  salt: {}", verity.parameters.salt)?;
-    let overlay = manifest.overlay.as_ref().map(|overlay| format!("tmpfs of {}", overlay.tmpfs_size));
+    let overlay = match (&manifest.overlay, manifest.upper()) {
+        (Some(overlay), _) => Some(format!("tmpfs of {}", overlay.tmpfs_size)),
+        (None, upper) => upper.map(|(volume, _)| format!("kept on the volume {}", volume.name)),
+    };
     writeln!(out, "  overlay: {}", overlay.as_deref().unwrap_or("none, the root is read-only"))?;
     writeln!(out, "  init: {}", manifest.init)?;
     writeln!(out, "  kernel: {}", manifest.kernel_release.as_deref().unwrap_or("any"))?;
@@ -80,6 +88,7 @@ fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Resu
     writeln!(out, "  on corruption: {corruption}; on failure: {}", manifest.on_failure)?;
     let srk = if manifest.tpm.srk.is_some() { ", for one TPM only" } else { "" };
     writeln!(out, "  TPM: {}{srk}", manifest.tpm.usage)?;
+    manifest.volumes.iter().try_for_each(|one| volume(one, out))?;
     for line in &manifest.command_lines {
         writeln!(out, "  command line: {line}")?;
     }
@@ -87,6 +96,27 @@ fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Resu
         writeln!(out, "  allowed on the command line: {}", manifest.allowed_parameters.join(" "))?;
     }
     Ok(())
+}
+
+fn volume(volume: &Volume, out: &mut Formatter<'_>) -> fmt::Result {
+    let usage = match &volume.usage {
+        VolumeUse::Data(data) => format!("{} on {}", data.file_system, data.path),
+        VolumeUse::Image => "the image".to_owned(),
+        VolumeUse::Upper(upper) => format!("{} for what is written to the root", upper.file_system),
+    };
+    let unlock = &volume.unlock;
+    let ways = [(unlock.tpm, "TPM"), (unlock.pin, "PIN"), (unlock.passphrase, "passphrase")];
+    let ways: Vec<&str> = ways.into_iter().filter(|(allowed, _)| *allowed).map(|(_, way)| way).collect();
+    let optional = if volume.optional { ", optional" } else { "" };
+    let (name, place) = (&volume.name, &volume.place);
+    writeln!(out, "  volume {name}: {place}, {usage}, opened by {}{optional}", ways.join(" or "))?;
+    if let Some(uuid) = volume.luks_uuid {
+        writeln!(out, "    LUKS UUID: {uuid}")?;
+    }
+    match volume.volume_key {
+        Some(key) => writeln!(out, "    volume key: {key}"),
+        None => Ok(()),
+    }
 }
 
 fn release(document: &Document<Release>, out: &mut Formatter<'_>) -> fmt::Result {

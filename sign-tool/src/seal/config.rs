@@ -7,14 +7,16 @@ use std::{
 };
 
 use iofs_policy::{
+    digest::Sha256Digest,
     failure::FailureAction,
     manifest::{
         Architecture, ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, Place, Role, RollbackIndex,
-        RootPath, SrkPublic, TpmRules, TpmUse,
+        RootPath, SrkPublic, TpmRules, TpmUse, UnlockRules, Volume, VolumeName, VolumeUse,
     },
     verity::{BlockSize, CorruptionAction, HashAlgorithm, Salt},
 };
 use serde::Deserialize;
+use uuid::Uuid;
 
 use crate::{
     erofs::ImageCompression,
@@ -40,6 +42,9 @@ pub struct Config {
     pub boot: BootSection,
     /// How the boot uses the TPM.
     pub tpm: TpmSection,
+    /// The encrypted volumes, in the order in which the boot opens them.
+    #[serde(rename = "volume")]
+    pub volumes: Vec<VolumeSection>,
     /// Who may sign what boots.
     pub trust: TrustSection,
     /// Kernel modules in the mini-initramfs.
@@ -118,7 +123,7 @@ impl Default for VeritySection {
     }
 }
 
-/// `[place]`: `PARTUUID=…`, `PARTLABEL=…` or `/dev/NAME`.
+/// `[place]`: `PARTUUID=…`, `PARTLABEL=…`, `/dev/NAME` or `volume:NAME`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlaceSection {
@@ -144,8 +149,10 @@ impl TryFrom<String> for PlaceText {
             Place::PartLabel(label(name)?)
         } else if let Some(name) = text.strip_prefix("/dev/") {
             Place::Disk(label(name)?)
+        } else if let Some(name) = text.strip_prefix("volume:") {
+            Place::Volume(name.parse::<VolumeName>().map_err(|error| error.to_string())?)
         } else {
-            return Err(format!("place: expected PARTUUID=…, PARTLABEL=… or /dev/NAME, found {text:?}"));
+            return Err(format!("place: expected PARTUUID=…, PARTLABEL=…, /dev/NAME or volume:NAME, found {text:?}"));
         };
         Ok(Self(place))
     }
@@ -238,6 +245,43 @@ fn read_at_most(path: &Path, limit: u64) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// `[[volume]]`: an encrypted volume.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeSection {
+    /// Its name.
+    pub name: VolumeName,
+    /// The device that holds it.
+    pub place: PlaceText,
+    /// The UUID in its header, if only that one is to be taken.
+    pub luks_uuid: Option<Uuid>,
+    /// The identity of its volume key, if only that one is to be taken.
+    pub volume_key: Option<Sha256Digest>,
+    /// What it is for.
+    #[serde(rename = "use")]
+    pub usage: VolumeUse,
+    /// How it may be opened.
+    #[serde(default)]
+    pub unlock: UnlockRules,
+    /// Whether the boot goes on without it.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+impl VolumeSection {
+    fn sealed(&self) -> Volume {
+        Volume {
+            name: self.name.clone(),
+            place: self.place.0.clone(),
+            luks_uuid: self.luks_uuid,
+            volume_key: self.volume_key,
+            usage: self.usage.clone(),
+            unlock: self.unlock.clone(),
+            optional: self.optional,
+        }
+    }
+}
+
 /// `[trust]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -268,14 +312,6 @@ pub struct ModulesSection {
     pub add: Vec<String>,
 }
 
-impl ModulesSection {
-    /// The modules to ask for.
-    pub fn requests(&self) -> Vec<Request> {
-        let added = self.add.iter().map(|text| Request::added(text));
-        profile::requests(self.profile, &self.with).into_iter().chain(added).collect()
-    }
-}
-
 /// A value that is written as text.
 fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
     input: D,
@@ -285,6 +321,30 @@ fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
 }
 
 impl Config {
+    /// The volumes to seal.
+    pub fn sealed_volumes(&self) -> Vec<Volume> {
+        self.volumes.iter().map(VolumeSection::sealed).collect()
+    }
+
+    /// Whether what is written to the root is kept on a volume.
+    pub fn has_upper_volume(&self) -> bool {
+        self.volumes.iter().any(|volume| matches!(volume.usage, VolumeUse::Upper(_)))
+    }
+
+    /// The modules to ask for: those of the configuration, and those without which its volumes cannot be opened or mounted.
+    pub fn module_requests(&self) -> Vec<Request> {
+        let modules = &self.modules;
+        let mut features = modules.with.clone();
+        if !self.volumes.is_empty() {
+            features.push(Feature::Luks);
+        }
+        features.extend(self.volumes.iter().filter_map(|volume| volume.usage.file_system()).map(Feature::from));
+        features.sort_unstable();
+        features.dedup();
+        let added = modules.add.iter().map(|text| Request::added(text));
+        profile::requests(modules.profile, &features).into_iter().chain(added).collect()
+    }
+
     /// Parses the text of an `iofs.toml`.
     ///
     /// # Errors
@@ -327,13 +387,41 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_brings_the_modules_that_open_and_mount_it() {
+        let text = "\
+[[volume]]
+name = \"state\"
+place = \"PARTLABEL=state\"
+use = { data = { path = \"/var\", file_system = \"xfs\", options = [\"nodev\"] } }
+unlock = { tpm = true, pin = true }
+
+[[volume]]
+name = \"upper\"
+place = \"/dev/vdc\"
+use.upper.file_system = \"ext4\"
+optional = false
+";
+        let config = Config::parse(text).unwrap();
+        let volumes = config.sealed_volumes();
+        assert_eq!(volumes[0].unlock, UnlockRules { pin: true, ..UnlockRules::default() });
+        assert!(config.has_upper_volume());
+        let requests = config.module_requests();
+        for name in ["dm_crypt", "dm_integrity", "xts", "authenc", "xfs", "ext4", "dm_verity"] {
+            assert!(requests.iter().any(|request| request.name == name), "{name}");
+        }
+        assert!(!Config::default().module_requests().iter().any(|request| request.name == "dm_crypt"));
+    }
+
+    #[test]
     fn unknown_and_wrong_fields_are_named() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("iofs.toml");
         for (text, expected) in [
             ("[image]\nidd = \"x\"", "unknown field `idd`"),
             ("[image]\nid = \"X\"", "image id: expected 1 to 64 of a-z"),
-            ("[place]\ndata = \"vda1\"", "expected PARTUUID=…, PARTLABEL=… or /dev/NAME, found \"vda1\""),
+            ("[place]\ndata = \"vda1\"", "expected PARTUUID=…, PARTLABEL=…, /dev/NAME or volume:NAME, found \"vda1\""),
+            ("[place]\ndata = \"volume:root\"", "volume name: expected 1 to 64 of letters"),
+            ("[[volume]]\nname = \"x\"\nplace = \"/dev/vdb\"", "missing field `use`"),
             ("[overlay]\nsize = \"0\"", "overlay size: expected a number above 0"),
             ("[boot]\non_failure = \"shell\"", "unknown variant `shell`"),
         ] {

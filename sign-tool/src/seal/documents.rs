@@ -35,17 +35,25 @@ fn default_places(root_hash: &RootHash) -> (Place, Place) {
 pub(super) fn manifest(
     config: &Config,
     image: ImageIdentity,
-    verity: SealedVerity,
+    mut verity: SealedVerity,
     kernel: Option<&KernelImage>,
 ) -> Result<Manifest, Failure> {
     let (data, tree) = default_places(&verity.root_hash);
+    let data = config.place.data.as_ref().map_or(data, |place| place.0.clone());
+    let tree = config.place.tree.as_ref().map_or(tree, |place| place.0.clone());
+    if matches!(data, Place::Volume(_)) && data == tree {
+        verity.hash_offset = behind_data(&verity);
+    }
     Ok(Manifest {
         image,
         verity,
-        data: config.place.data.as_ref().map_or(data, |place| place.0.clone()),
-        tree: config.place.tree.as_ref().map_or(tree, |place| place.0.clone()),
+        data,
+        tree,
         mount_options: config.filesystem.mount_options.clone(),
-        overlay: config.overlay.enabled.then(|| Overlay { tmpfs_size: config.overlay.size.clone() }),
+        // A volume that keeps what is written takes its place.
+        overlay: (config.overlay.enabled && !config.has_upper_volume())
+            .then(|| Overlay { tmpfs_size: config.overlay.size.clone() }),
+        volumes: config.sealed_volumes(),
         init: config.boot.init.clone(),
         kernel_release: kernel.map(|kernel| kernel.release.to_string()),
         device_timeout: config.boot.device_timeout,
@@ -54,6 +62,13 @@ pub(super) fn manifest(
         command_lines: config.boot.command_lines.clone(),
         allowed_parameters: config.boot.allowed_parameters.clone(),
     })
+}
+
+/// Where the hash area begins in a volume that holds data and tree: at the next hash block.
+fn behind_data(verity: &SealedVerity) -> u64 {
+    let parameters = &verity.parameters;
+    let data = parameters.data_blocks * u64::from(parameters.data_block_size.bytes());
+    data.next_multiple_of(parameters.hash_block_size.bytes().into())
 }
 
 /// What the boot side accepts.

@@ -51,7 +51,7 @@ pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
     image_options(&request.config, kernel.as_ref())?.check()?;
     let modules = match (&request.kernel, &kernel) {
         (Some(paths), Some(kernel)) => {
-            let set = ModuleSet::collect(kernel, &paths.modules, &request.config.modules.requests())?;
+            let set = ModuleSet::collect(kernel, &paths.modules, &request.config.module_requests())?;
             set.index.modules().iter().map(|module| module.name.clone()).collect()
         }
         _ => Vec::new(),
