@@ -98,18 +98,20 @@ impl<'a> Measurement<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VolumeKeyEvent {
     text: String,
-    digests: [PcrDigest; PcrBank::ALL.len()],
+    /// One for each bank, in the order of [`PcrBank::ALL`].
+    digests: Vec<PcrDigest>,
 }
 
 impl VolumeKeyEvent {
     /// The event of a volume; `digest` says the HMAC over this text in a bank.
     pub fn new(name: &VolumeName, uuid: &Uuid, digest: impl Fn(PcrBank) -> PcrDigest) -> Self {
         // Systemd escapes colons, which no name here has.
-        Self { text: format!("cryptsetup:{name}:{uuid}"), digests: PcrBank::ALL.map(digest) }
+        Self { text: format!("cryptsetup:{name}:{uuid}"), digests: PcrBank::ALL.map(digest).to_vec() }
     }
 
     fn digest(&self, bank: PcrBank) -> PcrDigest {
-        self.digests.into_iter().find(|digest| digest.bank() == bank).unwrap_or(PcrDigest::zero(bank))
+        let digest = self.digests.iter().find(|digest| digest.bank() == bank);
+        digest.copied().unwrap_or(PcrDigest::zero(bank))
     }
 }
 

@@ -49,7 +49,7 @@ pub enum Inspection {
         release: Option<Box<Inspection>>,
     },
     /// An envelope around a manifest.
-    Manifest(Document<Manifest>),
+    Manifest(Box<Document<Manifest>>),
     /// An envelope around a release statement.
     Release(Document<Release>),
     /// A trust policy.
@@ -241,7 +241,7 @@ fn json(path: &Path, file: &File) -> Result<Inspection, Failure> {
         Err(_) => {
             let envelope =
                 Envelope::parse_unsigned(&bytes, PayloadType::Manifest).map_err(|error| bad(path, &error))?;
-            document(path, &envelope, Manifest::from_json).map(Inspection::Manifest)
+            document(path, &envelope, Manifest::from_json).map(Box::new).map(Inspection::Manifest)
         }
     }
 }

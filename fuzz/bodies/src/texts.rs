@@ -16,7 +16,7 @@ pub fn iofs_toml(data: &[u8]) -> bool {
         let again = iofs_sign::seal::config::PlaceText::try_from(place.0.to_string());
         assert_eq!(again.as_ref(), Ok(place));
     }
-    assert!(config.modules.requests().iter().filter(|request| !config.modules.add.contains(&request.name)).count() > 0);
+    assert!(config.module_requests().iter().filter(|request| !config.modules.add.contains(&request.name)).count() > 0);
     true
 }
 
