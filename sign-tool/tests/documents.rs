@@ -3,8 +3,13 @@
 use std::{fs, path::Path};
 
 use iofs_policy::{
-    manifest::Manifest, measurement::Measurement, measurement_log, modules::ModuleIndex, pcr::PcrBank,
-    release::Release, trust::TrustPolicy,
+    manifest::{Manifest, Volume},
+    measurement::Measurement,
+    measurement_log,
+    modules::ModuleIndex,
+    pcr::PcrBank,
+    release::Release,
+    trust::TrustPolicy,
 };
 
 fn read(path: &str) -> String {
@@ -46,9 +51,14 @@ fn blocks(document: &str, kind: &str) -> Vec<String> {
 #[test]
 fn the_examples_of_formats_are_what_this_version_writes() {
     let document = read("docs/formats.md");
-    let [manifest, trust, release, record] = &blocks(&document, "json")[..] else { panic!("expected four documents") };
+    let [manifest, volume, trust, release, record] = &blocks(&document, "json")[..] else {
+        panic!("expected five documents");
+    };
     let [index] = &blocks(&document, "text")[..] else { panic!("expected one index") };
     assert_eq!(Manifest::from_json(manifest.as_bytes()).unwrap().to_json(), manifest.as_bytes());
+    let parsed: Volume = serde_json::from_str(volume).unwrap();
+    let values = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert_eq!(serde_json::to_value(&parsed).unwrap(), values(volume));
     assert_eq!(TrustPolicy::parse(trust.as_bytes()).unwrap().to_json(), trust.as_bytes());
     assert_eq!(Release::from_json(release.as_bytes()).unwrap().to_json(), release.as_bytes());
     let logged = measurement_log::parse(format!("\u{1e}{record}").as_bytes()).unwrap();
