@@ -167,6 +167,15 @@ impl From<HostError> for Failure {
                 (ExitStatus::System, "make one with 'iofs-sign attest enroll request', and enrol it")
             }
             HostError::Handle(_) => (ExitStatus::Usage, "leave --ak-handle out"),
+            HostError::NoStorageKey { .. } => (
+                ExitStatus::System,
+                "see whose key it is; if nobody needs it, 'tpm2_evictcontrol -c HANDLE' makes room for the storage root key",
+            ),
+            HostError::Occupied { .. } | HostError::OtherObject { .. } | HostError::NoHandle => (
+                ExitStatus::System,
+                "choose a free handle, or see what is there: 'tpm2_getcap handles-persistent', 'tpm2_evictcontrol -c HANDLE'",
+            ),
+            HostError::SecretSize(_) => (ExitStatus::Usage, "seal less"),
             HostError::NoBank => (ExitStatus::Missing, "activate the SHA-256 bank in the firmware's setup"),
             HostError::Selection => {
                 (ExitStatus::Usage, "see what there is with 'tpm2_pcrread', then use --banks and --pcrs")
