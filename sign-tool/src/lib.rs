@@ -6,6 +6,8 @@ pub mod attest;
 pub mod authenticode;
 pub mod check;
 pub mod disk;
+#[cfg(feature = "enroll")]
+pub mod enroll;
 pub mod epoch;
 pub mod erofs;
 pub mod initramfs;

@@ -154,7 +154,11 @@ pub fn program(package: &str, name: &str) -> Result<PathBuf> {
     Ok(target_folder("debug")?.join(name))
 }
 
-/// The TPM libraries that the program and what it loads need. All else is in every Debian root.
+/// What a small Debian root lacks of what `iofs-sign` stands on: libtss2, and libcryptsetup with its own. What it has stays the
+/// one that is used: the commands of the root want it as new as they are.
+const LACKING: [&str; 5] = ["libtss2", "libcryptsetup", "libdevmapper", "libjson-c", "libargon2"];
+
+/// The libraries that the program and what it loads need, and that a Debian root lacks.
 fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<PathBuf> = Vec::new();
     for library in LOADED {
@@ -164,7 +168,7 @@ fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
         let ldd = tools::require("ldd", "apt-get install libc-bin")?;
         let text = String::from_utf8(run(Command::new(ldd).arg(object))?)?;
         let names = text.lines().filter_map(|line| Some(PathBuf::from(line.split_once("=> ")?.1.split(' ').next()?)));
-        found.extend(names.filter(|path| path.to_string_lossy().contains("libtss2")));
+        found.extend(names.filter(|path| LACKING.iter().any(|lacking| path.to_string_lossy().contains(lacking))));
         if object != program {
             found.push(object.to_owned());
         }

@@ -30,6 +30,14 @@ impl TpmArguments {
         let authorizations = tpm::authorizations(self.owner_auth.as_deref(), self.endorsement_auth.as_deref())?;
         Ok(Host::open(&self.tcti, &authorizations)?)
     }
+
+    /// Connects both clients.
+    #[cfg(feature = "enroll")]
+    pub(super) fn open_side(&self) -> Result<iofs_sign::enroll::tpm::TpmSide, Failure> {
+        silence_library();
+        let authorizations = tpm::authorizations(self.owner_auth.as_deref(), self.endorsement_auth.as_deref())?;
+        iofs_sign::enroll::tpm::TpmSide::open(&self.tcti, &authorizations)
+    }
 }
 
 /// Where the attestation key is.
@@ -50,7 +58,7 @@ impl std::fmt::Display for Handle {
     }
 }
 
-fn parse_handle(text: &str) -> Result<Handle, String> {
+pub(super) fn parse_handle(text: &str) -> Result<Handle, String> {
     let digits = text.strip_prefix("0x").ok_or("expected 0x and hexadecimal digits")?;
     u32::from_str_radix(digits, 16).map(Handle).map_err(|error| error.to_string())
 }

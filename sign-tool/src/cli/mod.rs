@@ -9,10 +9,16 @@ mod attest_quote;
 mod attest_tpm;
 mod attest_verify;
 mod disk;
+#[cfg(feature = "enroll")]
+mod enroll;
+#[cfg(feature = "enroll")]
+mod enroll_report;
 mod initramfs;
 mod inspect;
 mod keygen;
 mod predict;
+#[cfg(feature = "enroll")]
+mod prompt;
 mod seal;
 mod sign;
 mod verify;
@@ -54,6 +60,8 @@ enum Verb {
     Initramfs(initramfs::Arguments),
     Predict(predict::Arguments),
     Attest(Box<attest::Arguments>),
+    #[cfg(feature = "enroll")]
+    Enroll(Box<enroll::Arguments>),
     Verity(verity::Arguments),
 }
 
@@ -100,6 +108,8 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),
         Verb::Predict(arguments) => predict::run(arguments, output),
         Verb::Attest(arguments) => attest::run(arguments, output),
+        #[cfg(feature = "enroll")]
+        Verb::Enroll(arguments) => enroll::run(arguments, output),
         Verb::Verity(arguments) => verity::run(arguments, output),
     }
 }
