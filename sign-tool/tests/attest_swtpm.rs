@@ -4,24 +4,19 @@
 #[path = "../../tpm/tests/host_common/mod.rs"]
 mod host_common;
 mod seal_common;
+mod tpm_interposer;
 
 use std::{
     fs,
-    io::{self, Read, Write},
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::Path,
     process::{Output, Stdio},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-        mpsc::{RecvTimeoutError, Sender, channel},
-    },
-    thread,
+    sync::mpsc::{RecvTimeoutError, channel},
     time::Duration,
 };
 
-use host_common::{SoftwareTpm, require, two_free_ports, with_certificates};
+use host_common::{SoftwareTpm, require, with_certificates};
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, PayloadType},
@@ -31,6 +26,7 @@ use iofs_policy::{
 use iofs_tpm::{Tpm, pcr, transport::Socket};
 use seal_common::{Bench, command, fails, iofs_sign, passes, stderr};
 use serde_json::Value;
+use tpm_interposer::Interposer;
 
 const HANDLE: &str = "0x8101494f";
 
@@ -453,73 +449,6 @@ fn a_certified_key_of_p256_is_found_and_enrolled() {
         "--out",
         &bench.text("device"),
     ]));
-}
-
-/// Between a program and its TPM: after the answer to that many commands, the answer is kept back and the word given.
-struct Interposer {
-    port: u16,
-}
-
-impl Interposer {
-    fn before(software: &SoftwareTpm, last: usize, reached: Sender<()>) -> Self {
-        let port = two_free_ports();
-        let to = software.port();
-        let data = TcpListener::bind(("127.0.0.1", port)).unwrap();
-        let control = TcpListener::bind(("127.0.0.1", port + 1)).unwrap();
-        thread::spawn(move || {
-            for client in control.incoming().flatten() {
-                let server = TcpStream::connect(("127.0.0.1", to + 1)).unwrap();
-                let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
-                thread::spawn(move || pipe(back.0, back.1));
-                thread::spawn(move || pipe(client, server));
-            }
-        });
-        let count = Arc::new(AtomicUsize::new(0));
-        thread::spawn(move || {
-            // libtss2 makes a connection for each command.
-            for client in data.incoming().flatten() {
-                let server = TcpStream::connect(("127.0.0.1", to)).unwrap();
-                let (count, reached) = (Arc::clone(&count), reached.clone());
-                thread::spawn(move || relay(client, server, last, &count, &reached));
-            }
-        });
-        Self { port }
-    }
-}
-
-/// Whichever side ends, both do: swtpm serves one connection at a time.
-fn pipe(mut from: TcpStream, mut to: TcpStream) {
-    let _ = io::copy(&mut from, &mut to);
-    for stream in [from, to] {
-        let _ = stream.shutdown(Shutdown::Both);
-    }
-}
-
-fn relay(mut client: TcpStream, mut server: TcpStream, last: usize, count: &AtomicUsize, reached: &Sender<()>) {
-    while let Some(command) = message(&mut client) {
-        server.write_all(&command).unwrap();
-        let Some(answer) = message(&mut server) else { return };
-        if count.fetch_add(1, Ordering::SeqCst) + 1 == last {
-            let _ = reached.send(());
-            // Held until the program is dead.
-            let _ = client.read(&mut [0]);
-            return;
-        }
-        if client.write_all(&answer).is_err() {
-            return;
-        }
-    }
-}
-
-/// A command or an answer: its size is behind its tag.
-fn message(stream: &mut TcpStream) -> Option<Vec<u8>> {
-    let mut header = [0; 10];
-    stream.read_exact(&mut header).ok()?;
-    let size = u32::from_be_bytes(header[2..6].try_into().unwrap()) as usize;
-    let mut message = header.to_vec();
-    message.resize(size, 0);
-    stream.read_exact(&mut message[10..]).ok()?;
-    Some(message)
 }
 
 /// Killed behind each command that the TPM executed: the handle is free or holds the whole key, and a second run does it.
