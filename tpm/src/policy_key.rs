@@ -82,7 +82,7 @@ impl PolicyKey {
     }
 
     /// The Names that the key can have in a policy: programs write the same public area in more than one way. The first is
-    /// what this toolkit enrols, and what newer releases of systemd do.
+    /// what this toolkit enrols, and what systemd 252 and 257 do.
     pub fn names(&self) -> Vec<Name> {
         self.publics().iter().map(|public| Name::of(public)).collect()
     }
@@ -97,7 +97,7 @@ impl PolicyKey {
                 let area =
                     |exponent: u32| [&[0, 1][..], &HEAD, &bits, &exponent.to_be_bytes(), &sized(modulus)].concat();
                 if *exponent == DEFAULT_EXPONENT {
-                    vec![area(0), area(DEFAULT_EXPONENT)]
+                    vec![area(DEFAULT_EXPONENT), area(0)]
                 } else {
                     vec![area(*exponent)]
                 }

@@ -40,6 +40,16 @@ impl Sealed {
         Ok(Self { private, public, seed })
     }
 
+    /// The same bytes again.
+    pub fn to_blob(&self) -> Vec<u8> {
+        let parts = [Some(self.private()), Some(self.public.as_bytes()), self.seed()];
+        let sized = |part: &[u8]| {
+            // Each was read behind a size of 16 bits.
+            [&(part.len() as u16).to_be_bytes(), part].concat()
+        };
+        parts.into_iter().flatten().flat_map(sized).collect()
+    }
+
     /// The public area.
     pub fn public(&self) -> &Public {
         &self.public
@@ -73,6 +83,7 @@ mod tests {
         assert_eq!((sealed.private(), sealed.seed()), (&b"private"[..], None));
         let longer = [&blob[..], &sized(b"seed")].concat();
         assert_eq!(Sealed::parse(&longer).unwrap().seed(), Some(&b"seed"[..]));
+        assert_eq!((sealed.to_blob(), Sealed::parse(&longer).unwrap().to_blob()), (blob, longer));
     }
 
     #[test]

@@ -204,8 +204,8 @@ impl fmt::Display for RegisterList {
 /// Opens a sealed object. Nothing of it stays in the TPM.
 ///
 /// Commands for a policy of registers: 3 for a persistent object; 5 where it is loaded; 7 where the key above it has to be
-/// made first and nothing is looked for in its place. One more with an authorization value; 4 more for a signed policy, 5
-/// where there are several signatures to choose from.
+/// made first and nothing is looked for in its place. One more with an authorization value; 4 more where the registers are
+/// signed, 5 where there are several signatures to choose from; one more for literal registers beside signed ones.
 ///
 /// # Errors
 /// See [`UnsealError`].

@@ -51,7 +51,7 @@ impl SoftwareTpm {
 
     fn try_on(folder: TempDir) -> Result<Self, TempDir> {
         let port = two_free_ports();
-        let log = fs::File::create(folder.path().join("log")).unwrap();
+        let output = fs::File::create(folder.path().join("output")).unwrap();
         let process = Command::new(require("swtpm", "swtpm"))
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
             .arg(format!("dir={}", folder.path().display()))
@@ -59,9 +59,12 @@ impl SoftwareTpm {
             .arg(format!("type=tcp,bindaddr=127.0.0.1,port={port}"))
             .arg("--ctrl")
             .arg(format!("type=tcp,bindaddr=127.0.0.1,port={}", port + 1))
+            // Level 20 has every command and response in it.
+            .arg("--log")
+            .arg(format!("file={},level=20", folder.path().join("log").display()))
             .stdin(Stdio::null())
-            .stderr(log.try_clone().unwrap())
-            .stdout(log)
+            .stderr(output.try_clone().unwrap())
+            .stdout(output)
             .spawn()
             .unwrap();
         let mut software = Self { process, folder, port };
@@ -122,6 +125,36 @@ impl SoftwareTpm {
         assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         self.try_tool("tpm2_flushcontext", &["--transient-object"]);
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Where the log ends now.
+    pub(crate) fn log_position(&self) -> usize {
+        self.read("log").len()
+    }
+
+    /// The codes of the commands that came since then, by swtpm's log.
+    pub(crate) fn commands_since(&self, position: usize) -> Vec<u32> {
+        let log = self.read("log");
+        let text = String::from_utf8_lossy(&log[position..]);
+        let mut codes = Vec::new();
+        // A command's bytes follow in lines of hexadecimal: its code comes behind tag and size.
+        for (_, command) in text.match_indices("SWTPM_IO_Read: length ").map(|(at, _)| text[at..].split_at(22)) {
+            let bytes = command.split_ascii_whitespace().skip(1).take(10);
+            let header: Vec<u8> = bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+            codes.push(u32::from_be_bytes(header[6..10].try_into().unwrap()));
+        }
+        codes
+    }
+
+    /// Extends a register of the SHA-256 bank.
+    pub(crate) fn extend(&self, index: u8, digest: &[u8]) {
+        self.tool("tpm2_pcrextend", &[&format!("{index}:sha256={}", iofs_policy::hex::encode(digest))]);
+    }
+
+    /// Removes the sessions that a program left behind, as a resource manager would do.
+    pub(crate) fn flush_sessions(&self) {
+        self.try_tool("tpm2_flushcontext", &["--loaded-session"]);
+        self.try_tool("tpm2_flushcontext", &["--transient-object"]);
     }
 
     /// The handles of objects and sessions that are in the TPM.
