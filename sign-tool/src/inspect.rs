@@ -29,10 +29,13 @@ use crate::{
 
 mod disk;
 pub mod initramfs;
+mod luks;
+mod luks_text;
 mod text;
 
 pub use disk::{InspectedDisk, InspectedPartition};
 pub use initramfs::InspectedInitramfs;
+pub use luks::{InspectedKdf, InspectedKeyslot, InspectedLuks, InspectedSegment, InspectedToken, InspectedTpm2};
 
 /// How much of a file decides what it is, in bytes.
 const HEAD: usize = 4096;
@@ -67,6 +70,8 @@ pub enum Inspection {
     Initramfs(InspectedInitramfs),
     /// A disk image with a GPT.
     Disk(InspectedDisk),
+    /// A LUKS2 volume, or its header.
+    Luks2(Box<InspectedLuks>),
     /// A kernel.
     Kernel {
         /// Its release.
@@ -156,6 +161,9 @@ fn by_head(path: &Path, file: &mut File, head: &[u8]) -> Result<Inspection, Fail
     if head.get(512..520) == Some(b"EFI PART") {
         return disk::inspect(path).map(Inspection::Disk);
     }
+    if head.starts_with(b"LUKS\xba\xbe") {
+        return luks::inspect(path, file).map(Box::new).map(Inspection::Luks2);
+    }
     if erofs::superblock::has_magic(file).unwrap_or(false) {
         return erofs_image(path);
     }
@@ -172,12 +180,15 @@ fn by_head(path: &Path, file: &mut File, head: &[u8]) -> Result<Inspection, Fail
     if head.starts_with(b"iofs-modules ") {
         return module_index(path, file);
     }
+    if luks::has_secondary(file) {
+        return luks::inspect(path, file).map(Box::new).map(Inspection::Luks2);
+    }
     initramfs::inspect(path).map(Inspection::Initramfs).map_err(|failure| {
         Failure::new(
             ExitStatus::BadInput,
             format!(
-                "{}: expected an envelope, trust policy, boot record, verity superblock, erofs image, initramfs, disk image, kernel or \
-                 key; as an initramfs it reads: {}",
+                "{}: expected an envelope, trust policy, boot record, verity superblock, erofs image, LUKS2 \
+                 volume, initramfs, disk image, kernel or key; as an initramfs it reads: {}",
                 path.display(),
                 failure.fact
             ),

@@ -14,15 +14,16 @@ use iofs_sign::{
 /// Show what a file is and what it says, without believing any of it
 ///
 /// Knows sealed directories, manifests, release statements, trust policies, boot records, verity superblocks, erofs images,
-/// initramfs archives, disk images, kernels, module indexes and keys. Signatures are listed, not verified: 'iofs-sign
-/// verify' does that.
+/// LUKS2 volumes (files and devices), initramfs archives, disk images, kernels, module indexes and keys. Signatures are
+/// listed, not verified: 'iofs-sign verify' does that.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   iofs-sign inspect sealed/manifest.dsse.json
   iofs-sign inspect sealed/initramfs.img --extract etc/iofs/trust.json
+  iofs-sign inspect /dev/vda3
   iofs-sign inspect /boot/initrd.img-6.1.0 --extract-all unpacked")]
 pub(crate) struct Arguments {
-    /// The file, or a sealed directory
+    /// The file, a device, or a sealed directory
     file: PathBuf,
     /// Write one file of an initramfs to standard output, or to --out
     #[arg(long, value_name = "PATH")]

@@ -68,6 +68,9 @@ fn content(file: &File, offset: u64) -> Option<&'static str> {
     if Superblock::decode(head.first_chunk()?).is_ok() {
         return Some("verity hash area");
     }
+    if head.starts_with(b"LUKS\xba\xbe") {
+        return Some("LUKS header");
+    }
     let magic = erofs::superblock::MAGIC.to_le_bytes();
     let start = erofs::superblock::OFFSET as usize;
     head[start..].starts_with(&magic).then_some("erofs")

@@ -34,6 +34,7 @@ impl Display for Inspection {
             Self::Erofs(image) => erofs(image, out),
             Self::Initramfs(initramfs) => list(initramfs, out),
             Self::Disk(disk) => partitions(disk, out),
+            Self::Luks2(volume) => volume.fmt(out),
             Self::Kernel { release, machine } => writeln!(out, "kernel {release} ({machine})"),
             Self::Key { private, keyid, .. } => {
                 let half = if *private { "private" } else { "public" };
