@@ -124,16 +124,42 @@ fn a_pin_and_an_object_in_the_tpm_are_asked_for_and_kept() {
     assert_eq!((disk.kinds(), disk.token_types()), (vec!["passphrase".to_owned()], vec![]), "it was taken back");
 }
 
+/// A key pair, and its signature for a register 11 of zeros.
+struct Signed {
+    public: String,
+    file: String,
+}
+
+impl Signed {
+    fn new(disk: &Disk) -> Self {
+        let (private, public) = (disk.text("policy.pem"), disk.text("policy.pub.pem"));
+        let openssl = |arguments: &[&str]| {
+            let output = Command::new(require("openssl", "openssl")).args(arguments).output().unwrap();
+            assert!(output.status.success(), "{}", stderr(&output));
+        };
+        openssl(&["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &private]);
+        openssl(&["pkey", "-in", &private, "-pubout", "-out", &public]);
+        let zero = PcrDigest::zero(PcrBank::Sha256);
+        let pol = PolicyDigest::ZERO.registers(&[((PcrBank::Sha256, PcrIndex::PHASES), zero)].into());
+        let pol_file = disk.write("pol", pol.as_bytes());
+        openssl(&["dgst", "-sha256", "-sign", &private, "-out", &disk.text("sig"), &pol_file]);
+        let key = PolicyKey::from_pem(&bytes(&disk.path("policy.pub.pem"))).unwrap();
+        let signature: String = iofs_attest::base64_bytes::Base64Bytes(bytes(&disk.path("sig"))).into();
+        let signatures = value!({"sha256": [{
+            "pcrs": [11],
+            "pkfp": key.fingerprint().to_string(),
+            "pol": iofs_policy::hex::encode(pol.as_bytes()),
+            "sig": signature,
+        }]});
+        Self { public, file: disk.write("tpm2-pcr-signature.json", signatures.to_string().as_bytes()) }
+    }
+}
+
 #[test]
 fn a_signed_policy_opens_for_what_its_key_signed() {
     let (disk, software) = (Disk::new(), SoftwareTpm::started());
-    let (private, public) = (disk.text("policy.pem"), disk.text("policy.pub.pem"));
-    let openssl = |arguments: &[&str]| {
-        let output = Command::new(require("openssl", "openssl")).args(arguments).output().unwrap();
-        assert!(output.status.success(), "{}", stderr(&output));
-    };
-    openssl(&["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048", "-out", &private]);
-    openssl(&["pkey", "-in", &private, "-pubout", "-out", &public]);
+    let signed = Signed::new(&disk);
+    let (public, file) = (signed.public, signed.file);
     // Nothing is signed yet.
     let done = disk.enrolled(&software, &["--pcr-policy", &public]);
     assert_eq!(done["added"][0]["proof"], "loaded");
@@ -141,20 +167,7 @@ fn a_signed_policy_opens_for_what_its_key_signed() {
     assert_eq!(token.signed.as_ref().unwrap().public_key_pem, bytes(&disk.path("policy.pub.pem")));
     assert!(token.pcrs.is_empty());
 
-    let zero = PcrDigest::zero(PcrBank::Sha256);
-    let pol = PolicyDigest::ZERO.registers(&[((PcrBank::Sha256, PcrIndex::PHASES), zero)].into());
-    let pol_file = disk.write("pol", pol.as_bytes());
-    openssl(&["dgst", "-sha256", "-sign", &private, "-out", &disk.text("sig"), &pol_file]);
-    let key = PolicyKey::from_pem(&bytes(&disk.path("policy.pub.pem"))).unwrap();
-    let signature: String = iofs_attest::base64_bytes::Base64Bytes(bytes(&disk.path("sig"))).into();
-    let signatures = value!({"sha256": [{
-        "pcrs": [11],
-        "pkfp": key.fingerprint().to_string(),
-        "pol": iofs_policy::hex::encode(pol.as_bytes()),
-        "sig": signature,
-    }]});
-    let file = disk.write("tpm2-pcr-signature.json", signatures.to_string().as_bytes());
-    let parsed = PcrSignatures::parse(signatures.to_string().as_bytes()).unwrap();
+    let parsed = PcrSignatures::parse(&fs::read(&file).unwrap()).unwrap();
     let passphrase = ask(&software, &token, None, &parsed).unwrap();
     assert!(disk.opens(token.keyslots[0], &passphrase));
     let done = disk.enrolled(&software, &["--pcr-policy", &public, "--pcr-signature", &file, "--rotate"]);
@@ -406,6 +419,103 @@ fn what_systemd_cryptenroll_wrote_is_listed_and_rotated() {
     for expected in ["systemd-tpm2", "systemd-recovery", "tpm2-hash-pcrs:   7", "tpm2-pcr-bank:    sha256"] {
         assert!(dump.contains(expected), "{dump} lacks {expected}");
     }
+}
+
+/// What libcryptsetup's plugin of systemd takes (`systemd_tpm2_plugin_params` in its `cryptsetup-tokens/`), with room for what
+/// later versions add.
+#[repr(C)]
+struct PluginParameters {
+    pcr_mask: u32,
+    device: *const std::ffi::c_char,
+    signature: *const std::ffi::c_char,
+    later: [*const std::ffi::c_char; 6],
+}
+
+/// Opens a volume by a token as `cryptsetup open --token-only` does: systemd's plugin asks the TPM.
+fn opens_by_plugin(
+    disk: &Disk,
+    software: &SoftwareTpm,
+    token: u32,
+    pin: Option<&[u8]>,
+    signature: Option<&str>,
+) -> bool {
+    use libcryptsetup_rs::{
+        CryptInit,
+        consts::{flags::CryptActivate, vals::EncryptionFormat},
+    };
+    let device = std::ffi::CString::new(software.tcti()).unwrap();
+    let signature = signature.map(|path| std::ffi::CString::new(path).unwrap());
+    let mut parameters = PluginParameters {
+        pcr_mask: u32::MAX,
+        device: device.as_ptr(),
+        signature: signature.as_ref().map_or(std::ptr::null(), |path| path.as_ptr()),
+        later: [std::ptr::null(); 6],
+    };
+    let mut volume = CryptInit::init(&disk.path("volume")).unwrap();
+    volume.context_handle().load::<()>(Some(EncryptionFormat::Luks2), None).unwrap();
+    let mut tokens = volume.token_handle();
+    let (parameters, flags) = (Some(&mut parameters), CryptActivate::empty());
+    let opened = match pin {
+        None => tokens.activate_by_token(None, Some(token), parameters, flags).is_ok(),
+        Some(pin) => {
+            tokens.activate_by_token_pin(None, Some("systemd-tpm2"), Some(token), pin, parameters, flags).is_ok()
+        }
+    };
+    // What the kernel's resource manager does for systemd.
+    for kind in ["--transient-object", "--loaded-session", "--saved-session"] {
+        software.try_tool("tpm2_flushcontext", &[kind]);
+    }
+    opened
+}
+
+/// Whether the systemd of this machine knows storage root keys.
+fn systemd_has_storage_root_keys() -> bool {
+    let output = Command::new(require("systemd-cryptenroll", "systemd")).arg("--version").output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.split_whitespace().nth(1).unwrap().parse::<u32>().unwrap() > 252
+}
+
+/// libcryptsetup wants to be called by one thread: this test has its own process.
+#[test]
+#[ignore = "run by the test below"]
+fn alone_tokens_open_by_the_plugin_of_systemd() {
+    for options in [&["--systemd-252"][..], &[]] {
+        if options.is_empty() && !systemd_has_storage_root_keys() {
+            continue;
+        }
+        let (disk, software) = (Disk::new(), SoftwareTpm::started());
+        let pin = disk.write("pin", b"1234");
+        disk.enrolled(&software, &[&["--pcrs", "7+8"][..], options].concat());
+        disk.enrolled(&software, &[&["--pcrs", "7", "--pin", "--pin-file", &pin][..], options].concat());
+        assert!(opens_by_plugin(&disk, &software, 0, None, None), "{options:?}: registers");
+        assert!(!opens_by_plugin(&disk, &software, 1, Some(b"4321"), None), "{options:?}: a wrong PIN");
+        assert!(opens_by_plugin(&disk, &software, 1, Some(b"1234"), None), "{options:?}: a PIN");
+        measure(&software, PcrIndex::new(8).unwrap(), b"something");
+        assert!(!opens_by_plugin(&disk, &software, 0, None, None), "{options:?}: other registers");
+
+        let signed = Signed::new(&disk);
+        let done = disk.enrolled(&software, &[&["--pcr-policy", &signed.public][..], options].concat());
+        let token = done["added"][0]["token"].as_u64().unwrap() as u32;
+        assert!(opens_by_plugin(&disk, &software, token, None, Some(&signed.file)), "{options:?}: a signed policy");
+        measure(&software, PcrIndex::PHASES, b"something");
+        assert!(!opens_by_plugin(&disk, &software, token, None, Some(&signed.file)), "{options:?}: nothing is signed");
+    }
+}
+
+#[test]
+fn tokens_open_by_the_plugin_of_systemd() {
+    let program = std::env::current_exe().unwrap();
+    let mut alone = Command::new(program);
+    alone.args([
+        "--ignored",
+        "--exact",
+        "alone_tokens_open_by_the_plugin_of_systemd",
+        "--test-threads=1",
+        "--nocapture",
+    ]);
+    let output = alone.output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&told));
 }
 
 /// The keys of a JSON object, of which the documentation names each.

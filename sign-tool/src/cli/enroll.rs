@@ -71,6 +71,10 @@ pub(crate) struct Arguments {
     /// Let the TPM keep the sealed object too: three commands open the volume then
     #[arg(long, value_name = "HANDLE", value_parser = parse_handle, num_args = 0..=1, require_equals = true)]
     persistent: Option<Option<Handle>>,
+    /// Seal as systemd 252 (Debian 12) opens it: under a key that is made anew at each boot, and a PIN without a salt. Nothing
+    /// tells at boot whose TPM answers then
+    #[arg(long, conflicts_with = "persistent")]
+    systemd_252: bool,
     /// Add a recovery key, and show it once, as text and as a QR code
     #[arg(long)]
     recovery_key: bool,
@@ -203,6 +207,12 @@ impl Arguments {
                 "PCR {both} is in --pcr-policy-pcrs and would be sealed too: an update would change it, signed or not"
             );
             return usage(&fact, "leave it out of one of them");
+        }
+        if self.systemd_252 && !self.wants_tpm() {
+            return usage(
+                "--systemd-252: expected something that a TPM is to open, found none",
+                "see --release and --pcr-policy",
+            );
         }
         if self.rotate && !self.wants_tpm() && !self.recovery_key {
             return usage(
@@ -358,6 +368,7 @@ fn plan(arguments: &Arguments, tpm: &mut TpmSide, output: Output) -> Result<TpmP
         values = predicted.map_err(|error| Failure::new(ExitStatus::System, format!("predict: {error}")))?;
         values.retain(|pcr, _| literal.pcrs.contains(pcr));
     }
+    let predicted = values.keys().copied().collect();
     let now = literal.pcrs.iter().filter(|pcr| !values.contains_key(pcr)).copied().collect();
     values.extend(tpm.values(bank, &now)?);
     if now.contains(&PcrIndex::PHASES) {
@@ -368,7 +379,15 @@ fn plan(arguments: &Arguments, tpm: &mut TpmSide, output: Output) -> Result<TpmP
         Some(Some(handle)) => Some(handle.0),
         Some(None) => Some(tpm.free_handle()?),
     };
-    Ok(TpmPlan { bank, values, signed: signed(registers)?, pin: None, persistent })
+    Ok(TpmPlan {
+        bank,
+        values,
+        predicted,
+        signed: signed(registers)?,
+        pin: None,
+        persistent,
+        legacy: arguments.systemd_252,
+    })
 }
 
 fn bank(registers: &RegisterArguments, literal: &Registers, tpm: &mut TpmSide) -> Result<PcrBank, Failure> {
@@ -471,9 +490,9 @@ fn add_tpm(
     plan: &TpmPlan,
     output: Output,
 ) -> Result<(), Failure> {
-    let srk = tpm.storage_root_key()?;
+    let srk = if plan.legacy { None } else { Some(tpm.storage_root_key()?.public) };
     if !arguments.rotate
-        && let Some(token) = done_already(session.volume(), plan, &srk.public)
+        && let Some(token) = done_already(session.volume(), plan, srk.as_deref())
     {
         if plan.pin.is_some() {
             output.warn(format_args!(
@@ -486,7 +505,7 @@ fn add_tpm(
     session.add_tpm(tpm, plan)
 }
 
-fn done_already(volume: &Volume, plan: &TpmPlan, srk: &[u8]) -> Option<TokenId> {
+fn done_already(volume: &Volume, plan: &TpmPlan, srk: Option<&[u8]>) -> Option<TokenId> {
     let done = volume
         .header
         .tokens()

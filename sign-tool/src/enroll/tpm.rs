@@ -15,13 +15,15 @@ use iofs_policy::{
 };
 use iofs_tpm::{
     Tpm,
+    client::CommandError,
     host::{Authorizations, Host, HostError, SealedAt, StorageRootKey},
+    name::Name,
     pcr,
     pin::pin_auth,
     policy::PolicyDigest,
     policy_key::PolicyKey,
     sealed::Sealed,
-    srk::PinnedSrk,
+    srk::{self, LegacyParent, PinnedSrk},
     transport::{Device, Socket, Transport},
     unlock::{self, Parent, SignedPolicy, UnsealError, UnsealPolicy, UnsealRequest},
 };
@@ -56,12 +58,16 @@ pub struct TpmPlan {
     pub bank: PcrBank,
     /// Registers, and the values that they hold when the key is asked for. May be none.
     pub values: BTreeMap<PcrIndex, PcrDigest>,
+    /// Those of them whose values a release predicts; the others hold them now.
+    pub predicted: BTreeSet<PcrIndex>,
     /// Registers whose values a key signs.
     pub signed: Option<SignedPlan>,
     /// What the TPM asks for.
     pub pin: Option<Zeroizing<Vec<u8>>>,
     /// Where the TPM is to keep the object.
     pub persistent: Option<u32>,
+    /// Whether systemd before 253 is to open it: under a key that is made anew each time, and without a salt.
+    pub legacy: bool,
 }
 
 /// Registers whose values a key signs.
@@ -81,7 +87,10 @@ impl TpmPlan {
     /// The policy's digest, computed without the TPM.
     pub fn policy(&self) -> PolicyDigest {
         let mut policy = PolicyDigest::ZERO;
-        if let Some(name) = self.signed.as_ref().and_then(|signed| signed.key.names().into_iter().next()) {
+        // systemd 252 writes the exponent of RSA out; newer ones leave it at its default, 0.
+        let name =
+            |names: Vec<Name>| if self.legacy { names.into_iter().next_back() } else { names.into_iter().next() };
+        if let Some(name) = self.signed.as_ref().and_then(|signed| name(signed.key.names())) {
             policy = PolicyDigest::authorized_by(&name);
         }
         if !self.values.is_empty() {
@@ -90,14 +99,15 @@ impl TpmPlan {
         if self.pin.is_some() { policy.auth_value() } else { policy }
     }
 
-    /// Whether a token does already what this plan asks for. PINs are not compared.
-    pub fn is_done_by(&self, token: &Tpm2Token, srk: &[u8]) -> bool {
+    /// Whether a token does already what this plan asks for, under the storage root key that has this TPM2B_PUBLIC, or under
+    /// none. PINs are not compared.
+    pub fn is_done_by(&self, token: &Tpm2Token, srk: Option<&[u8]>) -> bool {
         let policy = self.policy();
         token.policy_hashes.len() == 1
             && token.policy_hashes[0] == policy.as_bytes()
             && token.pin == self.pin.is_some()
             && token.persistent.is_some() == self.persistent.is_some()
-            && token.srk.as_ref().is_some_and(|pinned| pinned.public == srk)
+            && token.srk.as_ref().map(|pinned| pinned.public.as_slice()) == srk
     }
 }
 
@@ -106,7 +116,7 @@ pub struct SealedKey {
     secret: Zeroizing<[u8; SECRET]>,
     salt: Option<Vec<u8>>,
     blob: Vec<u8>,
-    srk: StorageRootKey,
+    srk: Option<StorageRootKey>,
 }
 
 impl std::fmt::Debug for SealedKey {
@@ -144,10 +154,10 @@ impl SealedKey {
                 .signed
                 .as_ref()
                 .map(|signed| SignedPcrs { pcrs: signed.pcrs.clone(), public_key_pem: signed.pem.clone() }),
-            srk: Some(TokenSrk {
-                handle: self.srk.handle,
-                name: self.srk.name.clone(),
-                public: self.srk.public.clone(),
+            srk: self.srk.as_ref().map(|srk| TokenSrk {
+                handle: srk.handle,
+                name: srk.name.clone(),
+                public: srk.public.clone(),
             }),
             pcrlock: false,
             persistent: plan.persistent,
@@ -285,12 +295,17 @@ impl TpmSide {
     /// # Errors
     /// The TPM does not do it.
     pub fn seal(&mut self, plan: &TpmPlan) -> Result<SealedKey, Failure> {
-        let srk = self.storage_root_key()?;
         let (secret, salt) = (random()?, random()?);
-        let salt = plan.pin.is_some().then(|| salt.to_vec());
+        let salt = (plan.pin.is_some() && !plan.legacy).then(|| salt.to_vec());
         let auth = plan.pin.as_ref().map(|pin| pin_auth(pin, salt.as_deref()));
         let auth = auth.as_ref().map(|auth| auth.as_slice());
-        let blob = self.host.seal(&srk, &*secret, &plan.policy(), auth)?;
+        let policy = plan.policy();
+        let (blob, srk) = if plan.legacy {
+            (self.host.seal_legacy(&*secret, &policy, auth)?, None)
+        } else {
+            let srk = self.storage_root_key()?;
+            (self.host.seal(&srk, &*secret, &policy, auth)?, Some(srk))
+        };
         Ok(SealedKey { secret, salt, blob, srk })
     }
 
@@ -299,7 +314,20 @@ impl TpmSide {
     /// # Errors
     /// Something is at the handle, or the TPM has no room.
     pub fn keep(&mut self, sealed: &SealedKey, handle: u32) -> Result<(), Failure> {
-        Ok(self.host.persist(&sealed.srk, &sealed.blob, handle)?)
+        let srk = self.storage_root_key()?;
+        self.host.persist(&srk, &sealed.blob, handle)?;
+        let name = parse(&sealed.blob)?.public().name();
+        match srk::read_public(&mut self.place.connect()?, handle) {
+            Ok(public) if public.name() == name => Ok(()),
+            Ok(_) | Err(CommandError::Refused { .. }) => {
+                let fact = format!(
+                    "persistent handle {handle:#010x}: expected the object that was to be kept there, found none"
+                );
+                Err(Failure::new(ExitStatus::NotVerified, fact)
+                    .next("see that nobody is between this program and the TPM"))
+            }
+            Err(error) => Err(Failure::new(ExitStatus::System, error.to_string())),
+        }
     }
 
     /// Makes the TPM forget an object that it keeps. What else is at the handle stays.
@@ -331,8 +359,13 @@ impl TpmSide {
         match self.unseal(token, plan)? {
             Ok(secret) if opens(&Tpm2Token::passphrase(&secret)) => Ok(Proof::Unsealed),
             Ok(_) => Err(unproven("the TPM unsealed what does not open the keyslot".into())),
-            Err(error @ UnsealError::RegistersChanged { .. }) if self.holds(plan)? => Err(unproven(error.to_string())),
+            Err(error @ UnsealError::RegistersChanged { .. }) if self.differing(plan)?.is_empty() => {
+                Err(unproven(error.to_string()))
+            }
             Err(UnsealError::RegistersChanged { .. } | UnsealError::NoSignature { .. }) => {
+                if let Some(pcr) = self.differing(plan)?.difference(&plan.predicted).next() {
+                    return Err(unproven(format!("PCR {pcr} does not hold any more what was sealed")));
+                }
                 let (object, policy) = (parse(&sealed.blob)?, plan.policy());
                 match token.policy_hashes.as_slice() {
                     [hash] if hash == policy.as_bytes() && object.public().policy() == policy.as_bytes() => {}
@@ -347,9 +380,10 @@ impl TpmSide {
         }
     }
 
-    /// Whether the registers hold now what they will hold when the key is asked for.
-    fn holds(&mut self, plan: &TpmPlan) -> Result<bool, Failure> {
-        Ok(self.values(plan.bank, &plan.values.keys().copied().collect())? == plan.values)
+    /// The registers that do not hold now what they hold when the key is asked for.
+    fn differing(&mut self, plan: &TpmPlan) -> Result<BTreeSet<PcrIndex>, Failure> {
+        let held = self.values(plan.bank, &plan.values.keys().copied().collect())?;
+        Ok(plan.values.iter().filter(|(pcr, value)| held.get(pcr) != Some(value)).map(|(pcr, _)| *pcr).collect())
     }
 
     fn unseal(
@@ -358,9 +392,12 @@ impl TpmSide {
         plan: &TpmPlan,
     ) -> Result<Result<Zeroizing<Vec<u8>>, UnsealError>, Failure> {
         let malformed = |what: String| Failure::new(ExitStatus::NotVerified, format!("what was written: {what}"));
-        let srk = token.srk.as_ref().ok_or_else(|| malformed("no storage root key".into()))?;
-        let pin =
-            PinnedSrk::parse(srk.public.get(2..).unwrap_or_default()).map_err(|error| malformed(error.to_string()))?;
+        let pin = token.srk.as_ref().map(|srk| PinnedSrk::parse(srk.public.get(2..).unwrap_or_default()));
+        let pin = pin.transpose().map_err(|error| malformed(error.to_string()))?;
+        let parent = match (&token.srk, &pin) {
+            (Some(srk), Some(pin)) => Parent::Pinned { handle: srk.handle, pin },
+            _ => Parent::Legacy { kind: LegacyParent::Ecc, salt: None },
+        };
         let sealed = parse(token.blobs.first().map(Vec::as_slice).unwrap_or_default())?;
         let auth = plan.pin.as_ref().map(|pin| pin_auth(pin, token.salt.as_deref()));
         let bank = token.bank.unwrap_or(PcrBank::Sha256);
@@ -370,7 +407,7 @@ impl TpmSide {
         let signatures = plan.signed.as_ref().and_then(|signed| signed.signatures.as_ref()).unwrap_or(&none);
         let signed = key.as_ref().zip(token.signed.as_ref());
         let request = UnsealRequest {
-            parent: Parent::Pinned { handle: srk.handle, pin: &pin },
+            parent,
             sealed: &sealed,
             persistent: token.persistent,
             policy: UnsealPolicy {

@@ -1,4 +1,5 @@
-//! A man in the middle of a program and its TPM, who stops one command's answer.
+//! A man in the middle of a program and its TPM: he reads, changes, or keeps an answer back.
+#![allow(dead_code)]
 
 use std::{
     io::{self, Read, Write},
@@ -13,13 +14,37 @@ use std::{
 
 use crate::host_common::{SoftwareTpm, two_free_ports};
 
-/// Between a program and its TPM: after the answer to that many commands, the answer is kept back and the word given.
+/// Which way a message goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    Command,
+    Answer,
+}
+
+/// Sees each message with the number of its command, and may change it. Whether it goes on.
+type Touch = Arc<dyn Fn(Way, usize, &mut Vec<u8>) -> bool + Send + Sync>;
+
+/// Between a program and its TPM. Commands are counted from 1.
 pub(crate) struct Interposer {
     pub(crate) port: u16,
 }
 
 impl Interposer {
+    /// After the answer to that many commands, the answer is kept back and the word given.
     pub(crate) fn before(software: &SoftwareTpm, last: usize, reached: Sender<()>) -> Self {
+        Self::touching(software, move |way, number, _| {
+            let held = way == Way::Answer && number == last;
+            if held {
+                let _ = reached.send(());
+            }
+            !held
+        })
+    }
+
+    pub(crate) fn touching(
+        software: &SoftwareTpm,
+        touch: impl Fn(Way, usize, &mut Vec<u8>) -> bool + Send + Sync + 'static,
+    ) -> Self {
         let port = two_free_ports();
         let to = software.port();
         let data = TcpListener::bind(("127.0.0.1", port)).unwrap();
@@ -32,16 +57,20 @@ impl Interposer {
                 thread::spawn(move || pipe(client, server));
             }
         });
-        let count = Arc::new(AtomicUsize::new(0));
+        let (count, touch): (_, Touch) = (Arc::new(AtomicUsize::new(0)), Arc::new(touch));
         thread::spawn(move || {
             // libtss2 makes a connection for each command.
             for client in data.incoming().flatten() {
                 let server = TcpStream::connect(("127.0.0.1", to)).unwrap();
-                let (count, reached) = (Arc::clone(&count), reached.clone());
-                thread::spawn(move || relay(client, server, last, &count, &reached));
+                let (count, touch) = (Arc::clone(&count), Arc::clone(&touch));
+                thread::spawn(move || relay(client, server, &count, &touch));
             }
         });
         Self { port }
+    }
+
+    pub(crate) fn tcti(&self) -> String {
+        format!("swtpm:host=127.0.0.1,port={}", self.port)
     }
 }
 
@@ -53,12 +82,14 @@ fn pipe(mut from: TcpStream, mut to: TcpStream) {
     }
 }
 
-fn relay(mut client: TcpStream, mut server: TcpStream, last: usize, count: &AtomicUsize, reached: &Sender<()>) {
-    while let Some(command) = message(&mut client) {
-        server.write_all(&command).unwrap();
-        let Some(answer) = message(&mut server) else { return };
-        if count.fetch_add(1, Ordering::SeqCst) + 1 == last {
-            let _ = reached.send(());
+fn relay(mut client: TcpStream, mut server: TcpStream, count: &AtomicUsize, touch: &Touch) {
+    while let Some(mut command) = message(&mut client) {
+        let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+        if !touch(Way::Command, number, &mut command) || server.write_all(&command).is_err() {
+            return;
+        }
+        let Some(mut answer) = message(&mut server) else { return };
+        if !touch(Way::Answer, number, &mut answer) {
             // Held until the program is dead.
             let _ = client.read(&mut [0]);
             return;

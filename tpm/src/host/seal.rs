@@ -111,12 +111,44 @@ impl Host {
         policy: &PolicyDigest,
         auth_value: Option<&[u8]>,
     ) -> Result<Vec<u8>, HostError> {
+        self.seal_under(srk.key, secret, policy, auth_value)
+    }
+
+    /// The same under [`LegacyParent::Ecc`](crate::srk::LegacyParent), which is made for it and goes again: for systemd before
+    /// 253, which knows no storage root key. Nothing tells afterwards whose TPM it was.
+    ///
+    /// # Errors
+    /// See [`HostError`].
+    pub fn seal_legacy(
+        &mut self,
+        secret: &[u8],
+        policy: &PolicyDigest,
+        auth_value: Option<&[u8]>,
+    ) -> Result<Vec<u8>, HostError> {
+        let command = "TPM2_CreatePrimary";
+        let template = Public::unmarshall(&template::legacy_parent());
+        let template = template.map_err(|source| HostError::command(command, source))?;
+        let parent = self
+            .password(command, |context| context.create_primary(Hierarchy::Owner, template, None, None, None, None))?;
+        let sealed = self.seal_under(parent.key_handle, secret, policy, auth_value);
+        let flushed = self.plain("TPM2_FlushContext", |context| context.flush_context(parent.key_handle.into()));
+        sealed.and_then(|blob| flushed.map(|()| blob))
+    }
+
+    fn seal_under(
+        &mut self,
+        parent: KeyHandle,
+        secret: &[u8],
+        policy: &PolicyDigest,
+        auth_value: Option<&[u8]>,
+    ) -> Result<Vec<u8>, HostError> {
         let failed = |source| HostError::command(CREATE, source);
         let public = Public::unmarshall(&template::sealed(policy.as_bytes(), auth_value.is_some())).map_err(failed)?;
         let data = SensitiveData::try_from(secret).map_err(|_| HostError::SecretSize(secret.len()))?;
         let auth = auth_value.map(|value| Auth::try_from(value).map_err(|_| HostError::AuthSize(value.len())));
         let auth = auth.transpose()?;
-        let made = self.hidden(srk, CREATE, |context| context.create(srk.key, public, auth, Some(data), None, None))?;
+        let made =
+            self.hidden(parent, CREATE, |context| context.create(parent, public, auth, Some(data), None, None))?;
         let blob = [sized_bytes(made.out_private.value())?, sized(CREATE, &made.out_public)?].concat();
         match Sealed::parse(&blob) {
             Ok(sealed) if sealed.public().policy() == policy.as_bytes() => Ok(blob),
@@ -127,21 +159,14 @@ impl Host {
     /// Runs a command in a session that encrypts its first parameters both ways, and ends with it.
     fn hidden<T>(
         &mut self,
-        srk: &StorageRootKey,
+        salt: KeyHandle,
         command: &'static str,
         run: impl FnOnce(&mut Context) -> tss_esapi::Result<T>,
     ) -> Result<T, HostError> {
         let start = "TPM2_StartAuthSession";
         let session = self.plain(start, |context| {
             let symmetric = SymmetricDefinition::AES_128_CFB;
-            context.start_auth_session(
-                Some(srk.key),
-                None,
-                None,
-                SessionType::Hmac,
-                symmetric,
-                HashingAlgorithm::Sha256,
-            )
+            context.start_auth_session(Some(salt), None, None, SessionType::Hmac, symmetric, HashingAlgorithm::Sha256)
         })?;
         let session = session.ok_or(HostError::Answer { command: start, expected: "a session" })?;
         let result = self.run_hidden(session, command, run);

@@ -64,6 +64,15 @@ pub(super) fn storage_root_key() -> Vec<u8> {
     [&type_of(KeyKind::EccP256)[..], &SHA256, &attributes, &[0, 0], &AES_128_CFB, &NULL, &P256, &[0; 4]].concat()
 }
 
+/// The key that systemd before 253 made anew each time: the same without noDA.
+pub(super) fn legacy_parent() -> Vec<u8> {
+    const ATTRIBUTES: usize = 4;
+    let mut template = storage_root_key();
+    // noDA is bit 10 (Part 2, section 8.3).
+    template[ATTRIBUTES + 2] &= !0x04;
+    template
+}
+
 /// Sealed data that this policy alone opens: fixedTPM, fixedParent; noDA where there is no authorization value to guess.
 pub(super) fn sealed(policy: &[u8; 32], has_auth_value: bool) -> Vec<u8> {
     const NO_DA: u32 = 1 << 10;
