@@ -17,7 +17,6 @@ use iofs_tpm::{
     Tpm,
     client::CommandError,
     host::{Authorizations, Host, HostError, SealedAt, StorageRootKey},
-    name::Name,
     pcr,
     pin::pin_auth,
     policy::PolicyDigest,
@@ -87,10 +86,7 @@ impl TpmPlan {
     /// The policy's digest, computed without the TPM.
     pub fn policy(&self) -> PolicyDigest {
         let mut policy = PolicyDigest::ZERO;
-        // systemd 252 writes the exponent of RSA out; newer ones leave it at its default, 0.
-        let name =
-            |names: Vec<Name>| if self.legacy { names.into_iter().next_back() } else { names.into_iter().next() };
-        if let Some(name) = self.signed.as_ref().and_then(|signed| name(signed.key.names())) {
+        if let Some(name) = self.signed.as_ref().and_then(|signed| signed.key.names().into_iter().next()) {
             policy = PolicyDigest::authorized_by(&name);
         }
         if !self.values.is_empty() {
