@@ -421,6 +421,48 @@ fn what_systemd_cryptenroll_wrote_is_listed_and_rotated() {
     }
 }
 
+/// HMAC by the volume key, as OpenSSL makes it of what cryptsetup dumps.
+#[test]
+fn the_id_of_a_volume_key_is_what_other_programs_compute() {
+    let disk = Disk::new();
+    let before = bytes(&disk.path("volume"));
+    let done = json(&passes(&disk.enroll_without(&["--volume-key", "state", "--json"])));
+    assert_eq!(bytes(&disk.path("volume")), before);
+    let (pass, key, volume) = (disk.text("pass"), disk.text("key"), disk.text("volume"));
+    let dump =
+        ["luksDump", "--batch-mode", "--dump-volume-key", "--key-file", &pass, "--volume-key-file", &key, &volume];
+    passes(&cryptsetup(&dump));
+    let text = format!("cryptsetup:state:{}", done["uuid"].as_str().unwrap());
+    let text = disk.write("text", text.as_bytes());
+    let key = format!("hexkey:{}", iofs_policy::hex::encode(&bytes(&disk.path("key"))));
+    let openssl = Command::new(require("openssl", "openssl"))
+        .args(["dgst", "-sha256", "-mac", "HMAC", "-macopt", &key, "-r", &text])
+        .output()
+        .unwrap();
+    let expected = passes(&openssl);
+    assert_eq!(done["volume_key"], expected.split_whitespace().next().unwrap());
+}
+
+/// A board that is gone takes nothing along but its own way in.
+#[test]
+fn what_an_absent_tpm_keeps_does_not_stop_the_owner() {
+    let (disk, software) = (Disk::new(), SoftwareTpm::started());
+    disk.enrolled(&software, &["--pcrs", "7", "--persistent"]);
+    let marker =
+        br#"{"type": "iofs-pending", "keyslots": [], "iofs-slot": 9, "iofs-handle": 2164279617, "iofs-name": "000b"}"#;
+    let marker = disk.write("marker", marker);
+    passes(&cryptsetup(&["token", "import", "--json-file", &marker, &disk.text("volume")]));
+    drop(software);
+    let output = disk.enroll_without(&["--wipe", "tpm2"]);
+    passes(&output);
+    assert!(stderr(&output).contains("tpm2_evictcontrol -c 0x81004940"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("token 1 is not cleared away"), "{}", stderr(&output));
+    assert_eq!((disk.kinds(), disk.token_types()), (vec!["passphrase".to_owned()], vec!["iofs-pending".to_owned()]));
+    let other = SoftwareTpm::started();
+    disk.enrolled(&other, &["--pcrs", "7"]);
+    assert_eq!(disk.token_types(), ["systemd-tpm2"]);
+}
+
 /// What libcryptsetup's plugin of systemd takes (`systemd_tpm2_plugin_params` in its `cryptsetup-tokens/`), with room for what
 /// later versions add.
 #[repr(C)]
@@ -539,7 +581,7 @@ fn json_results_have_the_documented_keys() {
     assert_keys(&plan, &["uuid", "clear", "add_recovery_key", "add_tpm", "remove"]);
     assert_keys(&plan["add_tpm"], &["bank", "pcrs", "signed_pcrs", "handle"]);
     let done = disk.enrolled(&software, &["--pcrs", "7"]);
-    assert_keys(&done, &["uuid", "cleared", "unchanged", "added", "removed"]);
+    assert_keys(&done, &["uuid", "cleared", "volume_key", "unchanged", "added", "removed"]);
     assert_keys(&done["added"][0], &["kind", "keyslot", "token", "proof"]);
     let listed = disk.list();
     assert_keys(&listed, &["uuid", "label", "keyslots", "tokens", "notes"]);

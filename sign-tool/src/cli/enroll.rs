@@ -58,7 +58,7 @@ pub(crate) struct Arguments {
     /// The volume: a device or a file
     device: PathBuf,
     /// Show what the volume can be opened by, and change nothing
-    #[arg(long, conflicts_with_all = ["release", "pcrs", "pcr_policy", "pin", "recovery_key", "persistent", "wipe", "rotate", "dry_run"])]
+    #[arg(long, conflicts_with_all = ["release", "pcrs", "pcr_policy", "pin", "recovery_key", "persistent", "wipe", "rotate", "dry_run", "volume_key"])]
     list: bool,
     #[command(flatten)]
     registers: RegisterArguments,
@@ -90,6 +90,9 @@ pub(crate) struct Arguments {
     /// Remove also the last thing that somebody knows and that opens the volume
     #[arg(long)]
     accept_lockout: bool,
+    /// Print what 'volume_key' in iofs.toml pins for the volume of that name
+    #[arg(long, value_name = "NAME")]
+    volume_key: Option<String>,
     /// A file with a passphrase of the volume, taken as it is, or - for standard input [default: the terminal asks]
     #[arg(long, value_name = "FILE")]
     unlock_key_file: Option<PathBuf>,
@@ -174,7 +177,7 @@ impl Arguments {
     fn check(&self) -> Result<(), Failure> {
         let usage = |fact: &str, next: &str| Err(Failure::new(ExitStatus::Usage, fact).next(next));
         let registers = &self.registers;
-        if !self.wants_tpm() && !self.recovery_key && self.wipe.is_empty() && !self.list {
+        if !(self.wants_tpm() || self.recovery_key || self.list || self.volume_key.is_some()) && self.wipe.is_empty() {
             return usage(
                 "nothing to do: expected what is to open the volume, found no option that says so",
                 "bind it to a release: --release SEALED --key PUBLIC; or see --pcr-policy, --recovery-key, --list and --wipe",
@@ -277,6 +280,9 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         plan.pin = arguments.pin.then(|| pin(arguments)).transpose()?;
     }
     let mut session = unlock(arguments, volume, &replaced, output)?;
+    if let Some(name) = &arguments.volume_key {
+        session.identify(name);
+    }
     session.clear(&mut || open_tpm(arguments))?;
     // Without what was cleared away.
     let replaced = self::replaced(arguments, session.volume())?;

@@ -81,6 +81,9 @@ pub(super) fn text(done: &Done, left: &[Way]) -> String {
     for token in &done.cleared {
         text += &format!("cleared:   token {token}, left by an enrolment that was interrupted\n");
     }
+    if let Some(id) = &done.volume_key {
+        text += &format!("key:       {id}\n");
+    }
     if let Some(token) = done.unchanged {
         text += &format!("unchanged: token {token} does this already\n");
     }

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 
-use iofs_luks::{SlotId, Token, TokenId};
+use iofs_luks::{SlotId, Token, TokenId, VolumeKey};
 use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -33,6 +33,8 @@ pub struct Done {
     pub uuid: String,
     /// What an interrupted run had left, by token.
     pub cleared: Vec<u8>,
+    /// What a manifest pins to know the volume by, where that was asked for.
+    pub volume_key: Option<String>,
     /// What was there already, so that nothing was added: its token.
     pub unchanged: Option<u8>,
     /// What was added.
@@ -113,7 +115,15 @@ impl Session {
     pub fn clear(&mut self, tpm: &mut dyn FnMut() -> Result<TpmSide, Failure>) -> Result<(), Failure> {
         for leftover in pending::leftovers(&self.volume, &mut self.writer).map_err(|error| self.failed(&error))? {
             if let Some(kept) = &leftover.kept {
-                tpm()?.forget(kept)?;
+                match tpm() {
+                    Ok(mut tpm) => tpm.forget(kept)?,
+                    // The marker stays until the TPM is there.
+                    Err(failure) => {
+                        self.output
+                            .warn(format_args!("token {} is not cleared away: {}", leftover.token, failure.fact));
+                        continue;
+                    }
+                }
             }
             if let Some(slot) = leftover.slot {
                 self.write(|writer| writer.destroy_keyslot(slot))?;
@@ -256,7 +266,14 @@ impl Session {
         let mut tokens = BTreeSet::new();
         for way in ways {
             if let Some(kept) = way.token.and_then(|token| self.kept(token)).transpose()? {
-                tpm()?.forget(&kept)?;
+                // It may be gone for good, which is no reason to keep what it opened.
+                match tpm() {
+                    Ok(mut tpm) => tpm.forget(&kept)?,
+                    Err(failure) => self.output.warn(format_args!(
+                        "{}; what it keeps at {:#010x} stays there: 'tpm2_evictcontrol -c {:#010x}' removes it",
+                        failure.fact, kept.handle, kept.handle
+                    )),
+                }
             }
             self.write(|writer| writer.destroy_keyslot(way.slot))?;
             self.done.removed.push(Removed {
@@ -285,6 +302,12 @@ impl Session {
             (_, Token::SystemdTpm2(token)) => token.persistent.map(|handle| super::tpm::kept_of(token, handle)),
             _ => None,
         }
+    }
+
+    /// Says by what a manifest pins the volume under this name.
+    pub fn identify(&mut self, name: &str) {
+        let id = VolumeKey::from_bytes(self.key.clone()).id(name, &self.volume.header.uuid);
+        self.done.volume_key = Some(id.to_string());
     }
 
     /// The volume as it is now.
