@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{error::FieldError, json::Field};
+use crate::{error::Fault, json::Field};
 
 /// A hash, of key derivation, splitting and digests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl Hash {
         [Self::Sha256, Self::Sha512].into_iter().find(|hash| hash.name() == name)
     }
 
-    pub(crate) fn of_field(field: &Field<'_>) -> Result<Self, FieldError> {
+    pub(crate) fn of_field(field: Field<'_>) -> Result<Self, Fault> {
         Self::by_name(field.text()?).ok_or_else(|| field.error("sha256 or sha512"))
     }
 }
@@ -72,7 +72,7 @@ impl Cipher {
     }
 
     /// The cipher by the name in a header: whatever is not on this list is refused, `cipher_null` first of all.
-    pub(crate) fn of_field(field: &Field<'_>) -> Result<Self, FieldError> {
+    pub(crate) fn of_field(field: Field<'_>) -> Result<Self, Fault> {
         let name = field.text()?;
         let known = Self::ALL.into_iter().find(|cipher| cipher.name() == name);
         known.ok_or_else(|| {
@@ -151,7 +151,7 @@ impl Integrity {
         }
     }
 
-    pub(crate) fn of_field(field: &Field<'_>) -> Result<Self, FieldError> {
+    pub(crate) fn of_field(field: Field<'_>) -> Result<Self, Fault> {
         let name = field.text()?;
         let known = Self::ALL.into_iter().find(|integrity| integrity.name() == name);
         known.ok_or_else(|| field.error("hmac(sha256), hmac(sha512) or aead"))

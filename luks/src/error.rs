@@ -14,12 +14,15 @@ pub struct FieldError {
     pub found: String,
 }
 
+/// The same, as it travels: a result with it is as small as one can be, which PID 1 has hundreds of.
+pub(crate) type Fault = Box<FieldError>;
+
 impl FieldError {
     pub(crate) fn new(
         field: impl Into<String>,
         expected: impl Into<Cow<'static, str>>,
         found: impl Into<String>,
-    ) -> Self {
-        Self { field: field.into(), expected: expected.into(), found: found.into() }
+    ) -> Fault {
+        Box::new(Self { field: field.into(), expected: expected.into(), found: found.into() })
     }
 }

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::{
     binary::{self, CopyError, HeaderCopy, Intact},
     cipher::Hash,
-    error::FieldError,
+    error::{Fault, FieldError},
     json::{Field, Value, quoted},
     kdf::pbkdf2_of_field,
     keyslot::{Keyslot, SlotId, numbered},
@@ -171,7 +171,8 @@ impl Header {
         let (taken, notes) = newer(binary::read_both(source))?;
         let json = json(&taken.json_area).map_err(|why| HeaderError::Json { copy: taken.copy, why })?;
         let copy = taken.copy;
-        Self::checked(taken, &Field::root(&json), extent, notes).map_err(|field| HeaderError::Refused { copy, field })
+        let checked = Self::checked(taken, Field::root(&json), extent, notes);
+        checked.map_err(|field| HeaderError::Refused { copy, field: *field })
     }
 
     /// The keyslots, by number.
@@ -194,7 +195,7 @@ impl Header {
         self.tokens.iter().map(|(id, token)| (*id, token))
     }
 
-    fn checked(intact: Intact, root: &Field<'_>, extent: Extent, notes: Vec<String>) -> Result<Self, FieldError> {
+    fn checked(intact: Intact, root: Field<'_>, extent: Extent, notes: Vec<String>) -> Result<Self, Fault> {
         root.only(&["keyslots", "tokens", "segments", "digests", "config"])?;
         let mut header = Self {
             uuid: intact.uuid,
@@ -208,22 +209,22 @@ impl Header {
             notes,
             // Before keyslots: what re-encryption leaves in them is told by its name.
             segment: {
-                requirements(&root.member("config")?)?;
-                segment(&root.member("segments")?)?
+                requirements(root.member("config")?)?;
+                segment(root.member("segments")?)?
             },
-            keyslots: keyslots(&root.member("keyslots")?)?,
+            keyslots: keyslots(root.member("keyslots")?)?,
             digest: Digest { hash: Hash::Sha256, iterations: 0, salt: Vec::new(), digest: Vec::new() },
             tokens: Vec::new(),
         };
-        header.config(&root.member("config")?)?;
+        header.config(root.member("config")?)?;
         header.places(root, extent)?;
-        header.bind(&root.member("digests")?)?;
-        header.key_sizes(root)?;
-        header.tokens = tokens(&root.member("tokens")?, &header)?;
+        header.bind(root.member("digests")?)?;
+        header.key_sizes()?;
+        header.tokens = tokens(root.member("tokens")?, &header)?;
         Ok(header)
     }
 
-    fn config(&mut self, config: &Field<'_>) -> Result<(), FieldError> {
+    fn config(&mut self, config: Field<'_>) -> Result<(), Fault> {
         let json_size = config.member("json_size")?;
         let expected = self.header_size - binary::BINARY_SIZE as u64;
         if json_size.decimal()? != expected {
@@ -246,7 +247,7 @@ impl Header {
     }
 
     /// Nothing lies over anything else, and all of it on the device.
-    fn places(&self, root: &Field<'_>, extent: Extent) -> Result<(), FieldError> {
+    fn places(&self, root: Field<'_>, extent: Extent) -> Result<(), Fault> {
         let start = 2 * self.header_size;
         let end = start + self.keyslots_size;
         let mut areas: Vec<_> = self.keyslots.iter().map(|(slot, keyslot)| (keyslot.area, *slot)).collect();
@@ -277,18 +278,18 @@ impl Header {
     }
 
     /// Finds the digest of the segment, and which keyslots are bound to it.
-    fn bind(&mut self, digests: &Field<'_>) -> Result<(), FieldError> {
+    fn bind(&mut self, digests: Field<'_>) -> Result<(), Fault> {
         let mut with_digest = Vec::new();
         let mut of_segment = None;
         for (number, field) in numbered(digests)? {
-            let (digest, slots) = digest(&field)?;
+            let (digest, slots) = digest(field)?;
             for slot in &slots {
                 if self.keyslot(*slot).is_none() || with_digest.contains(slot) {
                     return Err(field.member("keyslots")?.error(format!("keyslots that exist, each once, not {slot}")));
                 }
             }
             with_digest.extend(&slots);
-            if !segments_of(&field)? {
+            if !segments_of(field)? {
                 continue;
             }
             if of_segment.replace(digest).is_some() {
@@ -308,18 +309,17 @@ impl Header {
         Ok(())
     }
 
-    fn key_sizes(&self, root: &Field<'_>) -> Result<(), FieldError> {
+    fn key_sizes(&self) -> Result<(), Fault> {
         let allowed = self.segment.key_sizes();
         let mut first = None;
         for (slot, keyslot) in self.keyslots.iter().filter(|(_, keyslot)| keyslot.bound) {
             let size = keyslot.key_size;
             if !allowed.contains(&size) || *first.get_or_insert(size) != size {
-                let field = root.member("keyslots")?.member(&slot.to_string())?.member("key_size")?;
                 let expected = match first {
                     Some(first) if first != size => format!("{first}, as in the keyslot before"),
                     _ => format!("one of {allowed:?}, for {}", self.segment.encryption),
                 };
-                return Err(field.error(expected));
+                return Err(FieldError::new(format!("keyslots.{slot}.key_size"), expected, size.to_string()));
             }
         }
         Ok(())
@@ -370,7 +370,7 @@ fn json(area: &[u8]) -> Result<Value, String> {
 }
 
 /// A header that requires anything is in re-encryption, or newer than this.
-fn requirements(config: &Field<'_>) -> Result<(), FieldError> {
+fn requirements(config: Field<'_>) -> Result<(), Fault> {
     let Some(requirements) = config.member("requirements")?.present() else { return Ok(()) };
     requirements.only(&["mandatory"])?;
     let Some(mandatory) = requirements.member("mandatory")?.present() else { return Ok(()) };
@@ -380,10 +380,10 @@ fn requirements(config: &Field<'_>) -> Result<(), FieldError> {
     }
 }
 
-fn segment(segments: &Field<'_>) -> Result<Segment, FieldError> {
+fn segment(segments: Field<'_>) -> Result<Segment, Fault> {
     let members = segments.members()?;
     match members.as_slice() {
-        [("0", field)] => Segment::of_field(field),
+        [("0", field)] => Segment::of_field(*field),
         _ => {
             let names: Vec<_> = members.iter().map(|(name, _)| quoted(name)).collect();
             let found = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
@@ -392,17 +392,17 @@ fn segment(segments: &Field<'_>) -> Result<Segment, FieldError> {
     }
 }
 
-fn keyslots(field: &Field<'_>) -> Result<Vec<(SlotId, Keyslot)>, FieldError> {
+fn keyslots(field: Field<'_>) -> Result<Vec<(SlotId, Keyslot)>, Fault> {
     let mut keyslots = Vec::new();
     for (number, field) in numbered(field)? {
         keyslots.extend(
-            SlotId::new(number).map(|slot| Keyslot::of_field(&field).map(|keyslot| (slot, keyslot))).transpose()?,
+            SlotId::new(number).map(|slot| Keyslot::of_field(field).map(|keyslot| (slot, keyslot))).transpose()?,
         );
     }
     Ok(keyslots)
 }
 
-fn digest(field: &Field<'_>) -> Result<(Digest, Vec<SlotId>), FieldError> {
+fn digest(field: Field<'_>) -> Result<(Digest, Vec<SlotId>), Fault> {
     let kind = field.member("type")?;
     if kind.text()? != "pbkdf2" {
         return Err(kind.error("pbkdf2"));
@@ -414,11 +414,11 @@ fn digest(field: &Field<'_>) -> Result<(Digest, Vec<SlotId>), FieldError> {
     if digest.len() != hash.size() {
         return Err(member.error(format!("base64 of {} bytes", hash.size())));
     }
-    Ok((Digest { hash, iterations, salt, digest }, SlotId::list(&field.member("keyslots")?)?))
+    Ok((Digest { hash, iterations, salt, digest }, SlotId::list(field.member("keyslots")?)?))
 }
 
 /// Whether a digest is that of the segment.
-fn segments_of(field: &Field<'_>) -> Result<bool, FieldError> {
+fn segments_of(field: Field<'_>) -> Result<bool, Fault> {
     let segments = field.member("segments")?;
     let list = segments.list()?;
     match list.as_slice() {
@@ -428,7 +428,7 @@ fn segments_of(field: &Field<'_>) -> Result<bool, FieldError> {
     }
 }
 
-fn tokens(field: &Field<'_>, header: &Header) -> Result<Vec<(TokenId, Token)>, FieldError> {
+fn tokens(field: Field<'_>, header: &Header) -> Result<Vec<(TokenId, Token)>, Fault> {
     let members = numbered(field)?.into_iter();
-    Ok(members.filter_map(|(number, field)| Some((TokenId::new(number)?, Token::of_field(&field, header)))).collect())
+    Ok(members.filter_map(|(number, field)| Some((TokenId::new(number)?, Token::of_field(field, header)))).collect())
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::error::FieldError;
+use crate::error::{Fault, FieldError};
 
 /// How deep values may lie in each other. What cryptsetup and systemd write is five deep.
 const MAX_DEPTH: u8 = 12;
@@ -149,123 +149,160 @@ impl<'de> Visitor<'de> for Seed<'_> {
     }
 }
 
-/// A value and where it is.
-#[derive(Debug, Clone)]
+/// A value, or that there is none, and where: small, since it is passed around. The path is made where something is wrong.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Field<'a> {
-    path: String,
-    /// `None` where there is none.
-    value: Option<&'a Value>,
+    root: &'a Value,
+    /// The value; of a member that is not there, the object.
+    at: &'a Value,
+    /// The name of a member that is not there.
+    missing: Option<&'a str>,
 }
 
 impl<'a> Field<'a> {
     pub(crate) fn root(value: &'a Value) -> Self {
-        Self { path: String::new(), value: Some(value) }
+        Self { root: value, at: value, missing: None }
     }
 
-    pub(crate) fn path(&self) -> &str {
-        &self.path
+    fn below(self, value: &'a Value) -> Self {
+        Self { at: value, ..self }
     }
 
-    fn below(&self, name: &str, value: Option<&'a Value>) -> Self {
-        let separator = if self.path.is_empty() { "" } else { "." };
-        Self { path: format!("{}{separator}{name}", self.path), value }
+    fn value(self) -> Option<&'a Value> {
+        if self.missing.is_none() { Some(self.at) } else { None }
     }
 
-    pub(crate) fn error(&self, expected: impl Into<std::borrow::Cow<'static, str>>) -> FieldError {
-        let found = self.value.map_or_else(|| "nothing".to_owned(), Value::shown);
-        FieldError::new(self.path.clone(), expected, found)
+    pub(crate) fn path(self) -> String {
+        let mut steps = Vec::new();
+        find(self.root, self.at, &mut steps);
+        steps.reverse();
+        steps.extend(self.missing.map(str::to_owned));
+        steps.join(".")
+    }
+
+    pub(crate) fn error(self, expected: impl Into<std::borrow::Cow<'static, str>>) -> Fault {
+        let found = self.value().map_or_else(|| "nothing".to_owned(), Value::shown);
+        FieldError::new(self.path(), expected, found)
     }
 
     /// A member of an object, which need not be there.
     ///
     /// # Errors
     /// This is no object.
-    pub(crate) fn member(&self, name: &str) -> Result<Self, FieldError> {
+    pub(crate) fn member(self, name: &'a str) -> Result<Self, Fault> {
         let found = self.object()?.iter().find(|(known, _)| known == name);
-        Ok(self.below(name, found.map(|(_, value)| value)))
+        Ok(match found {
+            Some((_, value)) => self.below(value),
+            None => Self { missing: Some(name), ..self },
+        })
     }
 
-    fn object(&self) -> Result<&'a [(String, Value)], FieldError> {
-        match self.value {
+    fn object(self) -> Result<&'a [(String, Value)], Fault> {
+        match self.value() {
             Some(Value::Object(members)) => Ok(members),
             _ => Err(self.error("an object")),
         }
     }
 
-    pub(crate) fn members(&self) -> Result<Vec<(&'a str, Self)>, FieldError> {
+    pub(crate) fn members(self) -> Result<Vec<(&'a str, Self)>, Fault> {
         let members = self.object()?.iter();
-        Ok(members.map(|(name, value)| (name.as_str(), self.below(name, Some(value)))).collect())
+        Ok(members.map(|(name, value)| (name.as_str(), self.below(value))).collect())
     }
 
-    pub(crate) fn list(&self) -> Result<Vec<Self>, FieldError> {
-        match self.value {
-            Some(Value::List(values)) => {
-                Ok(values.iter().enumerate().map(|(at, value)| self.below(&at.to_string(), Some(value))).collect())
-            }
+    pub(crate) fn list(self) -> Result<Vec<Self>, Fault> {
+        match self.value() {
+            Some(Value::List(values)) => Ok(values.iter().map(|value| self.below(value)).collect()),
             _ => Err(self.error("a list")),
         }
     }
 
     /// The values of a list, or the one value that stands for a list of one.
-    pub(crate) fn one_or_more(&self) -> Result<Vec<Self>, FieldError> {
-        match self.value {
-            Some(Value::Text(_)) => Ok(vec![self.clone()]),
+    pub(crate) fn one_or_more(self) -> Result<Vec<Self>, Fault> {
+        match self.value() {
+            Some(Value::Text(_)) => Ok(vec![self]),
             Some(Value::List(values)) if !values.is_empty() => self.list(),
             _ => Err(self.error("a text, or a list of texts")),
         }
     }
 
-    pub(crate) fn is_absent(&self) -> bool {
-        self.value.is_none()
+    pub(crate) fn is_absent(self) -> bool {
+        self.missing.is_some()
     }
 
     /// This field where it is there.
     pub(crate) fn present(self) -> Option<Self> {
-        self.value.is_some().then_some(self)
+        self.missing.is_none().then_some(self)
     }
 
-    pub(crate) fn text(&self) -> Result<&'a str, FieldError> {
-        match self.value {
+    pub(crate) fn text(self) -> Result<&'a str, Fault> {
+        match self.value() {
             Some(Value::Text(text)) => Ok(text),
             _ => Err(self.error("a text")),
         }
     }
 
-    pub(crate) fn boolean(&self) -> Result<bool, FieldError> {
-        match self.value {
+    pub(crate) fn boolean(self) -> Result<bool, Fault> {
+        match self.value() {
             Some(Value::Bool(value)) => Ok(*value),
             _ => Err(self.error("true or false")),
         }
     }
 
     /// A number of JSON between two others.
-    pub(crate) fn number(&self, least: u32, most: u32) -> Result<u32, FieldError> {
-        match self.value {
+    pub(crate) fn number(self, least: u32, most: u32) -> Result<u32, Fault> {
+        match self.value() {
             Some(Value::Number(value)) if (u64::from(least)..=u64::from(most)).contains(value) => Ok(*value as u32),
             _ => Err(self.error(format!("a number from {least} to {most}"))),
         }
     }
 
     /// A number of 64 bits, which LUKS2 writes as a text of decimal digits.
-    pub(crate) fn decimal(&self) -> Result<u64, FieldError> {
-        let digits = match self.value {
+    pub(crate) fn decimal(self) -> Result<u64, Fault> {
+        let digits = match self.value() {
             Some(Value::Text(text)) => decimal(text),
             _ => None,
         };
         digits.ok_or_else(|| self.error("a text of decimal digits"))
     }
 
-    pub(crate) fn base64(&self) -> Result<Vec<u8>, FieldError> {
+    pub(crate) fn base64(self) -> Result<Vec<u8>, Fault> {
         STANDARD.decode(self.text()?).map_err(|_| self.error("base64"))
     }
 
     /// # Errors
     /// Names the first member that is none of these.
-    pub(crate) fn only(&self, known: &[&str]) -> Result<(), FieldError> {
+    pub(crate) fn only(self, known: &[&str]) -> Result<(), Fault> {
         match self.members()?.into_iter().find(|(name, _)| !known.contains(name)) {
             None => Ok(()),
             Some((_, field)) => Err(field.error("no such field")),
         }
+    }
+}
+
+/// Collects the steps from a value, outwards, to one that lies in it.
+fn find(inside: &Value, wanted: &Value, steps: &mut Vec<String>) -> bool {
+    if std::ptr::eq(inside, wanted) {
+        return true;
+    }
+    let step = match inside {
+        Value::List(values) => {
+            values.iter().position(|value| find(value, wanted, steps)).map(|position| position.to_string())
+        }
+        Value::Object(members) => {
+            members.iter().find(|(_, value)| find(value, wanted, steps)).map(|(name, _)| shortened(name))
+        }
+        _ => None,
+    };
+    let found = step.is_some();
+    steps.extend(step);
+    found
+}
+
+/// A name as paths show it: whoever wrote the header chose it.
+fn shortened(name: &str) -> String {
+    match name.char_indices().nth(SHOWN) {
+        None => name.escape_debug().to_string(),
+        Some((end, _)) => format!("{}…", name[..end].escape_debug()),
     }
 }
 

@@ -7,7 +7,7 @@ use hmac::Hmac;
 use sha2::{Sha256, Sha512};
 use zeroize::Zeroizing;
 
-use crate::{cipher::Hash, error::FieldError, json::Field};
+use crate::{cipher::Hash, error::Fault, json::Field};
 
 /// What cryptsetup allows at most: 4 GiB.
 const MAX_MEMORY_KIB: u32 = 4 * 1024 * 1024;
@@ -95,7 +95,7 @@ impl Default for Limits {
 }
 
 impl Kdf {
-    pub(crate) fn of_field(field: &Field<'_>) -> Result<Self, FieldError> {
+    pub(crate) fn of_field(field: Field<'_>) -> Result<Self, Fault> {
         let kind = field.member("type")?;
         let variant = match kind.text()? {
             "pbkdf2" => {
@@ -113,7 +113,7 @@ impl Kdf {
             time: field.member("time")?.number(1, u32::MAX)?,
             memory_kib: memory.number(MIN_MEMORY_KIB, MAX_MEMORY_KIB)?,
             lanes,
-            salt: salt(&field.member("salt")?)?,
+            salt: salt(field.member("salt")?)?,
         })
     }
 
@@ -165,13 +165,13 @@ fn memory(blocks: usize) -> Option<Zeroizing<Vec<Block>>> {
 }
 
 /// The fields that keyslots and digests share.
-pub(crate) fn pbkdf2_of_field(field: &Field<'_>) -> Result<(Hash, u32, Vec<u8>), FieldError> {
-    let hash = Hash::of_field(&field.member("hash")?)?;
+pub(crate) fn pbkdf2_of_field(field: Field<'_>) -> Result<(Hash, u32, Vec<u8>), Fault> {
+    let hash = Hash::of_field(field.member("hash")?)?;
     let iterations = field.member("iterations")?.number(MIN_ITERATIONS, u32::MAX)?;
-    Ok((hash, iterations, salt(&field.member("salt")?)?))
+    Ok((hash, iterations, salt(field.member("salt")?)?))
 }
 
-fn salt(field: &Field<'_>) -> Result<Vec<u8>, FieldError> {
+fn salt(field: Field<'_>) -> Result<Vec<u8>, Fault> {
     let salt = field.base64()?;
     match (MIN_SALT..=MAX_SALT).contains(&salt.len()) {
         true => Ok(salt),

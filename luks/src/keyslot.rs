@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     cipher::Hash,
-    error::FieldError,
+    error::{Fault, FieldError},
     json::{Field, decimal},
     kdf::Kdf,
 };
@@ -35,14 +35,14 @@ impl SlotId {
     }
 
     /// A slot's number as a list of JSON has it.
-    pub(crate) fn of_field(field: &Field<'_>) -> Result<Self, FieldError> {
+    pub(crate) fn of_field(field: Field<'_>) -> Result<Self, Fault> {
         object_number(field.text()?).map(Self).ok_or_else(|| field.error("a slot's number, \"0\" to \"31\""))
     }
 
-    pub(crate) fn list(field: &Field<'_>) -> Result<Vec<Self>, FieldError> {
+    pub(crate) fn list(field: Field<'_>) -> Result<Vec<Self>, Fault> {
         let fields = field.list()?;
         let mut slots = Vec::new();
-        for one in &fields {
+        for one in fields {
             let slot = Self::of_field(one)?;
             if slots.contains(&slot) {
                 return Err(one.error("each slot once"));
@@ -65,7 +65,7 @@ pub(crate) fn object_number(name: &str) -> Option<u8> {
 }
 
 /// The members of an object whose names are numbers, in their order.
-pub(crate) fn numbered<'a>(field: &Field<'a>) -> Result<Vec<(u8, Field<'a>)>, FieldError> {
+pub(crate) fn numbered<'a>(field: Field<'a>) -> Result<Vec<(u8, Field<'a>)>, Fault> {
     let mut members = Vec::new();
     for (name, member) in field.members()? {
         let number = object_number(name)
@@ -128,17 +128,17 @@ impl Keyslot {
         self.key_size as u64 * STRIPES as u64
     }
 
-    pub(crate) fn of_field(field: &Field<'_>) -> Result<Self, FieldError> {
+    pub(crate) fn of_field(field: Field<'_>) -> Result<Self, Fault> {
         let kind = field.member("type")?;
         if kind.text()? != "luks2" {
             return Err(kind.error("luks2: a volume in re-encryption is not opened"));
         }
         let slot = Self {
             key_size: field.member("key_size")?.number(1, MAX_KEY_SIZE)?,
-            priority: priority(&field.member("priority")?)?,
-            split_hash: split_hash(&field.member("af")?)?,
-            area: area(&field.member("area")?)?,
-            kdf: Kdf::of_field(&field.member("kdf")?)?,
+            priority: priority(field.member("priority")?)?,
+            split_hash: split_hash(field.member("af")?)?,
+            area: area(field.member("area")?)?,
+            kdf: Kdf::of_field(field.member("kdf")?)?,
             bound: false,
         };
         if slot.area.size < slot.split_size() {
@@ -149,7 +149,7 @@ impl Keyslot {
     }
 }
 
-fn priority(field: &Field<'_>) -> Result<Priority, FieldError> {
+fn priority(field: Field<'_>) -> Result<Priority, Fault> {
     if field.is_absent() {
         return Ok(Priority::Normal);
     }
@@ -160,16 +160,16 @@ fn priority(field: &Field<'_>) -> Result<Priority, FieldError> {
     })
 }
 
-fn split_hash(field: &Field<'_>) -> Result<Hash, FieldError> {
+fn split_hash(field: Field<'_>) -> Result<Hash, Fault> {
     let kind = field.member("type")?;
     if kind.text()? != "luks1" {
         return Err(kind.error("luks1"));
     }
     field.member("stripes")?.number(STRIPES, STRIPES)?;
-    Hash::of_field(&field.member("hash")?)
+    Hash::of_field(field.member("hash")?)
 }
 
-fn area(field: &Field<'_>) -> Result<Area, FieldError> {
+fn area(field: Field<'_>) -> Result<Area, Fault> {
     let kind = field.member("type")?;
     if kind.text()? != "raw" {
         return Err(kind.error("raw: a volume in re-encryption is not opened"));

@@ -2,7 +2,7 @@
 
 use crate::{
     cipher::{Cipher, Integrity},
-    error::FieldError,
+    error::Fault,
     json::Field,
 };
 
@@ -27,7 +27,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    pub(crate) fn of_field(field: &Field<'_>) -> Result<Self, FieldError> {
+    pub(crate) fn of_field(field: Field<'_>) -> Result<Self, Fault> {
         let kind = field.member("type")?;
         if kind.text()? != "crypt" {
             return Err(kind.error("crypt"));
@@ -35,12 +35,12 @@ impl Segment {
         field.only(&["type", "offset", "size", "iv_tweak", "encryption", "sector_size", "integrity"])?;
         let encryption = field.member("encryption")?;
         let segment = Self {
-            offset: offset(&field.member("offset")?)?,
+            offset: offset(field.member("offset")?)?,
             iv_tweak: field.member("iv_tweak")?.decimal()?,
-            sector_size: sector_size(&field.member("sector_size")?)?,
-            encryption: Cipher::of_field(&encryption)?,
-            integrity: field.member("integrity")?.present().map(|field| integrity(&field)).transpose()?,
-            size: size(&field.member("size")?)?,
+            sector_size: sector_size(field.member("sector_size")?)?,
+            encryption: Cipher::of_field(encryption)?,
+            integrity: field.member("integrity")?.present().map(|field| integrity(field)).transpose()?,
+            size: size(field.member("size")?)?,
         };
         if segment.key_sizes().is_empty() {
             return Err(encryption.error(match segment.integrity {
@@ -74,7 +74,7 @@ impl Segment {
     }
 }
 
-fn offset(field: &Field<'_>) -> Result<u64, FieldError> {
+fn offset(field: Field<'_>) -> Result<u64, Fault> {
     let offset = field.decimal()?;
     if !offset.is_multiple_of(SECTOR) {
         return Err(field.error("a multiple of 512"));
@@ -82,14 +82,14 @@ fn offset(field: &Field<'_>) -> Result<u64, FieldError> {
     Ok(offset)
 }
 
-fn size(field: &Field<'_>) -> Result<Option<u64>, FieldError> {
+fn size(field: Field<'_>) -> Result<Option<u64>, Fault> {
     match field.text()? {
         "dynamic" => Ok(None),
         _ => field.decimal().map(Some),
     }
 }
 
-fn sector_size(field: &Field<'_>) -> Result<u32, FieldError> {
+fn sector_size(field: Field<'_>) -> Result<u32, Fault> {
     let size = field.number(0, u32::MAX)?;
     match SECTOR_SIZES.contains(&size) {
         true => Ok(size),
@@ -98,7 +98,7 @@ fn sector_size(field: &Field<'_>) -> Result<u32, FieldError> {
 }
 
 /// Journals are protected by nothing but the tags in them, which is what cryptsetup makes of `--integrity`.
-fn integrity(field: &Field<'_>) -> Result<Integrity, FieldError> {
+fn integrity(field: Field<'_>) -> Result<Integrity, Fault> {
     field.only(&["type", "journal_encryption", "journal_integrity", "key_size"])?;
     for name in ["journal_encryption", "journal_integrity"] {
         let member = field.member(name)?;
@@ -106,7 +106,7 @@ fn integrity(field: &Field<'_>) -> Result<Integrity, FieldError> {
             return Err(member.error("none"));
         }
     }
-    let integrity = Integrity::of_field(&field.member("type")?)?;
+    let integrity = Integrity::of_field(field.member("type")?)?;
     if let Some(size) = field.member("key_size")?.present() {
         size.number(integrity.key_size(), integrity.key_size())?;
     }

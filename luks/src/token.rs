@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use crate::{
-    error::FieldError,
+    error::{Fault, FieldError},
     header::Header,
     json::{Field, Value},
     keyslot::{MAX_OBJECTS, SlotId},
@@ -103,41 +103,41 @@ impl Token {
     /// Reads the text of a token, as `cryptsetup token export` prints it. Whether its keyslots exist is not looked at.
     pub fn parse(text: &str) -> Self {
         match Value::parse(text.as_bytes()) {
-            Ok(value) => Self::unchecked(&Field::root(&value)),
+            Ok(value) => Self::unchecked(Field::root(&value)),
             Err(why) => {
-                Self::Broken { kind: String::new(), keyslots: Vec::new(), why: FieldError::new("token", "JSON", why) }
+                Self::Broken { kind: String::new(), keyslots: Vec::new(), why: *FieldError::new("token", "JSON", why) }
             }
         }
     }
 
-    pub(crate) fn of_field(field: &Field<'_>, header: &Header) -> Self {
+    pub(crate) fn of_field(field: Field<'_>, header: &Header) -> Self {
         let token = Self::unchecked(field);
         match token.keyslots().iter().find(|slot| header.keyslot(**slot).is_none()) {
             None => token,
             Some(slot) => Self::Broken {
                 kind: token.kind().to_owned(),
                 keyslots: token.keyslots().to_vec(),
-                why: FieldError::new(format!("{}.keyslots", field.path()), "keyslots that exist", slot.to_string()),
+                why: *FieldError::new(format!("{}.keyslots", field.path()), "keyslots that exist", slot.to_string()),
             },
         }
     }
 
-    fn unchecked(field: &Field<'_>) -> Self {
+    fn unchecked(field: Field<'_>) -> Self {
         let kind = field.member("type").and_then(|kind| kind.text().map(str::to_owned));
-        let keyslots = field.member("keyslots").and_then(|slots| SlotId::list(&slots));
+        let keyslots = field.member("keyslots").and_then(|slots| SlotId::list(slots));
         let (kind, keyslots) = match (kind, keyslots) {
             (Ok(kind), Ok(keyslots)) => (kind, keyslots),
             (kind, keyslots) => {
                 let (kind, kind_error) = split(kind);
                 let (keyslots, keyslots_error) = split(keyslots);
                 let why = kind_error.or(keyslots_error).unwrap_or_else(|| field.error("a token"));
-                return Self::Broken { kind, keyslots, why };
+                return Self::Broken { kind, keyslots, why: *why };
             }
         };
         match kind.as_str() {
             TPM2 => match Tpm2Token::of_field(field, keyslots.clone()) {
                 Ok(token) => Self::SystemdTpm2(Box::new(token)),
-                Err(why) => Self::Broken { kind, keyslots, why },
+                Err(why) => Self::Broken { kind, keyslots, why: *why },
             },
             RECOVERY => Self::Recovery { keyslots },
             _ => Self::Other { kind, keyslots },
@@ -145,7 +145,7 @@ impl Token {
     }
 }
 
-fn split<T: Default>(result: Result<T, FieldError>) -> (T, Option<FieldError>) {
+fn split<T: Default>(result: Result<T, Fault>) -> (T, Option<Fault>) {
     match result {
         Ok(value) => (value, None),
         Err(error) => (T::default(), Some(error)),
@@ -242,19 +242,19 @@ const KNOWN: [&str; 15] = [
 ];
 
 impl Tpm2Token {
-    fn of_field(field: &Field<'_>, keyslots: Vec<SlotId>) -> Result<Self, FieldError> {
+    fn of_field(field: Field<'_>, keyslots: Vec<SlotId>) -> Result<Self, Fault> {
         let optional = |name| field.member(name).map(Field::present);
-        let salt = optional("tpm2_salt")?.map(|salt| bytes(&salt)).transpose()?;
+        let salt = optional("tpm2_salt")?.map(|salt| bytes(salt)).transpose()?;
         let token = Self {
-            blobs: parts(&field.member("tpm2-blob")?, bytes)?,
-            policy_hashes: parts(&field.member("tpm2-policy-hash")?, policy_hash)?,
-            pcrs: registers(&field.member("tpm2-pcrs")?)?,
-            bank: optional("tpm2-pcr-bank")?.map(|bank| self::bank(&bank)).transpose()?,
-            primary_alg: optional("tpm2-primary-alg")?.map_or(Ok(PrimaryAlg::Ecc), |alg| primary_alg(&alg))?,
+            blobs: parts(field.member("tpm2-blob")?, bytes)?,
+            policy_hashes: parts(field.member("tpm2-policy-hash")?, policy_hash)?,
+            pcrs: registers(field.member("tpm2-pcrs")?)?,
+            bank: optional("tpm2-pcr-bank")?.map(|bank| self::bank(bank)).transpose()?,
+            primary_alg: optional("tpm2-primary-alg")?.map_or(Ok(PrimaryAlg::Ecc), |alg| primary_alg(alg))?,
             pin: boolean(optional("tpm2-pin")?)?,
             salt,
-            signed: signed(&field.member("tpm2_pubkey_pcrs")?, &field.member("tpm2_pubkey")?)?,
-            srk: optional("tpm2_srk")?.map(|srk| self::srk(&srk)).transpose()?,
+            signed: signed(field.member("tpm2_pubkey_pcrs")?, field.member("tpm2_pubkey")?)?,
+            srk: optional("tpm2_srk")?.map(|srk| self::srk(srk)).transpose()?,
             pcrlock: boolean(optional("tpm2_pcrlock")?)? || optional("tpm2_pcrlock_nv")?.is_some(),
             persistent: optional("iofs-handle")?
                 .map(|handle| handle.number(*PERSISTENT.start(), *PERSISTENT.end()))
@@ -333,15 +333,15 @@ fn numbers(registers: &BTreeSet<PcrIndex>) -> String {
     format!("[{}]", registers.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))
 }
 
-fn parts(field: &Field<'_>, read: fn(&Field<'_>) -> Result<Vec<u8>, FieldError>) -> Result<Vec<Vec<u8>>, FieldError> {
+fn parts(field: Field<'_>, read: fn(Field<'_>) -> Result<Vec<u8>, Fault>) -> Result<Vec<Vec<u8>>, Fault> {
     let parts = field.one_or_more()?;
     if parts.len() > MAX_SHARDS {
         return Err(field.error(format!("at most {MAX_SHARDS}")));
     }
-    parts.iter().map(read).collect()
+    parts.into_iter().map(read).collect()
 }
 
-fn bytes(field: &Field<'_>) -> Result<Vec<u8>, FieldError> {
+fn bytes(field: Field<'_>) -> Result<Vec<u8>, Fault> {
     let bytes = field.base64()?;
     match (1..=MAX_BYTES).contains(&bytes.len()) {
         true => Ok(bytes),
@@ -350,16 +350,16 @@ fn bytes(field: &Field<'_>) -> Result<Vec<u8>, FieldError> {
 }
 
 /// Policies are made by sessions of SHA-256.
-fn policy_hash(field: &Field<'_>) -> Result<Vec<u8>, FieldError> {
+fn policy_hash(field: Field<'_>) -> Result<Vec<u8>, Fault> {
     let hash = hex::decode(field.text()?).ok().filter(|hash| hash.len() == 32);
     hash.ok_or_else(|| field.error("64 lower-case hexadecimal digits"))
 }
 
-fn boolean(field: Option<Field<'_>>) -> Result<bool, FieldError> {
+fn boolean(field: Option<Field<'_>>) -> Result<bool, Fault> {
     field.map_or(Ok(false), |field| field.boolean())
 }
 
-fn registers(field: &Field<'_>) -> Result<BTreeSet<PcrIndex>, FieldError> {
+fn registers(field: Field<'_>) -> Result<BTreeSet<PcrIndex>, Fault> {
     let mut registers = BTreeSet::new();
     for one in field.list()? {
         let number = one.number(0, u32::from(PCR_COUNT) - 1)?;
@@ -368,11 +368,11 @@ fn registers(field: &Field<'_>) -> Result<BTreeSet<PcrIndex>, FieldError> {
     Ok(registers)
 }
 
-fn bank(field: &Field<'_>) -> Result<PcrBank, FieldError> {
+fn bank(field: Field<'_>) -> Result<PcrBank, Fault> {
     field.text()?.parse().map_err(|_| field.error("sha1, sha256, sha384 or sha512"))
 }
 
-fn primary_alg(field: &Field<'_>) -> Result<PrimaryAlg, FieldError> {
+fn primary_alg(field: Field<'_>) -> Result<PrimaryAlg, Fault> {
     match field.text()? {
         "ecc" => Ok(PrimaryAlg::Ecc),
         "rsa" => Ok(PrimaryAlg::Rsa),
@@ -381,7 +381,7 @@ fn primary_alg(field: &Field<'_>) -> Result<PrimaryAlg, FieldError> {
 }
 
 /// A key without registers and registers without a key say nothing.
-fn signed(pcrs: &Field<'_>, key: &Field<'_>) -> Result<Option<SignedPcrs>, FieldError> {
+fn signed(pcrs: Field<'_>, key: Field<'_>) -> Result<Option<SignedPcrs>, Fault> {
     let registers = if pcrs.is_absent() { BTreeSet::new() } else { registers(pcrs)? };
     match (registers.is_empty(), key.is_absent()) {
         (true, true) => Ok(None),
@@ -392,7 +392,7 @@ fn signed(pcrs: &Field<'_>, key: &Field<'_>) -> Result<Option<SignedPcrs>, Field
 }
 
 /// As ESYS_TR_Serialize writes it: handle, TPM2B_NAME, the resource's kind (1, a key), TPM2B_PUBLIC; numbers are big-endian.
-fn srk(field: &Field<'_>) -> Result<TokenSrk, FieldError> {
+fn srk(field: Field<'_>) -> Result<TokenSrk, Fault> {
     const FORM: &str = "base64 of a handle, TPM2B_NAME, 1 and TPM2B_PUBLIC";
     let bytes = bytes(field)?;
     let srk = TokenSrk::decode(&bytes).ok_or_else(|| field.error(FORM))?;
