@@ -177,7 +177,7 @@ impl<'a> Field<'a> {
         find(self.root, self.at, &mut steps);
         steps.reverse();
         steps.extend(self.missing.map(str::to_owned));
-        steps.join(".")
+        if steps.is_empty() { "JSON".to_owned() } else { steps.join(".") }
     }
 
     pub(crate) fn error(self, expected: impl Into<std::borrow::Cow<'static, str>>) -> Fault {

@@ -356,7 +356,7 @@ fn policy_hash(field: Field<'_>) -> Result<Vec<u8>, Fault> {
 }
 
 fn boolean(field: Option<Field<'_>>) -> Result<bool, Fault> {
-    field.map_or(Ok(false), |field| field.boolean())
+    field.map_or(Ok(false), Field::boolean)
 }
 
 fn registers(field: Field<'_>) -> Result<BTreeSet<PcrIndex>, Fault> {

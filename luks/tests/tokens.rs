@@ -248,6 +248,8 @@ fn a_passphrase_is_the_base64_text_of_the_secret() {
 fn tokens_of_other_types_keep_their_keyslots() {
     let token = Token::parse(r#"{"type":"clevis","keyslots":["3"],"jwe":{"ciphertext":""}}"#);
     assert_eq!(token, Token::Other { kind: "clevis".to_owned(), keyslots: vec![slot(3)] });
+    let Token::Broken { why, .. } = Token::parse("[]") else { panic!("taken") };
+    assert_eq!(why.to_string(), "JSON: expected an object, found a list of 0");
     let Token::Broken { why, .. } = Token::parse("[") else { panic!("taken") };
     assert_eq!(why.to_string(), "token: expected JSON, found EOF while parsing a list at line 1 column 1");
 }
