@@ -3,7 +3,12 @@
 
 mod common;
 
-use common::edit::{Both, DEBIAN_12, DEBIAN_13};
+use std::fs;
+
+use common::{
+    CHEAP, Volume,
+    edit::{Both, DEBIAN_12, DEBIAN_13},
+};
 
 const CIPHER: &str = r#""encryption":"aes-xts-plain64""#;
 const SEGMENT_CIPHER: &str = r#""encryption":"aes-xts-plain64","sector_size""#;
@@ -64,4 +69,21 @@ fn luks_cipher_null_in_the_newer_header_is_refused_though_the_older_one_is_good(
         let copy = ["primary", "secondary"][newer];
         assert!(both.error().starts_with(&format!("{copy} header: segments.0.encryption: ")), "{}", both.error());
     }
+}
+
+/// The attack itself, on a volume of a real cryptsetup, which goes on opening it: its owner's passphrase, or a TPM's secret,
+/// gives the key of a volume whose data an attacker wrote in clear.
+#[test]
+fn luks_cipher_null_volumes_that_cryptsetup_still_opens_are_refused() {
+    let volume = Volume::format(&CHEAP);
+    let key = volume.volume_key();
+    let mut bytes = fs::read(volume.path()).unwrap();
+    let both = Both(bytes[..32768].to_vec());
+    let both = both.replace(SEGMENT_CIPHER, &SEGMENT_CIPHER.replace("aes-xts-plain64", "cipher_null-ecb"));
+    bytes[..32768].copy_from_slice(&both.0);
+    fs::write(volume.path(), bytes).unwrap();
+    assert!(volume.cryptsetup("luksDump", &[]).contains("cipher: cipher_null-ecb"));
+    assert_eq!(volume.volume_key(), key, "cryptsetup derives the key from this header");
+    let error = volume.header().unwrap_err().to_string();
+    assert!(error.starts_with("primary header: segments.0.encryption: expected aes-xts-plain64"), "{error}");
 }
