@@ -32,9 +32,10 @@ fn stages<S: System>(boot: &mut Boot<'_, S>) -> Result<S::Gone, FailureReport> {
         .verify(boot)? // signature, identity, rollback floor, command line
         .measure(boot)? // phase, command line and manifest, into the TPM
         .find(boot)? // modules, devices
+        .unlock(boot)? // LUKS2 volumes; then the initramfs phase ends, where there are any
         .map(boot)? // dm-verity
         .mount(boot)? // erofs, overlay
-        .cap(boot)? // the initramfs phase ends
+        .cap(boot)? // the initramfs phase has ended
         .switch(boot) // the real root and its init
 }
 

@@ -20,11 +20,12 @@ use iofs_policy::{
 use iofs_tpm::transport::TransportError;
 use nix::errno::Errno;
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use crate::{
     fake_tpm::FakeTpm,
     gpt,
-    system::{MappedTarget, Mapping, Mount, System},
+    system::{Access, KeySerial, MappedTarget, Mapping, Mount, Question, System},
 };
 
 pub(crate) const RELEASE: &str = "6.1.0-test";
@@ -77,7 +78,16 @@ pub(crate) struct Fake {
     /// What appears in sysfs when a module is loaded.
     pub(crate) after_module: Vec<Effect>,
     pub(crate) modules: Vec<(String, String)>,
-    pub(crate) table: Option<MappedTarget>,
+    /// What is mapped, by name.
+    pub(crate) tables: BTreeMap<String, (Access, MappedTarget)>,
+    /// Whether device-mapper can decrypt.
+    pub(crate) crypt: bool,
+    /// What will be answered on the console. None: it is closed.
+    pub(crate) answers: VecDeque<Option<&'static str>>,
+    /// What is in the keyring: serial, description, key.
+    pub(crate) keys: Vec<(i32, String, Vec<u8>)>,
+    /// All keys that ever were.
+    pub(crate) keys_seen: Vec<Vec<u8>>,
     pub(crate) status: String,
     /// The status after a call of `broken` failed.
     pub(crate) status_once_broken: String,
@@ -99,7 +109,11 @@ impl Fake {
             events: VecDeque::new(),
             after_module: Vec::new(),
             modules: Vec::new(),
-            table: None,
+            tables: BTreeMap::new(),
+            crypt: false,
+            answers: VecDeque::new(),
+            keys: Vec::new(),
+            keys_seen: Vec::new(),
             status: "V".to_owned(),
             status_once_broken: "V".to_owned(),
             armed: Vec::new(),
@@ -121,8 +135,8 @@ impl Fake {
         let partitions = [("vda1", "root", None, data), ("vda2", "root-verity", None, tree)];
         disk.add_disk("vda", 1 << 20, &partitions);
         disk.add_gpt("vda", &[partition_id(manifest, 0), partition_id(manifest, 1)]);
-        let superblock = superblock(manifest);
-        disk.put("/dev/vda2", &[superblock.encode().as_slice(), &[0; 4096]].concat());
+        let superblock = superblock(manifest).map_or(vec![0; 512], |superblock| superblock.encode().to_vec());
+        disk.put("/dev/vda2", &[superblock.as_slice(), &[0; 4096]].concat());
         let event = |text: &str| text.replace(' ', "\0").into_bytes();
         let virtio = event("add@/devices/pci0000:00/virtio0 ACTION=add MODALIAS=virtio:d00000002v00001AF4 ");
         let modalias =
@@ -203,9 +217,9 @@ pub(crate) fn partition_id(manifest: &Manifest, half: usize) -> Uuid {
     Uuid::from_slice(&manifest.verity.root_hash.as_bytes()[half * 16..half * 16 + 16]).unwrap()
 }
 
-fn superblock(manifest: &Manifest) -> Superblock {
-    let uuid = manifest.verity.superblock_uuid.unwrap();
-    Superblock { parameters: manifest.verity.parameters.clone(), uuid }
+fn superblock(manifest: &Manifest) -> Option<Superblock> {
+    let uuid = manifest.verity.superblock_uuid?;
+    Some(Superblock { parameters: manifest.verity.parameters.clone(), uuid })
 }
 
 /// What the sealed machine boots.
@@ -285,7 +299,7 @@ impl System for Fake {
     }
 
     fn read_at(&mut self, path: &str, offset: u64, length: usize) -> io::Result<Vec<u8>> {
-        self.call(format!("read_at {path}"))?;
+        self.call(format!("read_at {path} {offset}"))?;
         let bytes = self.files.get(path).ok_or(Errno::ENOENT)?;
         let part = bytes.get(offset as usize..offset as usize + length);
         Ok(part.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
@@ -323,6 +337,11 @@ impl System for Fake {
         self.call(format!("mount {kind} {source} {target} {:#x} {options}", flags.bits()))
     }
 
+    fn mount_in_root(&mut self, root: &str, mount: &Mount<'_>) -> io::Result<()> {
+        let Mount { source, target, kind, flags, options } = mount;
+        self.call(format!("mount_in_root {root} {kind} {source} {target} {:#x} {options}", flags.bits()))
+    }
+
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()> {
         self.call(format!("move_mount {from} {to}"))
     }
@@ -357,29 +376,67 @@ impl System for Fake {
     fn mapper_targets(&mut self) -> io::Result<Vec<String>> {
         self.call("mapper_targets".to_owned())?;
         let verity = self.modules.iter().any(|(path, _)| path.ends_with("dm-verity.ko"));
-        Ok(["linear", "verity"].iter().take(1 + usize::from(verity)).map(|name| (*name).to_owned()).collect())
+        let targets = [("linear", true), ("verity", verity), ("crypt", self.crypt)];
+        Ok(targets.into_iter().filter(|(_, there)| *there).map(|(name, _)| name.to_owned()).collect())
     }
 
     fn create_mapping(&mut self, mapping: &Mapping<'_>) -> io::Result<DeviceNumber> {
         self.call(format!("create_mapping {} {}", mapping.name, mapping.uuid))?;
-        self.table = Some(MappedTarget {
+        if mapping.target == "crypt" {
+            // As the kernel does, which looks the key up by its description.
+            let described = |(_, description, key): &(i32, String, Vec<u8>)| {
+                mapping.parameters.contains(&format!(":{}:logon:{description} ", key.len()))
+            };
+            self.keys.iter().any(described).then_some(()).ok_or(Errno::ENOKEY)?;
+        }
+        let minor = 3 + u32::try_from(self.tables.len()).unwrap();
+        let target = MappedTarget {
             start: 0,
             sectors: mapping.sectors,
             target: mapping.target.to_owned(),
             text: mapping.parameters.to_owned(),
-        });
-        Ok(DeviceNumber { major: 252, minor: 3 })
+        };
+        self.tables.insert(mapping.name.to_owned(), (mapping.access, target));
+        Ok(DeviceNumber { major: 252, minor })
     }
 
-    fn mapping_table(&mut self, _name: &str) -> io::Result<Vec<MappedTarget>> {
-        self.call("mapping_table".to_owned())?;
-        Ok(self.table.clone().into_iter().collect())
+    fn remove_mapping(&mut self, name: &str) -> io::Result<()> {
+        self.call(format!("remove_mapping {name}"))?;
+        self.tables.remove(name).map(drop).ok_or(Errno::ENXIO.into())
     }
 
-    fn mapping_status(&mut self, _name: &str) -> io::Result<Vec<MappedTarget>> {
-        self.call("mapping_status".to_owned())?;
+    fn mapping_table(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
+        self.call(format!("mapping_table {name}"))?;
+        let (found, target) = self.tables.get(name).ok_or(Errno::ENXIO)?;
+        if *found == access { Ok(vec![target.clone()]) } else { Err(Errno::EACCES.into()) }
+    }
+
+    fn mapping_status(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
+        self.call(format!("mapping_status {name}"))?;
         let text = self.status.clone();
-        Ok(self.table.clone().into_iter().map(|target| MappedTarget { text: text.clone(), ..target }).collect())
+        let (found, target) = self.tables.get(name).ok_or(Errno::ENXIO)?;
+        let status = MappedTarget { text, ..target.clone() };
+        if *found == access { Ok(vec![status]) } else { Err(Errno::EACCES.into()) }
+    }
+
+    fn ask_secret(&mut self, question: &Question<'_>) -> io::Result<Zeroizing<Vec<u8>>> {
+        self.call(format!("ask_secret {}", question.prompt))?;
+        let answer = self.answers.pop_front().flatten().ok_or(io::ErrorKind::UnexpectedEof)?;
+        Ok(Zeroizing::new(answer.as_bytes().to_vec()))
+    }
+
+    fn add_key(&mut self, description: &str, key: &[u8]) -> io::Result<KeySerial> {
+        self.call(format!("add_key {description}"))?;
+        let serial = 100 + i32::try_from(self.keys_seen.len()).unwrap();
+        self.keys.push((serial, description.to_owned(), key.to_vec()));
+        self.keys_seen.push(key.to_vec());
+        Ok(KeySerial(serial))
+    }
+
+    fn remove_key(&mut self, KeySerial(key): KeySerial) -> io::Result<()> {
+        self.call("remove_key".to_owned())?;
+        self.keys.retain(|(serial, ..)| *serial != key);
+        Ok(())
     }
 
     fn open_tpm(&mut self, wait: Duration) -> Result<(), TransportError> {

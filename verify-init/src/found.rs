@@ -20,17 +20,42 @@ use crate::{
 };
 
 const STAGE: Stage = Stage::Found;
-const TARGET: &str = "verity";
+/// What device-mapper must be able to do, with the modules that bring it. The others than the first are for volumes.
+const TARGETS: [(&str, &str); 2] = [("verity", "dm-verity"), ("crypt", "dm-crypt")];
 /// Devices are looked for again after this time without an event: sysfs may be complete only after its event.
 const RESCAN: Duration = Duration::from_millis(250);
 
-/// The sealed devices are there, and large enough.
+/// How long to wait for an optional volume once everything else is there.
+const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The sealed devices are there.
 pub(crate) struct Found {
     pub(crate) verified: Verified,
+    /// Where the image lies, unless it is in a volume.
+    pub(crate) image: Option<ImageDevices>,
+    /// The volumes' devices, one for each in the manifest; none for an optional one that is not there.
+    pub(crate) volumes: Vec<Option<BlockDevice>>,
+}
+
+/// Where data and tree are, large enough for both.
+pub(crate) struct ImageDevices {
     pub(crate) data: BlockDevice,
     pub(crate) tree: BlockDevice,
     /// The tree's first block on its device.
     pub(crate) hash_start_block: u64,
+}
+
+impl ImageDevices {
+    /// Checks that the areas fit.
+    pub(crate) fn new(
+        stage: Stage,
+        manifest: &Manifest,
+        data: BlockDevice,
+        tree: BlockDevice,
+    ) -> Result<Self, FailureReport> {
+        let hash_start_block = check_sizes(stage, manifest, &data, &tree)?;
+        Ok(Self { data, tree, hash_start_block })
+    }
 }
 
 impl Measured {
@@ -41,39 +66,66 @@ impl Measured {
             boot.warn(format!("device events: {}: looking again and again instead", text(&error)));
         }
         let verified = self.verified;
-        if !verified.manifest.manifest().volumes.is_empty() {
-            let next = "boot it with the verify-init that it was sealed with";
-            let found = "volumes in the manifest";
-            return Err(refusal(STAGE, "this verify-init opens no volumes", "no volumes", found, next));
-        }
+        let manifest = verified.manifest.manifest();
         let mut search = Search::new(&verified, boot)?;
         // Hardware first: disks take their time while the rest is loaded.
         search.modules.load_for_present(boot)?;
         search.modules.load_always(boot)?;
-        check_mapper(boot)?;
-        let (data, tree) = search.wait(boot)?;
-        let hash_start_block = check_sizes(verified.manifest.manifest(), &data, &tree)?;
-        boot.reached(STAGE, &format!("found data on {} and tree on {}", data.path, tree.path));
-        Ok(Found { verified, data, tree, hash_start_block })
+        check_mapper(boot, manifest)?;
+        let mut devices = search.wait(boot)?.into_iter();
+        let image = match (in_volume(manifest), devices.next().flatten(), devices.next().flatten()) {
+            (false, Some(data), Some(tree)) => Some(ImageDevices::new(STAGE, manifest, data, tree)?),
+            _ => None,
+        };
+        let volumes: Vec<Option<BlockDevice>> = devices.collect();
+        boot.reached(STAGE, &description(manifest, image.as_ref(), &volumes));
+        for (volume, _) in manifest.volumes.iter().zip(&volumes).filter(|(_, device)| device.is_none()) {
+            boot.warn(format!("volume {}: no device {}: the boot goes on without it", volume.name, volume.place));
+        }
+        Ok(Found { verified, image, volumes })
     }
 }
 
-fn check_mapper<S: System>(boot: &mut Boot<'_, S>) -> Result<(), FailureReport> {
-    let found = match boot.system.mapper_targets() {
-        Ok(targets) if targets.iter().any(|target| target == TARGET) => return Ok(()),
-        Ok(targets) => format!("targets {}", targets.join(", ")),
-        Err(error) => text(&error),
-    };
-    let next = "build the initramfs with the module dm-verity, or boot a kernel that has it";
-    Err(refusal(STAGE, "kernel without dm-verity", "the device-mapper target verity", found, next))
+/// Whether the image lies in a volume.
+fn in_volume(manifest: &Manifest) -> bool {
+    matches!(manifest.data, Place::Volume(_))
 }
 
-/// One search for both places.
+fn description(manifest: &Manifest, image: Option<&ImageDevices>, volumes: &[Option<BlockDevice>]) -> String {
+    let mut found = Vec::new();
+    found.extend(image.map(|image| format!("data on {} and tree on {}", image.data.path, image.tree.path)));
+    let there = manifest.volumes.iter().zip(volumes).filter_map(|(volume, device)| Some((volume, device.as_ref()?)));
+    found.extend(there.map(|(volume, device)| format!("volume {} on {}", volume.name, device.path)));
+    format!("found {}", found.join(", "))
+}
+
+fn check_mapper<S: System>(boot: &mut Boot<'_, S>, manifest: &Manifest) -> Result<(), FailureReport> {
+    let needed: &[(&str, &str)] = if manifest.volumes.is_empty() { &TARGETS[..1] } else { &TARGETS };
+    let missing = match boot.system.mapper_targets() {
+        Ok(targets) => needed
+            .iter()
+            .find(|(target, _)| !targets.iter().any(|one| one == target))
+            .map(|missing| (missing, format!("targets {}", targets.join(", ")))),
+        Err(error) => needed.first().map(|target| (target, text(&error))),
+    };
+    let Some(((target, module), found)) = missing else { return Ok(()) };
+    let next = format!("build the initramfs with the module {module}, or boot a kernel that has it");
+    Err(refusal(STAGE, format!("kernel without {module}"), format!("the device-mapper target {target}"), found, next))
+}
+
+/// Something that is looked for.
+struct Wanted<'a> {
+    place: &'a Place,
+    what: String,
+    optional: bool,
+}
+
+/// One search for all places.
 struct Search<'a> {
     modules: Modules,
     scanner: Scanner,
-    data: &'a Place,
-    tree: &'a Place,
+    /// Data, tree, then the volumes. What lies in a volume is not looked for.
+    wanted: Vec<Wanted<'a>>,
     limit: Duration,
 }
 
@@ -82,25 +134,67 @@ impl<'a> Search<'a> {
         let (manifest, command_line) = (verified.manifest.manifest(), &verified.command_line);
         let limit = command_line.device_timeout.unwrap_or(Duration::from_secs(manifest.device_timeout.into()));
         let modules = Modules::read(boot, &verified.release, command_line)?;
-        let scanner = Scanner::default();
-        Ok(Self { modules, scanner, data: &manifest.data, tree: &manifest.tree, limit })
+        let image = [(&manifest.data, "data"), (&manifest.tree, "tree")];
+        let mut wanted: Vec<Wanted<'a>> = image
+            .into_iter()
+            .map(|(place, what)| Wanted { place, what: what.to_owned(), optional: in_volume(manifest) })
+            .collect();
+        wanted.extend(manifest.volumes.iter().map(|volume| Wanted {
+            place: &volume.place,
+            what: format!("volume {}", volume.name),
+            optional: volume.optional,
+        }));
+        Ok(Self { modules, scanner: Scanner::default(), wanted, limit })
     }
 
-    fn wait<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Result<(BlockDevice, BlockDevice), FailureReport> {
-        let deadline = boot.system.now() + self.limit;
-        let unique_ids = [self.data, self.tree].iter().any(|place| matches!(place, Place::PartUuid(_)));
+    /// The devices, one for each place.
+    fn wait<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Result<Vec<Option<BlockDevice>>, FailureReport> {
+        let mut deadline = boot.system.now() + self.limit;
+        let unique_ids = self.wanted.iter().any(|wanted| matches!(wanted.place, Place::PartUuid(_)));
+        let mut complete = false;
         loop {
             let devices = self.scanner.scan(boot.system, unique_ids);
-            let (data, tree) = (only(&devices, self.data)?, only(&devices, self.tree)?);
-            if let (Some(data), Some(tree)) = (data, tree) {
-                return Ok((data.clone(), tree.clone()));
+            let found = self.look(boot, &devices)?;
+            let missing = |optional: bool| {
+                let mut pairs = self.wanted.iter().zip(&found);
+                pairs.any(|(wanted, found)| {
+                    found.is_none() && wanted.optional == optional && !matches!(wanted.place, Place::Volume(_))
+                })
+            };
+            let (required, optional) = (missing(false), missing(true));
+            if !required && !optional {
+                return Ok(found);
+            }
+            if !required && !complete {
+                complete = true;
+                deadline = deadline.min(boot.system.now() + OPTIONAL_PATIENCE);
             }
             let left = deadline.saturating_sub(boot.system.now());
             if left.is_zero() {
-                return Err(self.late(&devices, data.is_none(), tree.is_none()));
+                return if required { Err(self.late(&devices, &found)) } else { Ok(found) };
             }
             self.take_events(boot, left.min(RESCAN))?;
         }
+    }
+
+    /// Looks once. Two devices at the place of an optional volume are none.
+    fn look<S: System>(
+        &self,
+        boot: &mut Boot<'_, S>,
+        devices: &[BlockDevice],
+    ) -> Result<Vec<Option<BlockDevice>>, FailureReport> {
+        let mut found = Vec::new();
+        for wanted in &self.wanted {
+            match only(devices, wanted.place) {
+                Ok(device) => found.push(device.cloned()),
+                Err(refusal) if wanted.optional => {
+                    boot.debug(&format!("{}: {}: {}", wanted.what, refusal.fact, refusal.found));
+                    found.push(None);
+                }
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        Ok(found)
     }
 
     /// Waits for an event, and takes all that are there already: they come in crowds.
@@ -121,10 +215,9 @@ impl<'a> Search<'a> {
         }
     }
 
-    fn late(&self, devices: &[BlockDevice], no_data: bool, no_tree: bool) -> FailureReport {
-        let mut awaited = Vec::new();
-        awaited.extend(no_data.then(|| format!("{} (data)", self.data)));
-        awaited.extend(no_tree.then(|| format!("{} (tree)", self.tree)));
+    fn late(&self, devices: &[BlockDevice], found: &[Option<BlockDevice>]) -> FailureReport {
+        let missing = self.wanted.iter().zip(found).filter(|(wanted, found)| found.is_none() && !wanted.optional);
+        let awaited: Vec<String> = missing.map(|(wanted, _)| format!("{} ({})", wanted.place, wanted.what)).collect();
         let mut seen: Vec<String> = devices.iter().map(BlockDevice::to_string).collect();
         seen.extend(self.scanner.damaged.iter().map(|(disk, why)| format!("{disk}: {why}")));
         let found = if seen.is_empty() { "no block device".to_owned() } else { seen.join("; ") };
@@ -148,11 +241,16 @@ fn only<'a>(devices: &'a [BlockDevice], place: &Place) -> Result<Option<&'a Bloc
 }
 
 /// Checks that the areas fit, and says where the tree starts.
-fn check_sizes(manifest: &Manifest, data: &BlockDevice, tree: &BlockDevice) -> Result<u64, FailureReport> {
+fn check_sizes(
+    stage: Stage,
+    manifest: &Manifest,
+    data: &BlockDevice,
+    tree: &BlockDevice,
+) -> Result<u64, FailureReport> {
     let verity = &manifest.verity;
     let impossible = |error: iofs_policy::verity::ParameterError| {
         refusal(
-            STAGE,
+            stage,
             "the sealed verity device is impossible",
             "a tree that fits",
             error.to_string(),
@@ -166,7 +264,7 @@ fn check_sizes(manifest: &Manifest, data: &BlockDevice, tree: &BlockDevice) -> R
         if device.bytes < needed {
             let fact = format!("the {what} device {} is too small", device.path);
             let (expected, found) = (format!("at least {needed} bytes"), format!("{} bytes", device.bytes));
-            return Err(refusal(STAGE, fact, expected, found, "write the whole image to the disk again"));
+            return Err(refusal(stage, fact, expected, found, "write the whole image to the disk again"));
         }
     }
     area.start_block(verity.parameters.hash_block_size).map_err(impossible)

@@ -18,6 +18,7 @@ pub mod superblock;
 mod switched;
 pub mod system;
 pub mod uevent;
+mod unlocked;
 mod verified;
 
 #[cfg(test)]
@@ -26,6 +27,8 @@ mod fake;
 mod fake_tpm;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod volume_tests;
 
 pub use boot::boot;
 pub use linux::Linux;

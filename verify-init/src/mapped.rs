@@ -11,10 +11,11 @@ use iofs_policy::{
 
 use crate::{
     boot::Boot,
-    found::Found,
+    found::ImageDevices,
     report::{refusal, text},
     superblock,
-    system::{Mapping, System},
+    system::{Access, Mapping, System},
+    unlocked::{OpenVolume, Unlocked},
     verified::Verified,
 };
 
@@ -27,6 +28,7 @@ const SHORT: usize = 16;
 /// The verity device runs, and the kernel confirmed its table.
 pub(crate) struct Mapped {
     pub(crate) verified: Verified,
+    pub(crate) volumes: Vec<OpenVolume>,
     /// The node of the mapped device.
     pub(crate) path: String,
     pub(crate) data: DeviceNumber,
@@ -35,18 +37,20 @@ pub(crate) struct Mapped {
     pub(crate) table: String,
 }
 
-impl Found {
+impl Unlocked {
     /// Maps, and reads back what was mapped.
     pub(crate) fn map<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Mapped, FailureReport> {
         let manifest = self.verified.manifest.manifest();
-        compare_superblock(boot, &manifest.verity, &self.tree.path)?;
-        let table = self.table(&manifest.verity)?;
+        let ImageDevices { data, tree, .. } = &self.image;
+        compare_superblock(boot, &manifest.verity, &tree.path)?;
+        let table = table(&self.image, &manifest.verity)?;
         let mapping = Mapping {
             name: ROOT_MAPPING,
             uuid: &mapper_uuid(&manifest.verity),
             sectors: table.sectors(),
             target: TARGET,
             parameters: &table.to_string(),
+            access: Access::ReadOnly,
         };
         let number = boot.system.create_mapping(&mapping).map_err(|error| {
             refusal(
@@ -57,7 +61,7 @@ impl Found {
                 "see the kernel's messages above",
             )
         })?;
-        let confirmed = confirm(boot, &table, self.data.number, self.tree.number)?;
+        let confirmed = confirm(boot, &table, data.number, tree.number)?;
         let path = format!("/dev/dm-{}", number.minor);
         // For tools that look for the name; udev makes the same link later.
         if let Err(error) = boot.system.link(&format!("../dm-{}", number.minor), &format!("/dev/mapper/{ROOT_MAPPING}"))
@@ -65,24 +69,25 @@ impl Found {
             boot.warn(format!("/dev/mapper/{ROOT_MAPPING}: {}", text(&error)));
         }
         boot.reached(STAGE, &description(manifest, &path));
-        let (data_device, hash_device) = (self.data.path, self.tree.path);
-        Ok(Mapped { verified: self.verified, path, data: self.data.number, data_device, hash_device, table: confirmed })
+        let Self { verified, image: ImageDevices { data, tree, .. }, volumes } = self;
+        let (data_device, hash_device, data) = (data.path, tree.path, data.number);
+        Ok(Mapped { verified, volumes, path, data, data_device, hash_device, table: confirmed })
     }
+}
 
-    fn table(&self, sealed: &SealedVerity) -> Result<VerityTable, FailureReport> {
-        let devices = [self.data.number.to_string(), self.tree.number.to_string()];
-        let options = sealed.on_corruption.option().map(str::to_owned).into_iter().collect();
-        let (parameters, root_hash) = (sealed.parameters.clone(), sealed.root_hash.clone());
-        VerityTable::new(devices, parameters, self.hash_start_block, root_hash, options).map_err(|error| {
-            refusal(
-                STAGE,
-                "the sealed verity device is impossible",
-                "a table that the kernel takes",
-                error.to_string(),
-                "seal the image again",
-            )
-        })
-    }
+fn table(image: &ImageDevices, sealed: &SealedVerity) -> Result<VerityTable, FailureReport> {
+    let devices = [image.data.number.to_string(), image.tree.number.to_string()];
+    let options = sealed.on_corruption.option().map(str::to_owned).into_iter().collect();
+    let (parameters, root_hash) = (sealed.parameters.clone(), sealed.root_hash.clone());
+    VerityTable::new(devices, parameters, image.hash_start_block, root_hash, options).map_err(|error| {
+        refusal(
+            STAGE,
+            "the sealed verity device is impossible",
+            "a table that the kernel takes",
+            error.to_string(),
+            "seal the image again",
+        )
+    })
 }
 
 fn description(manifest: &Manifest, path: &str) -> String {
@@ -130,12 +135,12 @@ fn confirm<S: System>(
         let next = "start the machine again; if this repeats, its kernel cannot be trusted";
         refusal(STAGE, "the kernel's verity device is not the sealed one", table.to_string(), found.to_string(), next)
     };
-    let targets = boot.system.mapping_table(ROOT_MAPPING).map_err(|error| differs(&text(&error)))?;
+    let targets = boot.system.mapping_table(ROOT_MAPPING, Access::ReadOnly).map_err(|error| differs(&text(&error)))?;
     let [target] = targets.as_slice() else { return Err(differs(&format!("{} targets", targets.len()))) };
     let loaded =
         LoadedTarget { start: target.start, sectors: target.sectors, target: &target.target, parameters: &target.text };
     table.check_loaded(&loaded, data, tree).map_err(|error| differs(&error))?;
-    let status = boot.system.mapping_status(ROOT_MAPPING).map_err(|error| differs(&text(&error)))?;
+    let status = boot.system.mapping_status(ROOT_MAPPING, Access::ReadOnly).map_err(|error| differs(&text(&error)))?;
     let [one] = status.as_slice() else { return Err(differs(&format!("{} statuses", status.len()))) };
     check_status(&one.text).map_err(|error| differs(&error))?;
     Ok(format!("{} {} {} {}", target.start, target.sectors, target.target, target.text))

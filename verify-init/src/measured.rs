@@ -1,7 +1,7 @@
 //! Measuring: what boots here, into the TPM, before anything of it is looked for; and the end of the initramfs phase,
 //! before anything of it runs.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use iofs_policy::{
     failure::{FailureReport, Stage},
@@ -9,12 +9,12 @@ use iofs_policy::{
     measurement::Measurement,
     measurement_log::Record,
     paths::MEASUREMENT_LOG,
-    pcr::PcrDigest,
+    pcr::{PcrBank, PcrDigest, PcrIndex},
 };
 use iofs_tpm::{
     PinnedSrk, Protected, Suspended, Tpm,
     name::Public,
-    pcr::{self, ActiveBanks, ExtendError},
+    pcr::{self, ActiveBanks, ExtendError, Judgement, PcrValues, ReadError},
     presence::{Facts, Presence},
     transport::{Transport, TransportError},
 };
@@ -37,6 +37,8 @@ const LOG_FOLDER: &str = "/run/log/systemd";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// A required TPM may be one that firmware does not tell of.
 const MORE_PATIENCE: Duration = Duration::from_secs(15);
+/// As much of an event as a report shows.
+const MAX_EVENT_TEXT: usize = 120;
 
 /// What runs was measured, as far as the sealed rules demand it.
 pub(crate) struct Measured {
@@ -76,10 +78,18 @@ impl Verified {
 }
 
 impl Mounted {
-    /// Ends the initramfs phase: what was bound to it is out of reach of whatever comes next.
+    /// Ends the initramfs phase, unless it ended when the last volume was opened, and makes sure of it: what was bound to it
+    /// is out of reach of whatever comes next.
     pub(crate) fn cap<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Capped, FailureReport> {
-        let what = if boot.measuring.is_some() { "capped the initramfs phase" } else { "capped nothing" };
-        measure(boot, Stage::Capped, &Measurement::LeaveInitrd)?;
+        let what = match &boot.measuring {
+            None => "capped nothing",
+            Some(measuring) if measuring.closed.is_some() => "confirmed the end of the initramfs phase",
+            Some(_) => "capped the initramfs phase",
+        };
+        match boot.measuring.as_ref().and_then(|measuring| measuring.closed.clone()) {
+            Some(closed) => confirm(boot, &closed)?,
+            None => measure(boot, Stage::Capped, &Measurement::LeaveInitrd)?,
+        }
         if let Some(session) = boot.measuring.as_mut().and_then(|measuring| measuring.session.take()) {
             // What could not be removed is in nobody's way: the TPM forgets it with the next reset.
             let _ = session.resume(&mut Tpm::new(Wire(boot.system))).close();
@@ -89,10 +99,78 @@ impl Mounted {
     }
 }
 
+/// Ends the initramfs phase right after the last secret was taken from the TPM, and sees to it that every bank shows that:
+/// a bank that was left out would give the secret again.
+pub(crate) fn leave<S: System>(boot: &mut Boot<'_, S>, stage: Stage) -> Result<(), FailureReport> {
+    let before = read_phases(boot);
+    measure(boot, stage, &Measurement::LeaveInitrd)?;
+    let (Some(measuring), Some(before)) = (&boot.measuring, before) else { return Ok(()) };
+    let digests = measuring.digests(&Measurement::LeaveInitrd);
+    let after = read_phases(boot);
+    let closed = before.and_then(|before| {
+        let after = after.unwrap_or_else(|| Err("the TPM is gone".to_owned()))?;
+        match pcr::judge(&before, &after, PcrIndex::PHASES, &digests) {
+            Judgement::Extended => Ok(after),
+            Judgement::NotExtended => Err("every bank holds what it held before".to_owned()),
+            Judgement::Other => Err(format!("the banks hold {}", listed(&after))),
+        }
+    });
+    match closed {
+        Ok(after) => {
+            if let Some(measuring) = &mut boot.measuring {
+                measuring.closed = Some(after);
+            }
+            Ok(())
+        }
+        Err(why) => not_closed(boot, stage, &why),
+    }
+}
+
+/// The register of the phases holds what it held when the phase was closed, in every bank.
+fn confirm<S: System>(boot: &mut Boot<'_, S>, closed: &PcrValues) -> Result<(), FailureReport> {
+    let found = read_phases(boot).unwrap_or_else(|| Err("the TPM is gone".to_owned()));
+    let same = |found: &PcrValues| found.iter().eq(closed.iter());
+    match found {
+        Ok(found) if same(&found) => Ok(()),
+        Ok(found) => not_closed(boot, Stage::Capped, &format!("{} instead of {}", listed(&found), listed(closed))),
+        Err(why) => not_closed(boot, Stage::Capped, &why),
+    }
+}
+
+/// Closes the phase once more, for what that is worth, and says what is wrong.
+fn not_closed<S: System>(boot: &mut Boot<'_, S>, stage: Stage, why: &str) -> Result<(), FailureReport> {
+    measure(boot, stage, &Measurement::LeaveInitrd)?;
+    let fact = "the end of the initramfs phase cannot be confirmed in every bank of the TPM";
+    if boot.measuring.as_ref().is_none_or(|measuring| measuring.must_hold) {
+        let next = "switch the machine off and on; if this repeats, the TPM or the way to it is failing or manipulated";
+        return Err(refusal(stage, fact, "register 11 extended by leave-initrd in each active bank", why, next));
+    }
+    boot.warn(format!("{fact}: {why}"));
+    Ok(())
+}
+
+fn listed(values: &PcrValues) -> String {
+    values.iter().map(|(index, digest)| format!("{index}:{digest}")).collect::<Vec<_>>().join(", ")
+}
+
+/// The register of the phases in every bank. Nothing where nothing is measured.
+fn read_phases<S: System>(boot: &mut Boot<'_, S>) -> Option<Result<PcrValues, String>> {
+    let mut measuring = boot.measuring.take()?;
+    let wanted = measuring.banks.banks().map(|bank| (bank, PcrIndex::PHASES)).collect();
+    let values = measuring.read(&mut Tpm::new(Wire(boot.system)), &wanted);
+    boot.measuring = Some(measuring);
+    Some(values.map_err(|error| error.to_string()))
+}
+
 /// The TPM of this boot.
 pub(crate) struct Measuring {
     banks: ActiveBanks,
-    usage: TpmUse,
+    /// Whether what cannot be measured stops the boot: where that is sealed, and once the TPM gave a secret.
+    must_hold: bool,
+    /// The register of the phases, once the initramfs phase was closed before its time.
+    closed: Option<PcrValues>,
+    /// What was measured so far, for people.
+    events: Vec<(PcrIndex, String)>,
     /// A session that only the pinned TPM can answer, where one is pinned.
     session: Option<Suspended>,
 }
@@ -101,6 +179,41 @@ impl Measuring {
     /// The names of the banks, in order.
     pub(crate) fn bank_names(&self) -> Vec<String> {
         self.banks.banks().map(|bank| bank.name().to_owned()).collect()
+    }
+
+    /// From here on every measurement must succeed: the TPM gave a secret to this boot.
+    pub(crate) fn hold(&mut self) {
+        self.must_hold = true;
+    }
+
+    /// What this boot added to a register.
+    pub(crate) fn added(&self, index: PcrIndex) -> String {
+        let of_register = self.events.iter().filter(|(register, _)| *register == index);
+        of_register.map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(", then ")
+    }
+
+    /// Command lines are long, and not all of them is of interest.
+    fn remember(&mut self, measurement: &Measurement<'_>) {
+        let text: String = String::from_utf8_lossy(&measurement.bytes()).chars().take(MAX_EVENT_TEXT).collect();
+        self.events.push((measurement.pcr(), text));
+    }
+
+    fn digests(&self, measurement: &Measurement<'_>) -> Vec<PcrDigest> {
+        self.banks.banks().map(|bank| measurement.digest(bank)).collect()
+    }
+
+    fn read<T: Transport>(
+        &mut self,
+        tpm: &mut Tpm<T>,
+        wanted: &BTreeSet<(PcrBank, PcrIndex)>,
+    ) -> Result<PcrValues, ReadError> {
+        let Some(session) = self.session.take() else {
+            return pcr::read(tpm, wanted);
+        };
+        let mut protected = session.resume(tpm);
+        let values = protected.read(wanted);
+        self.session = Some(protected.suspend());
+        values
     }
 
     fn extend<T: Transport>(
@@ -136,7 +249,7 @@ pub(crate) fn cap_after_failure<S: System>(boot: &mut Boot<'_, S>) -> Option<Str
 }
 
 /// Measures and logs. Without a TPM nothing is done.
-fn measure<S: System>(
+pub(crate) fn measure<S: System>(
     boot: &mut Boot<'_, S>,
     stage: Stage,
     measurement: &Measurement<'_>,
@@ -145,14 +258,14 @@ fn measure<S: System>(
         return Ok(());
     };
     let result = extend(boot, &mut measuring, measurement);
-    let usage = measuring.usage;
+    let must_hold = measuring.must_hold;
     boot.measuring = Some(measuring);
     let Err(why) = result else {
         return Ok(());
     };
     let (index, kind) = (measurement.pcr(), measurement.event_type());
     let fact = format!("register {index} was not extended by the event {kind}");
-    if usage == TpmUse::Required {
+    if must_hold {
         let next = "switch the machine off and on; if this repeats, the TPM or the way to it is failing or manipulated";
         return Err(refusal(stage, fact, "a measurement in each active bank, and its record", why, next));
     }
@@ -167,7 +280,7 @@ fn extend<S: System>(
     measuring: &mut Measuring,
     measurement: &Measurement<'_>,
 ) -> Result<(), String> {
-    let digests: Vec<PcrDigest> = measuring.banks.banks().map(|bank| measurement.digest(bank)).collect();
+    let digests = measuring.digests(measurement);
     let begun = boot.system.begin_log_record();
     let extended = measuring.extend(&mut Tpm::new(Wire(boot.system)), measurement, &digests);
     let log = |error| format!("{MEASUREMENT_LOG}: {}", text(&error));
@@ -175,6 +288,7 @@ fn extend<S: System>(
     let microseconds = u64::try_from(boot.system.now().as_micros()).unwrap_or(u64::MAX);
     // A register whose state is unknown leaves the log torn, as it is.
     extended.map_err(|error| error.to_string())?;
+    measuring.remember(measurement);
     begun.map_err(log)?;
     let record = Record::new(measurement, &digests, boot_id, microseconds);
     boot.system.finish_log_record(&record.to_bytes()).map_err(log)
@@ -203,7 +317,7 @@ fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<Me
         boot.warn(format!("the TPM has active banks of unknown algorithms {unknown:04x?}: they stay as they are"));
     }
     boot.system.create_folder(LOG_FOLDER, 0o755).map_err(|error| fail(text(&error)))?;
-    Ok(Some(Measuring { banks, usage: rules.usage, session }))
+    Ok(Some(Measuring { banks, must_hold: rules.usage == TpmUse::Required, closed: None, events: Vec::new(), session }))
 }
 
 /// How long to wait for a TPM, if at all.
@@ -237,7 +351,7 @@ fn protect<S: System>(boot: &mut Boot<'_, S>, srk: &SrkPublic) -> Result<Suspend
 }
 
 /// Commands go through the system.
-struct Wire<'a, S>(&'a mut S);
+pub(crate) struct Wire<'a, S>(pub(crate) &'a mut S);
 
 impl<S: System> Transport for Wire<'_, S> {
     fn exchange(&mut self, command: &[u8]) -> Result<Vec<u8>, TransportError> {

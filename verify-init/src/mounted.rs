@@ -1,8 +1,8 @@
-//! The fifth stage: the image is mounted, and the overlay over it.
+//! The stage in which the image is mounted, the overlay over it, and the data volumes in that.
 
 use iofs_policy::{
     failure::{FailureReport, Stage},
-    manifest::{MountOption, Overlay},
+    manifest::{DataUse, Manifest, MountOption, UpperUse, VolumeUse},
     paths::ROOT_MAPPING,
     verity::check_status,
 };
@@ -12,7 +12,8 @@ use crate::{
     boot::Boot,
     mapped::Mapped,
     report::{refusal, text},
-    system::{Mount, System},
+    system::{Access, Mount, System},
+    unlocked::{OpenVolume, Unlocked},
 };
 
 const STAGE: Stage = Stage::Mounted;
@@ -20,10 +21,10 @@ const STAGE: Stage = Stage::Mounted;
 pub(crate) const NEW_ROOT: &str = "/sysroot";
 /// The image below an overlay. `/run` is moved, so that it stays within reach.
 const LOWER: &str = "/run/iofs/lower";
-/// The tmpfs of the overlay: for root alone, since whoever writes to it writes to all of the system.
+/// What holds the upper layer of the overlay: for root alone, since whoever writes to it writes to all of the system.
 const WRITABLE: &str = "/run/iofs/overlay";
-const UPPER: &str = "/run/iofs/overlay/upper";
-const WORK: &str = "/run/iofs/overlay/work";
+/// A volume's file system has a root folder of its own mode, so that it is mounted below one that nobody else enters.
+const KEPT: &str = "/run/iofs/overlay/volume";
 const FOLDER: &str = "/run/iofs";
 const SYSTEMD_FOLDER: &str = "/run/systemd";
 /// What an overlay root stands on, where systemd's generators look for it (systemd's `volatile-root.c`).
@@ -46,12 +47,12 @@ impl Mapped {
     pub(crate) fn mount<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Mounted, FailureReport> {
         let manifest = self.verified.manifest.manifest();
         let (flags, options) = split(&manifest.mount_options);
-        let overlay = manifest.overlay.as_ref();
+        let writable = Writable::of(manifest, &self.volumes)?;
         folder(boot, FOLDER)?;
         folder(boot, NEW_ROOT)?;
         let image = Mount {
             source: &self.path,
-            target: if overlay.is_some() { LOWER } else { NEW_ROOT },
+            target: if writable.is_some() { LOWER } else { NEW_ROOT },
             kind: "erofs",
             flags: flags | MsFlags::MS_RDONLY,
             options: &options,
@@ -59,17 +60,97 @@ impl Mapped {
         folder(boot, image.target)?;
         let mounted = mount(boot, &image, "an erofs image that this kernel reads, and mount options that it knows");
         mounted.map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
-        if let Some(overlay) = overlay {
-            mount_overlay(boot, overlay, flags)?;
+        if let Some(writable) = &writable {
+            mount_overlay(boot, writable, flags)?;
             tell_systemd(boot, &format!("/dev/block/{}", self.data));
         }
         let init = self.verified.command_line.init.clone().unwrap_or_else(|| manifest.init.to_string());
         check_init(boot, &init).map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
-        let what =
-            overlay.map_or("read-only".to_owned(), |overlay| format!("under an overlay of {}", overlay.tmpfs_size));
+        let mut what = writable.as_ref().map_or("read-only".to_owned(), Writable::description);
+        for place in mount_volumes(boot, manifest, &self.volumes)? {
+            what.push_str(&format!(", {place}"));
+        }
         boot.reached(STAGE, &format!("mounted {} {what}", self.path));
-        Ok(Mounted { writable: overlay.is_some(), mapped: self, init })
+        Ok(Mounted { writable: manifest.is_writable(), mapped: self, init })
     }
+}
+
+/// What the overlay keeps what is written on.
+enum Writable<'a> {
+    /// Memory, of that size.
+    Memory(&'a str),
+    /// An integrity-protected volume.
+    Volume(&'a UpperUse, &'a OpenVolume),
+}
+
+impl<'a> Writable<'a> {
+    fn of(manifest: &'a Manifest, volumes: &'a [OpenVolume]) -> Result<Option<Self>, FailureReport> {
+        let Some((volume, upper)) = manifest.upper() else {
+            return Ok(manifest.overlay.as_ref().map(|overlay| Self::Memory(overlay.tmpfs_size.as_str())));
+        };
+        // It is not optional, and was refused without integrity; here is where that counts.
+        match Unlocked::find(volumes, &volume.name) {
+            Some(open) if open.record.integrity => Ok(Some(Self::Volume(upper, open))),
+            _ => {
+                let fact = format!("volume {}: what is written to the root would not be protected", volume.name);
+                let expected = "an integrity-protected volume for an upper layer";
+                Err(refusal(STAGE, fact, expected, "none that is open", "make the volume anew"))
+            }
+        }
+    }
+
+    fn description(&self) -> String {
+        match self {
+            Self::Memory(size) => format!("under an overlay of {size}"),
+            Self::Volume(_, open) => format!("under an overlay on volume {}", open.record.name),
+        }
+    }
+}
+
+/// Mounts the data volumes that are open, in their sealed order. Says where.
+fn mount_volumes<S: System>(
+    boot: &mut Boot<'_, S>,
+    manifest: &Manifest,
+    volumes: &[OpenVolume],
+) -> Result<Vec<String>, FailureReport> {
+    let mut places = Vec::new();
+    for volume in &manifest.volumes {
+        let (VolumeUse::Data(data), Some(open)) = (&volume.usage, Unlocked::find(volumes, &volume.name)) else {
+            continue;
+        };
+        match mount_data(boot, data, open, manifest.is_writable()) {
+            Ok(()) => places.push(format!("{} on {}", volume.name, data.path)),
+            Err(refusal) if volume.optional => boot.warn(format!("{}: {}", refusal.fact, refusal.found)),
+            Err(refusal) => return Err(refusal),
+        }
+    }
+    Ok(places)
+}
+
+fn mount_data<S: System>(
+    boot: &mut Boot<'_, S>,
+    data: &DataUse,
+    open: &OpenVolume,
+    writable: bool,
+) -> Result<(), FailureReport> {
+    let (path, kind) = (data.path.as_str(), data.file_system.name());
+    if writable {
+        // If that fails, so does the mount, which then says why.
+        let _ = boot.system.create_folder(&format!("{NEW_ROOT}{path}"), 0o755);
+    }
+    let (flags, options) = split(&data.options);
+    let to = Mount { source: &open.device.path, target: path, kind, flags, options: &options };
+    boot.system.mount_in_root(NEW_ROOT, &to).map_err(|error| {
+        let fact = format!("volume {}: {kind} cannot be mounted on {path}", open.record.name);
+        let expected = format!("a file system {kind} in the volume, and a folder {path} in the root without links on the way");
+        let next = match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+            Errno::ENODEV => format!("build the initramfs with the module {kind}, or boot a kernel that has it"),
+            Errno::ENOENT => format!("seal an image that has {path}, or one with an overlay"),
+            Errno::ELOOP => format!("seal the path that {path} leads to"),
+            _ => format!("see the kernel's messages above; a volume that was never used needs mkfs.{kind}"),
+        };
+        refusal(STAGE, fact, expected, text(&error), next)
+    })
 }
 
 /// Separates what mount(2) takes as flags from the file system's own options.
@@ -93,7 +174,11 @@ fn split(options: &[MountOption]) -> (MsFlags, String) {
 }
 
 fn folder<S: System>(boot: &mut Boot<'_, S>, path: &str) -> Result<(), FailureReport> {
-    boot.system.create_folder(path, 0o755).map_err(|error| {
+    folder_of(boot, path, 0o755)
+}
+
+fn folder_of<S: System>(boot: &mut Boot<'_, S>, path: &str, mode: u32) -> Result<(), FailureReport> {
+    boot.system.create_folder(path, mode).map_err(|error| {
         refusal(
             STAGE,
             format!("{path} cannot be made"),
@@ -119,23 +204,45 @@ fn mount<S: System>(boot: &mut Boot<'_, S>, mount: &Mount<'_>, expected: &str) -
     Err(refusal(STAGE, format!("{kind} cannot be mounted on {target}"), expected, found, next))
 }
 
-fn mount_overlay<S: System>(boot: &mut Boot<'_, S>, overlay: &Overlay, flags: MsFlags) -> Result<(), FailureReport> {
-    folder(boot, WRITABLE)?;
-    let options = format!("mode=0700,size={}", overlay.tmpfs_size);
-    let writable =
-        Mount { source: "overlay", target: WRITABLE, kind: "tmpfs", flags: MsFlags::empty(), options: &options };
-    mount(boot, &writable, "memory for the sealed size of the overlay")?;
-    folder(boot, UPPER)?;
-    folder(boot, WORK)?;
-    // What is written is gone at the next boot, so neither redirects nor metacopies are ever met that are not ours.
-    let options = format!("lowerdir={LOWER},upperdir={UPPER},workdir={WORK},redirect_dir=nofollow,metacopy=off");
-    let volatile = format!("{options},volatile");
+fn mount_overlay<S: System>(
+    boot: &mut Boot<'_, S>,
+    writable: &Writable<'_>,
+    flags: MsFlags,
+) -> Result<(), FailureReport> {
+    let below = match writable {
+        Writable::Memory(size) => {
+            folder(boot, WRITABLE)?;
+            let options = format!("mode=0700,size={size}");
+            let memory =
+                Mount { source: "overlay", target: WRITABLE, kind: "tmpfs", flags: MsFlags::empty(), options: &options };
+            mount(boot, &memory, "memory for the sealed size of the overlay")?;
+            WRITABLE
+        }
+        Writable::Volume(upper, open) => {
+            let (flags, options) = split(&upper.options);
+            let (source, kind) = (open.device.path.as_str(), upper.file_system.name());
+            let volume = Mount { source, target: KEPT, kind, flags, options: &options };
+            folder_of(boot, WRITABLE, 0o700)?;
+            folder(boot, KEPT)?;
+            mount(boot, &volume, &format!("a file system {kind} in the volume {}", open.record.name))?;
+            KEPT
+        }
+    };
+    let (upper, work) = (format!("{below}/upper"), format!("{below}/work"));
+    folder(boot, &upper)?;
+    folder(boot, &work)?;
+    let options = format!("lowerdir={LOWER},upperdir={upper},workdir={work},redirect_dir=nofollow,metacopy=off");
     let flags = flags - MsFlags::MS_RDONLY;
-    let over = Mount { source: "overlay", target: NEW_ROOT, kind: "overlay", flags, options: &volatile };
-    // Kernels before 5.10 do not know `volatile`, which only saves syncing a tmpfs.
-    match boot.system.mount(&over) {
-        Ok(()) => Ok(()),
-        Err(_) => mount(boot, &Mount { options: &options, ..over }, "an overlay over the image"),
+    let over = |options| Mount { source: "overlay", target: NEW_ROOT, kind: "overlay", flags, options };
+    match writable {
+        // What is written is gone at the next boot, so neither redirects nor metacopies are ever met that are not ours.
+        // Kernels before 5.10 do not know `volatile`, which only saves syncing a tmpfs.
+        Writable::Memory(_) => match boot.system.mount(&over(&format!("{options},volatile"))) {
+            Ok(()) => Ok(()),
+            Err(_) => mount(boot, &over(&options), "an overlay over the image"),
+        },
+        // The next image has other files: an index of those of this one would make the kernel refuse it.
+        Writable::Volume(..) => mount(boot, &over(&format!("{options},index=off")), "an overlay over the image"),
     }
 }
 
@@ -149,7 +256,7 @@ fn tell_systemd<S: System>(boot: &mut Boot<'_, S>, device: &str) {
 
 /// If a block of the image was bad, that is the reason for whatever failed after it.
 fn corruption<S: System>(boot: &mut Boot<'_, S>) -> Option<FailureReport> {
-    let targets = boot.system.mapping_status(ROOT_MAPPING).ok()?;
+    let targets = boot.system.mapping_status(ROOT_MAPPING, Access::ReadOnly).ok()?;
     let error = targets.iter().find_map(|target| check_status(&target.text).err())?;
     let next = "write the sealed image to the disk again; if this repeats, the disk is failing";
     Some(refusal(STAGE, "the image on the disk is corrupted", "blocks that verify", error.to_string(), next))

@@ -32,7 +32,7 @@ fn try_write<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) -> io::Result<(
         data_device: mapped.data_device.clone(),
         hash_device: mapped.hash_device.clone(),
         verity_table: mapped.table.clone(),
-        volumes: Vec::new(),
+        volumes: mapped.volumes.iter().map(|volume| volume.record.clone()).collect(),
         measured_banks: boot.measuring.as_ref().map(Measuring::bank_names).unwrap_or_default(),
         kernel_release: mapped.verified.release.clone(),
         warnings: boot.warnings.clone(),

@@ -5,6 +5,7 @@ use std::{io, time::Duration};
 use iofs_policy::{failure::FailureAction, verity::DeviceNumber};
 use iofs_tpm::transport::TransportError;
 use nix::mount::MsFlags;
+use zeroize::Zeroizing;
 
 /// A mount to make.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +22,31 @@ pub struct Mount<'a> {
     pub options: &'a str,
 }
 
-/// A read-only device-mapper device with one target.
+/// Whether a mapping can be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reads only.
+    ReadOnly,
+    /// Reads and writes.
+    ReadWrite,
+}
+
+/// A key in a keyring of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeySerial(pub i32);
+
+/// A question on the console, whose answer is not shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// What is asked.
+    pub prompt: &'a str,
+    /// The longest answer, in bytes. A longer one is none.
+    pub limit: usize,
+    /// How long to wait for it.
+    pub patience: Duration,
+}
+
+/// A device-mapper device with one target.
 #[derive(Debug, Clone)]
 pub struct Mapping<'a> {
     /// Its name.
@@ -32,8 +57,10 @@ pub struct Mapping<'a> {
     pub sectors: u64,
     /// The target's name.
     pub target: &'a str,
-    /// The target's parameters.
+    /// The target's parameters. No key is ever among them.
     pub parameters: &'a str,
+    /// Whether it can be written to.
+    pub access: Access,
 }
 
 /// What device-mapper says of one target.
@@ -80,6 +107,8 @@ pub trait System {
 
     /// Mounts a file system. One of the kernel's own that is there already is fine.
     fn mount(&mut self, mount: &Mount<'_>) -> io::Result<()>;
+    /// Mounts at a path of another root, in which no part of the path may be a link.
+    fn mount_in_root(&mut self, root: &str, mount: &Mount<'_>) -> io::Result<()>;
     /// Moves a mount.
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()>;
 
@@ -94,10 +123,20 @@ pub trait System {
     fn mapper_targets(&mut self) -> io::Result<Vec<String>>;
     /// Creates a mapping, loads its table and starts it.
     fn create_mapping(&mut self, mapping: &Mapping<'_>) -> io::Result<DeviceNumber>;
-    /// The active table of a mapping.
-    fn mapping_table(&mut self, name: &str) -> io::Result<Vec<MappedTarget>>;
-    /// The status of a mapping's targets.
-    fn mapping_status(&mut self, name: &str) -> io::Result<Vec<MappedTarget>>;
+    /// Removes a mapping that nobody uses.
+    fn remove_mapping(&mut self, name: &str) -> io::Result<()>;
+    /// The active table of a mapping, which must be of that access.
+    fn mapping_table(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>>;
+    /// The status of a mapping's targets, which must be of that access.
+    fn mapping_status(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>>;
+
+    /// Asks on the console, without showing the answer. An error where there is no console, where it was closed, and
+    /// where nobody answered in time.
+    fn ask_secret(&mut self, question: &Question<'_>) -> io::Result<Zeroizing<Vec<u8>>>;
+    /// Puts a key where device-mapper finds it and nobody can read it: a logon key, in a keyring of this process.
+    fn add_key(&mut self, description: &str, key: &[u8]) -> io::Result<KeySerial>;
+    /// Takes a key out of the keyring, and makes it useless.
+    fn remove_key(&mut self, key: KeySerial) -> io::Result<()>;
 
     /// Opens the TPM, and waits for it that long where it is not there yet.
     fn open_tpm(&mut self, wait: Duration) -> Result<(), TransportError>;

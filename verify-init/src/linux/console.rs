@@ -15,7 +15,7 @@ use nix::{
     unistd::{dup2_stderr, dup2_stdin, dup2_stdout},
 };
 
-const CONSOLE: &str = "/dev/console";
+pub(super) const CONSOLE: &str = "/dev/console";
 const KERNEL_LOG: &str = "/dev/kmsg";
 const LAST_STANDARD_STREAM: i32 = 2;
 

@@ -5,7 +5,7 @@ use std::io;
 use devicemapper::{DM, DevId, DmError, DmFlags, DmName, DmOptions, DmUuid, errors::Error};
 use iofs_policy::verity::DeviceNumber;
 
-use crate::system::{MappedTarget, Mapping};
+use crate::system::{Access, MappedTarget, Mapping};
 
 /// The crate's own text shows whole ioctl headers: the error number says more.
 fn error(error: DmError) -> io::Error {
@@ -25,31 +25,56 @@ pub(super) fn create(mapping: &Mapping<'_>) -> io::Result<DeviceNumber> {
     let mapper = DM::new().map_err(error)?;
     let (name, uuid) = (DmName::new(mapping.name).map_err(error)?, DmUuid::new(mapping.uuid).map_err(error)?);
     let id = DevId::Name(name);
-    let read_only = DmOptions::default().set_flags(DmFlags::DM_READONLY);
+    let options = match mapping.access {
+        Access::ReadOnly => DmOptions::default().set_flags(DmFlags::DM_READONLY),
+        Access::ReadWrite => DmOptions::default(),
+    };
     let table = [(0, mapping.sectors, mapping.target.to_owned(), mapping.parameters.to_owned())];
-    mapper.device_create(name, Some(uuid), read_only).map_err(error)?;
-    mapper.table_load(&id, &table, read_only).map_err(error)?;
-    // Without the flag for suspension this resumes, and the table becomes active.
-    let device = mapper.device_suspend(&id, DmOptions::default()).map_err(error)?.device();
-    Ok(DeviceNumber { major: device.major, minor: device.minor })
+    mapper.device_create(name, Some(uuid), options).map_err(error)?;
+    let start = || {
+        mapper.table_load(&id, &table, options)?;
+        // Without the flag for suspension this resumes, and the table becomes active.
+        mapper.device_suspend(&id, DmOptions::default())
+    };
+    match start() {
+        Ok(started) => {
+            let device = started.device();
+            Ok(DeviceNumber { major: device.major, minor: device.minor })
+        }
+        Err(failed) => {
+            // A device without a table would be in the way of whoever tries again.
+            let _ = mapper.device_remove(&id, DmOptions::default());
+            Err(error(failed))
+        }
+    }
 }
 
-pub(super) fn table(name: &str) -> io::Result<Vec<MappedTarget>> {
-    ask(name, DmFlags::DM_STATUS_TABLE)
+pub(super) fn remove(name: &str) -> io::Result<()> {
+    let id = DevId::Name(DmName::new(name).map_err(error)?);
+    DM::new().and_then(|mapper| mapper.device_remove(&id, DmOptions::default())).map(drop).map_err(error)
 }
 
-pub(super) fn status(name: &str) -> io::Result<Vec<MappedTarget>> {
-    ask(name, DmFlags::empty())
+pub(super) fn table(name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
+    ask(name, access, DmFlags::DM_STATUS_TABLE)
 }
 
-/// Asks for the active table, and refuses a device that is writable or stopped.
-fn ask(name: &str, flags: DmFlags) -> io::Result<Vec<MappedTarget>> {
+pub(super) fn status(name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
+    ask(name, access, DmFlags::empty())
+}
+
+/// Asks for the active table, and refuses a device that is stopped or has another access.
+fn ask(name: &str, access: Access, flags: DmFlags) -> io::Result<Vec<MappedTarget>> {
     let id = DevId::Name(DmName::new(name).map_err(error)?);
     let options = DmOptions::default().set_flags(flags);
     let (device, targets) = DM::new().and_then(|mapper| mapper.table_status(&id, options)).map_err(error)?;
     let state = device.flags();
-    if !state.contains(DmFlags::DM_READONLY | DmFlags::DM_ACTIVE_PRESENT) || state.contains(DmFlags::DM_SUSPEND) {
-        return Err(io::Error::other("the device is not read-only and running"));
+    let read_only = state.contains(DmFlags::DM_READONLY);
+    if read_only != (access == Access::ReadOnly) {
+        let found = if read_only { "read-only" } else { "writable" };
+        return Err(io::Error::other(format!("the device is {found}, which it should not be")));
+    }
+    if !state.contains(DmFlags::DM_ACTIVE_PRESENT) || state.contains(DmFlags::DM_SUSPEND) {
+        return Err(io::Error::other("the device does not run"));
     }
     let target = |(start, sectors, target, text)| MappedTarget { start, sectors, target, text };
     Ok(targets.into_iter().map(target).collect())

@@ -16,14 +16,17 @@ use nix::{
     mount::MsFlags,
     time::{ClockId, clock_gettime},
 };
+use zeroize::Zeroizing;
 
-use crate::system::{MappedTarget, Mapping, Mount, System};
+use crate::system::{Access, KeySerial, MappedTarget, Mapping, Mount, Question, System};
 
 mod console;
 mod end;
+mod keyring;
 mod log;
 mod mapper;
 mod root;
+mod secret;
 mod uevents;
 
 pub use console::Console;
@@ -105,6 +108,10 @@ impl System for Linux {
         }
     }
 
+    fn mount_in_root(&mut self, root: &str, mount: &Mount<'_>) -> io::Result<()> {
+        root::mount_in(root, mount)
+    }
+
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()> {
         const NONE: Option<&str> = None;
         Ok(nix::mount::mount(Some(from), to, NONE, MsFlags::MS_MOVE, NONE)?)
@@ -141,12 +148,28 @@ impl System for Linux {
         mapper::create(mapping)
     }
 
-    fn mapping_table(&mut self, name: &str) -> io::Result<Vec<MappedTarget>> {
-        mapper::table(name)
+    fn remove_mapping(&mut self, name: &str) -> io::Result<()> {
+        mapper::remove(name)
     }
 
-    fn mapping_status(&mut self, name: &str) -> io::Result<Vec<MappedTarget>> {
-        mapper::status(name)
+    fn mapping_table(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
+        mapper::table(name, access)
+    }
+
+    fn mapping_status(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
+        mapper::status(name, access)
+    }
+
+    fn ask_secret(&mut self, question: &Question<'_>) -> io::Result<Zeroizing<Vec<u8>>> {
+        secret::ask(console::CONSOLE.as_ref(), question)
+    }
+
+    fn add_key(&mut self, description: &str, key: &[u8]) -> io::Result<KeySerial> {
+        keyring::add(description, key)
+    }
+
+    fn remove_key(&mut self, key: KeySerial) -> io::Result<()> {
+        keyring::remove(key)
     }
 
     fn open_tpm(&mut self, wait: Duration) -> Result<(), TransportError> {

@@ -5,7 +5,7 @@ use std::{
     env,
     ffi::{CStr, CString},
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
 };
 
 use nix::{
@@ -20,6 +20,8 @@ use nix::{
     unistd::{UnlinkatFlags, chdir, chroot, execve, getpid, unlinkat},
 };
 
+use crate::system::Mount;
+
 const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 const NONE: Option<&str> = None;
 
@@ -28,6 +30,17 @@ pub(super) fn mode(root: &str, path: &str) -> io::Result<u32> {
     let folder = open(root, FOLDER | OFlag::O_PATH, Mode::empty())?;
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
     Ok(fstat(openat2(&folder, path, how)?)?.st_mode)
+}
+
+/// Mounts at a path of `root` that has no links in it, whoever made them.
+pub(super) fn mount_in(root: &str, to: &Mount<'_>) -> io::Result<()> {
+    let folder = open(root, FOLDER | OFlag::O_PATH, Mode::empty())?;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
+    let target = openat2(&folder, to.target, OpenHow::new().flags(flags).resolve(resolve))?;
+    let options = Some(to.options).filter(|options| !options.is_empty());
+    let target = format!("/proc/self/fd/{}", target.as_raw_fd());
+    Ok(mount(Some(to.source), target.as_str(), Some(to.kind), to.flags, options)?)
 }
 
 /// Deletes the files of the initramfs: only as PID 1, only in memory, and never across a mount.

@@ -1,0 +1,192 @@
+//! Secrets from the TPM, by the tokens in a header. Each failure says what it is: the next step differs.
+
+use iofs_luks::{OpenError, PrimaryAlg, Tpm2Token};
+use iofs_policy::{
+    manifest::SrkPublic,
+    pcr::PcrBank,
+    pcr_signature::{MAX_SIZE, PcrSignatures, SEALED_PATH, STUB_PATH},
+};
+use iofs_tpm::{
+    PinnedSrk, Tpm,
+    name::Public,
+    pin::pin_auth,
+    policy_key::PolicyKey,
+    sealed::Sealed,
+    srk::LegacyParent,
+    unlock::{Parent, SignedPolicy, UnsealError, UnsealPolicy, UnsealRequest, unseal},
+};
+use zeroize::Zeroizing;
+
+use crate::{boot::Boot, measured::Wire, report::text, system::System};
+
+/// Tokens that do not say another one.
+const DEFAULT_BANK: PcrBank = PcrBank::Sha256;
+
+/// Why a token did not open its keyslot.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TokenError {
+    /// There is no TPM, or it is left alone, or nothing could be measured into it.
+    #[error("no TPM that this boot was measured into")]
+    NoTpm,
+    /// It is of a kind that is not built.
+    #[error("{0}: not supported")]
+    Unsupported(&'static str),
+    /// It holds what no token should.
+    #[error("the token is broken: {0}")]
+    Broken(String),
+    /// It is for another TPM than the sealed one.
+    #[error("enrolled for another TPM: expected the storage root key that is sealed in the manifest, found another in the token")]
+    OtherTpm,
+    /// The TPM did not give the secret.
+    #[error("{error}{detail}")]
+    Unseal {
+        /// Why.
+        error: Box<UnsealError>,
+        /// What the registers hold.
+        detail: String,
+    },
+    /// It leads to no keyslot.
+    #[error("the token names no keyslot")]
+    NoKeyslot,
+    /// What the TPM gave opens nothing.
+    #[error("what the TPM gave does not open it: {0}")]
+    Keyslot(OpenError),
+}
+
+impl TokenError {
+    /// Whether another PIN may be the right one.
+    pub(super) fn is_wrong_pin(&self) -> bool {
+        matches!(self, Self::Unseal { error, .. } if matches!(**error, UnsealError::WrongAuth { .. }))
+    }
+
+    /// What to do about it, where that differs from what can always be done.
+    pub(super) fn next(&self) -> Option<&'static str> {
+        let error = match self {
+            Self::Unseal { error, .. } => error,
+            Self::OtherTpm => return Some(OTHER_TPM),
+            _ => return None,
+        };
+        match **error {
+            UnsealError::RegistersChanged { .. } | UnsealError::Changing { .. } => Some(
+                "boot the release that the volume was enrolled for; or open it with its recovery key, and enrol it for \
+                 this release with iofs-sign enroll",
+            ),
+            UnsealError::Lockout => Some(
+                "wait until the TPM forgets the wrong attempts, or reset its lockout from another system \
+                 (tpm2_dictionarylockout --clear-lockout); meanwhile the recovery key opens the volume",
+            ),
+            UnsealError::NoSignature { .. } | UnsealError::BadSignature { .. } => {
+                Some("install the release's tpm2-pcr-signature.json with it, or boot a release that has one")
+            }
+            UnsealError::Srk(_) | UnsealError::Broken { .. } => Some(OTHER_TPM),
+            _ => None,
+        }
+    }
+}
+
+const OTHER_TPM: &str = "attach the disk to the machine that it was enrolled on; after a cleared or replaced TPM, open it with \
+                         its recovery key, and enrol it again with iofs-sign enroll";
+
+/// What the TPM keeps for this token. From then on every measurement must succeed.
+pub(super) fn secret<S: System>(
+    boot: &mut Boot<'_, S>,
+    sealed_srk: Option<&SrkPublic>,
+    token: &Tpm2Token,
+    pin: Option<&[u8]>,
+) -> Result<Zeroizing<Vec<u8>>, TokenError> {
+    if boot.measuring.is_none() {
+        return Err(TokenError::NoTpm);
+    }
+    if token.pcrlock {
+        return Err(TokenError::Unsupported("a policy of systemd-pcrlock"));
+    }
+    let srk = pinned(sealed_srk, token)?;
+    let signed = token.signed.as_ref().map(|signed| PolicyKey::from_pem(&signed.public_key_pem).map_err(|e| broken(&e)));
+    let key = signed.transpose()?;
+    let signatures = if key.is_some() { signatures(boot)? } else { PcrSignatures::default() };
+    let bank = token.bank.unwrap_or(DEFAULT_BANK);
+    let auth = pin.map(|pin| pin_auth(pin, token.salt.as_deref()));
+    let policy = UnsealPolicy {
+        signed: key.as_ref().zip(token.signed.as_ref()).map(|(key, signed)| SignedPolicy {
+            bank,
+            registers: signed.pcrs.clone(),
+            key,
+            signatures: &signatures,
+        }),
+        registers: token.pcrs.iter().map(|index| (bank, *index)).collect(),
+        // Trailing zeros are none of a TPM's (Part 1, section 19.6.4.3).
+        auth_value: auth.as_ref().map(|auth| trimmed(&auth[..])),
+    };
+    let kind = match token.primary_alg {
+        PrimaryAlg::Ecc => LegacyParent::Ecc,
+        PrimaryAlg::Rsa => LegacyParent::Rsa,
+    };
+    let parent = match (&token.srk, &srk) {
+        (Some(srk), Some(pin)) => Parent::Pinned { handle: srk.handle, pin },
+        (_, salt) => Parent::Legacy { kind, salt: salt.as_ref() },
+    };
+    let mut secret = Zeroizing::new(Vec::new());
+    for blob in &token.blobs {
+        let sealed = Sealed::parse(blob).map_err(|error| broken(&error))?;
+        let request = UnsealRequest { parent, sealed: &sealed, persistent: token.persistent, policy: policy.clone() };
+        let part = unseal(&mut Tpm::new(Wire(boot.system)), &request);
+        let part = part.map_err(|error| TokenError::Unseal { detail: detail(boot, &error), error: Box::new(error) })?;
+        // With all its room at once: one that grows leaves copies behind.
+        let mut longer = Zeroizing::new(Vec::with_capacity(secret.len() + part.len()));
+        longer.extend_from_slice(&secret);
+        longer.extend_from_slice(&part);
+        secret = longer;
+    }
+    if let Some(measuring) = &mut boot.measuring {
+        measuring.hold();
+    }
+    Ok(secret)
+}
+
+fn broken(error: &dyn std::fmt::Display) -> TokenError {
+    TokenError::Broken(error.to_string())
+}
+
+fn trimmed(auth: &[u8]) -> &[u8] {
+    let end = auth.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+    &auth[..end]
+}
+
+/// The key that the session is salted to. Where the manifest pins one, the token's must be that one.
+fn pinned(sealed: Option<&SrkPublic>, token: &Tpm2Token) -> Result<Option<PinnedSrk>, TokenError> {
+    let of_token = token.srk.as_ref().map(|srk| srk.public.as_slice());
+    let public = match (sealed.map(SrkPublic::as_bytes), of_token) {
+        (Some(sealed), Some(of_token)) if sealed != of_token => return Err(TokenError::OtherTpm),
+        (sealed, of_token) => of_token.or(sealed),
+    };
+    let Some(public) = public else { return Ok(None) };
+    let public = Public::parse_sized(public).map_err(|error| broken(&error))?;
+    PinnedSrk::new(public).map(Some).map_err(|error| broken(&error))
+}
+
+/// The signatures that came with the kernel image, else those that were sealed into the initramfs.
+fn signatures<S: System>(boot: &mut Boot<'_, S>) -> Result<PcrSignatures, TokenError> {
+    let mut why = String::new();
+    for path in [STUB_PATH, SEALED_PATH] {
+        match boot.system.read(path, MAX_SIZE) {
+            Ok(bytes) => return PcrSignatures::parse(&bytes).map_err(|error| TokenError::Broken(format!("{path}: {error}"))),
+            Err(error) => why = format!("{path}: {}", text(&error)),
+        }
+    }
+    Err(TokenError::Broken(format!("its policy is signed, and no signatures came along: {why}")))
+}
+
+/// What the registers of a policy hold, and what this boot added to each.
+fn detail<S: System>(boot: &Boot<'_, S>, error: &UnsealError) -> String {
+    let (UnsealError::RegistersChanged { current: Some(current), .. }
+    | UnsealError::NoSignature { current: Some(current), .. }) = error
+    else {
+        return String::new();
+    };
+    let each: Vec<String> = current.iter().map(|(index, value)| {
+        let added = boot.measuring.as_ref().map(|measuring| measuring.added(index)).unwrap_or_default();
+        let added = if added.is_empty() { "nothing of this boot".to_owned() } else { added };
+        format!("register {index} holds {value} ({added})")
+    }).collect();
+    format!("; now {}", each.join(", "))
+}
