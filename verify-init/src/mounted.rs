@@ -142,7 +142,8 @@ fn mount_data<S: System>(
     let to = Mount { source: &open.device.path, target: path, kind, flags, options: &options };
     boot.system.mount_in_root(NEW_ROOT, &to).map_err(|error| {
         let fact = format!("volume {}: {kind} cannot be mounted on {path}", open.record.name);
-        let expected = format!("a file system {kind} in the volume, and a folder {path} in the root without links on the way");
+        let expected =
+            format!("a file system {kind} in the volume, and a folder {path} in the root without links on the way");
         let next = match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
             Errno::ENODEV => format!("build the initramfs with the module {kind}, or boot a kernel that has it"),
             Errno::ENOENT => format!("seal an image that has {path}, or one with an overlay"),
@@ -213,8 +214,13 @@ fn mount_overlay<S: System>(
         Writable::Memory(size) => {
             folder(boot, WRITABLE)?;
             let options = format!("mode=0700,size={size}");
-            let memory =
-                Mount { source: "overlay", target: WRITABLE, kind: "tmpfs", flags: MsFlags::empty(), options: &options };
+            let memory = Mount {
+                source: "overlay",
+                target: WRITABLE,
+                kind: "tmpfs",
+                flags: MsFlags::empty(),
+                options: &options,
+            };
             mount(boot, &memory, "memory for the sealed size of the overlay")?;
             WRITABLE
         }

@@ -169,17 +169,13 @@ fn check_header(volume: &Volume, device: &BlockDevice, header: &Header) -> Resul
 }
 
 /// A volume by somebody else may have the same UUID, and a token that this TPM answers. Its key is another one.
-fn check_key(
-    volume: &Volume,
-    device: &BlockDevice,
-    header: &Header,
-    key: &VolumeKey,
-) -> Result<(), FailureReport> {
+fn check_key(volume: &Volume, device: &BlockDevice, header: &Header, key: &VolumeKey) -> Result<(), FailureReport> {
     let found = key.id(volume.name.as_str(), &header.uuid);
     match volume.volume_key {
         Some(sealed) if sealed != found => {
             let fact = format!("volume {}: {} is not the sealed volume", volume.name, device.path);
-            let next = "attach the disk that belongs to this machine; if it was made anew, seal an image with its key's id";
+            let next =
+                "attach the disk that belongs to this machine; if it was made anew, seal an image with its key's id";
             let (expected, found) = (format!("volume key {sealed}"), format!("volume key {found}"));
             Err(refusal(STAGE, fact, expected, found, next))
         }

@@ -119,7 +119,10 @@ fn record(fake: &Fake) -> BootRecord {
 }
 
 fn at(fake: &Fake, call: &str) -> usize {
-    fake.calls.iter().position(|one| one.starts_with(call)).unwrap_or_else(|| panic!("no call {call}: {:#?}", fake.calls))
+    fake.calls
+        .iter()
+        .position(|one| one.starts_with(call))
+        .unwrap_or_else(|| panic!("no call {call}: {:#?}", fake.calls))
 }
 
 #[test]
@@ -147,7 +150,11 @@ fn the_key_is_in_the_keyring_while_the_table_is_loaded_and_nowhere_else() {
     assert_eq!(at(&fake, "remove_key"), at(&fake, "create_mapping state") + 1);
     let (access, table) = &fake.tables["state"];
     assert_eq!(*access, Access::ReadWrite);
-    assert!(table.text.starts_with(&format!("aes-xts-plain64 :64:logon:cryptsetup:{UUID}-d0 0 253:0 ")), "{}", table.text);
+    assert!(
+        table.text.starts_with(&format!("aes-xts-plain64 :64:logon:cryptsetup:{UUID}-d0 0 253:0 ")),
+        "{}",
+        table.text
+    );
     assert_eq!(fake.count(&format!("create_mapping state CRYPT-LUKS2-{}-state", UUID.replace('-', ""))), 1);
     let files = fake.files.iter().filter(|(path, _)| path.as_str() != "/dev/vdb");
     let said = [fake.console.clone(), fake.log.join("\n"), fake.calls.join("\n"), table.text.clone()].concat();
@@ -260,9 +267,9 @@ fn debug_shell_nobody_is_asked_where_no_passphrase_is_sealed() {
 fn is_closed(fake: &Fake) {
     for bank in [PcrBank::Sha1, PcrBank::Sha256] {
         let words = [b"enter-initrd".as_slice(), b"leave-initrd"];
-        let value = words.iter().fold(PcrDigest::zero(bank), |value, word| {
-            extend(&value, &PcrDigest::of(bank, &[word])).unwrap()
-        });
+        let value = words
+            .iter()
+            .fold(PcrDigest::zero(bank), |value, word| extend(&value, &PcrDigest::of(bank, &[word])).unwrap());
         assert_eq!(fake.tpm.as_ref().unwrap().value(PcrIndex::PHASES, bank), value, "{bank}");
     }
 }

@@ -29,8 +29,11 @@ const END: u8 = 0x04;
 /// Asks at `path`. Nothing that was typed before counts: whoever holds a key down answers nothing.
 pub(super) fn ask(path: &Path, question: &Question<'_>) -> io::Result<Zeroizing<Vec<u8>>> {
     // Without O_NOCTTY the console would become PID 1's controlling terminal, and Ctrl-C its signal.
-    let mut terminal =
-        OpenOptions::new().read(true).write(true).custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits()).open(path)?;
+    let mut terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags((OFlag::O_NOCTTY | OFlag::O_NONBLOCK).bits())
+        .open(path)?;
     let silent = Silent::new(&terminal)?;
     terminal.write_all(question.prompt.as_bytes())?;
     let answer = read_line(&mut terminal, question);
@@ -50,11 +53,8 @@ impl Silent {
         let terminal = terminal.try_clone()?;
         let before = tcgetattr(&terminal)?;
         let mut quiet = before.clone();
-        quiet.local_flags &= !(LocalFlags::ECHO
-            | LocalFlags::ECHONL
-            | LocalFlags::ICANON
-            | LocalFlags::ISIG
-            | LocalFlags::IEXTEN);
+        quiet.local_flags &=
+            !(LocalFlags::ECHO | LocalFlags::ECHONL | LocalFlags::ICANON | LocalFlags::ISIG | LocalFlags::IEXTEN);
         quiet.input_flags &= !(InputFlags::ICRNL | InputFlags::INLCR | InputFlags::IGNCR | InputFlags::IXON);
         quiet.control_chars[SpecialCharacterIndices::VMIN as usize] = 1;
         quiet.control_chars[SpecialCharacterIndices::VTIME as usize] = 0;
@@ -145,8 +145,7 @@ mod tests {
         let keep = OpenOptions::new().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(&path).unwrap();
         master.write_all(b"typed before\n").unwrap();
         let asked = path.clone();
-        let asking =
-            thread::spawn(move || ask(&asked, &Question { prompt: "Passphrase: ", limit: 8, patience }));
+        let asking = thread::spawn(move || ask(&asked, &Question { prompt: "Passphrase: ", limit: 8, patience }));
         let mut shown = Vec::new();
         while !shown.ends_with(b"Passphrase: ") {
             let mut byte = [0];

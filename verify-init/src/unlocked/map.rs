@@ -70,7 +70,14 @@ impl Job<'_> {
         let uuid = format!("CRYPT-SUBDEV-{}-{name}", self.header.uuid.simple());
         let (sectors, parameters) = (table.sectors(), table.to_string());
         let access = Access::ReadWrite;
-        let mapping = Mapping { name: &name, uuid: &uuid, sectors, target: IntegrityTable::TARGET, parameters: &parameters, access };
+        let mapping = Mapping {
+            name: &name,
+            uuid: &uuid,
+            sectors,
+            target: IntegrityTable::TARGET,
+            parameters: &parameters,
+            access,
+        };
         let mapped = self.create(boot, &mapping)?;
         self.confirm(boot, &mapping, |loaded| table.check_loaded(loaded, number))?;
         Ok((table, mapped))

@@ -1,7 +1,11 @@
 //! From a header to the volume key: by tokens, then by what somebody types, as far as either is sealed.
 
 use iofs_luks::{Header, Limits, SlotId, Token, TokenId, Tpm2Token, VolumeKey};
-use iofs_policy::{boot_record::UnlockedBy, failure::FailureReport, manifest::{SrkPublic, Volume}};
+use iofs_policy::{
+    boot_record::UnlockedBy,
+    failure::FailureReport,
+    manifest::{SrkPublic, Volume},
+};
 use zeroize::Zeroizing;
 
 use super::{

@@ -35,7 +35,9 @@ pub(super) enum TokenError {
     #[error("the token is broken: {0}")]
     Broken(String),
     /// It is for another TPM than the sealed one.
-    #[error("enrolled for another TPM: expected the storage root key that is sealed in the manifest, found another in the token")]
+    #[error(
+        "enrolled for another TPM: expected the storage root key that is sealed in the manifest, found another in the token"
+    )]
     OtherTpm,
     /// The TPM did not give the secret.
     #[error("{error}{detail}")]
@@ -101,7 +103,8 @@ pub(super) fn secret<S: System>(
         return Err(TokenError::Unsupported("a policy of systemd-pcrlock"));
     }
     let srk = pinned(sealed_srk, token)?;
-    let signed = token.signed.as_ref().map(|signed| PolicyKey::from_pem(&signed.public_key_pem).map_err(|e| broken(&e)));
+    let signed =
+        token.signed.as_ref().map(|signed| PolicyKey::from_pem(&signed.public_key_pem).map_err(|e| broken(&e)));
     let key = signed.transpose()?;
     let signatures = if key.is_some() { signatures(boot)? } else { PcrSignatures::default() };
     let bank = token.bank.unwrap_or(DEFAULT_BANK);
@@ -169,7 +172,9 @@ fn signatures<S: System>(boot: &mut Boot<'_, S>) -> Result<PcrSignatures, TokenE
     let mut why = String::new();
     for path in [STUB_PATH, SEALED_PATH] {
         match boot.system.read(path, MAX_SIZE) {
-            Ok(bytes) => return PcrSignatures::parse(&bytes).map_err(|error| TokenError::Broken(format!("{path}: {error}"))),
+            Ok(bytes) => {
+                return PcrSignatures::parse(&bytes).map_err(|error| TokenError::Broken(format!("{path}: {error}")));
+            }
             Err(error) => why = format!("{path}: {}", text(&error)),
         }
     }
@@ -183,10 +188,13 @@ fn detail<S: System>(boot: &Boot<'_, S>, error: &UnsealError) -> String {
     else {
         return String::new();
     };
-    let each: Vec<String> = current.iter().map(|(index, value)| {
-        let added = boot.measuring.as_ref().map(|measuring| measuring.added(index)).unwrap_or_default();
-        let added = if added.is_empty() { "nothing of this boot".to_owned() } else { added };
-        format!("register {index} holds {value} ({added})")
-    }).collect();
+    let each: Vec<String> = current
+        .iter()
+        .map(|(index, value)| {
+            let added = boot.measuring.as_ref().map(|measuring| measuring.added(index)).unwrap_or_default();
+            let added = if added.is_empty() { "nothing of this boot".to_owned() } else { added };
+            format!("register {index} holds {value} ({added})")
+        })
+        .collect();
     format!("; now {}", each.join(", "))
 }
