@@ -307,6 +307,8 @@ fn what_cannot_be_enrolled_is_refused_and_stays_as_it_is() {
     refuse(&disk, &["--pcrs", ""], 2, "whoever has the machine would have the data");
     refuse(&disk, &["--rotate", "--wipe", "0"], 2, "--rotate: expected something that is added");
     refuse(&disk, &["--pcrs", "7", "--tcti", "tabrmd"], 2, "--tcti: expected device:PATH");
+    let told = fails(&disk.enroll(&software, &["--pcrs", "7", "--persistent=0x40000001"]), 2);
+    assert!(told.contains("expected 0x81000000 to 0x817fffff"), "{told}");
     let told = fails(&disk.enroll(&software, &["--pcrs", "11:sha1"]), 2);
     assert!(told.contains("SHA-1 is broken"), "{told}");
     // That one has the banks up to SHA-384.

@@ -58,9 +58,19 @@ impl std::fmt::Display for Handle {
     }
 }
 
-pub(super) fn parse_handle(text: &str) -> Result<Handle, String> {
+fn parse_handle(text: &str) -> Result<Handle, String> {
     let digits = text.strip_prefix("0x").ok_or("expected 0x and hexadecimal digits")?;
     u32::from_str_radix(digits, 16).map(Handle).map_err(|error| error.to_string())
+}
+
+/// One that the owner may give (Part 2, section 7.5).
+#[cfg(feature = "enroll")]
+pub(super) fn parse_owner_handle(text: &str) -> Result<Handle, String> {
+    let handle = parse_handle(text)?;
+    match handle.0 {
+        0x8100_0000..=0x817f_ffff => Ok(handle),
+        _ => Err("expected 0x81000000 to 0x817fffff".to_owned()),
+    }
 }
 
 /// An algorithm on the command line.

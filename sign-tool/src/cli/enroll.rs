@@ -1,37 +1,28 @@
 //! `iofs-sign enroll`.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
     io::IsTerminal,
     path::{Path, PathBuf},
 };
 
 use iofs_luks::{Token, TokenId};
-use iofs_policy::{
-    pcr::{PcrBank, PcrIndex},
-    pcr_signature::PcrSignatures,
-    release::Release,
-};
 use iofs_sign::{
-    atomic,
-    attest::{self, references},
+    atomic, attest,
     enroll::{
         list::Listing,
         pending,
         recovery::RecoveryKey,
-        registers::{self, Registers},
         steps::{Session, check_way_back},
-        tpm::{SignedPlan, TpmPlan, TpmSide},
+        tpm::{TpmPlan, TpmSide},
         volume::{Kind, Volume, Way},
     },
     report::{ExitStatus, Failure, Output},
-    sealed::bad_input,
 };
-use iofs_tpm::policy_key::{MAX_PEM, PolicyKey};
 use zeroize::Zeroizing;
 
 use super::{
-    attest_tpm::{Handle, TpmArguments, parse_handle},
+    attest_tpm::{Handle, TpmArguments, parse_owner_handle},
+    enroll_plan::RegisterArguments,
     enroll_report::{self, DryRun, PlannedTpm},
     prompt,
 };
@@ -69,7 +60,7 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "FILE", requires = "pin")]
     pin_file: Option<PathBuf>,
     /// Let the TPM keep the sealed object too: three commands open the volume then
-    #[arg(long, value_name = "HANDLE", value_parser = parse_handle, num_args = 0..=1, require_equals = true)]
+    #[arg(long, value_name = "HANDLE", value_parser = parse_owner_handle, num_args = 0..=1, require_equals = true)]
     persistent: Option<Option<Handle>>,
     /// Seal as systemd 252 (Debian 12) opens it: under a key that is made anew at each boot, and a PIN without a salt. Nothing
     /// tells at boot whose TPM answers then
@@ -101,37 +92,6 @@ pub(crate) struct Arguments {
     dry_run: bool,
     #[command(flatten)]
     tpm: TpmArguments,
-}
-
-/// What the TPM is to look at.
-#[derive(Debug, clap::Args)]
-struct RegisterArguments {
-    /// The release that boots: the registers 11 to 13 are bound to what it measures (a release statement, or the directory
-    /// that 'iofs-sign seal' wrote)
-    #[arg(long, value_name = "RELEASE", requires = "key")]
-    release: Option<PathBuf>,
-    /// A public key that must have signed the release (SubjectPublicKeyInfo PEM)
-    #[arg(long, value_name = "PUBLIC", requires = "release")]
-    key: Vec<PathBuf>,
-    /// How many of the keys must have signed
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    threshold: u8,
-    /// The kernel command line that it boots with, as /proc/cmdline shows it [default: that of the release]
-    #[arg(long, value_name = "TEXT", requires = "release")]
-    command_line: Option<String>,
-    /// Registers whose values are sealed, as 7+11:sha256: 11 to 13 as the release predicts them, others as they are now
-    /// [default: 11+12+13 with --release, else none]
-    #[arg(long, value_name = "PCRS")]
-    pcrs: Option<Registers>,
-    /// A public key (PEM) whose signatures say what registers may hold, so that an update needs no new enrolment
-    #[arg(long, value_name = "PUBLIC")]
-    pcr_policy: Option<PathBuf>,
-    /// The registers that it signs
-    #[arg(long, value_name = "PCRS", default_value = "11", requires = "pcr_policy")]
-    pcr_policy_pcrs: Registers,
-    /// What it signed (tpm2-pcr-signature.json), to prove the enrolment with
-    #[arg(long, value_name = "FILE", requires = "pcr_policy")]
-    pcr_signature: Option<PathBuf>,
 }
 
 /// What is to be removed.
@@ -168,93 +128,49 @@ impl Wipe {
 
 impl Arguments {
     fn wants_tpm(&self) -> bool {
-        let registers = &self.registers;
-        let bound = registers.release.is_some() || registers.pcrs.is_some() || registers.pcr_policy.is_some();
-        bound || self.pin || self.persistent.is_some()
+        self.registers.are_given() || self.pin || self.persistent.is_some()
     }
 
     /// Combinations that would do something else than their author thinks.
-    fn check(&self) -> Result<(), Failure> {
-        let usage = |fact: &str, next: &str| Err(Failure::new(ExitStatus::Usage, fact).next(next));
-        let registers = &self.registers;
-        if !(self.wants_tpm() || self.recovery_key || self.list || self.volume_key.is_some()) && self.wipe.is_empty() {
-            return usage(
+    fn check(&self, output: Output) -> Result<(), Failure> {
+        let anything = self.wants_tpm() || self.recovery_key || !self.wipe.is_empty();
+        let file_is_stdout = self.recovery_key_file.as_deref() == Some(Path::new("-"));
+        let cases = [
+            (
+                !anything && !self.list && self.volume_key.is_none(),
                 "nothing to do: expected what is to open the volume, found no option that says so",
                 "bind it to a release: --release SEALED --key PUBLIC; or see --pcr-policy, --recovery-key, --list and --wipe",
-            );
-        }
-        if self.wants_tpm() && registers.release.is_none() && registers.pcrs.is_none() && registers.pcr_policy.is_none()
-        {
-            return usage(
+            ),
+            (
+                self.wants_tpm() && !self.registers.are_given(),
                 "expected the registers that the key is bound to, found none: whatever boots on this machine could ask for it",
                 "give --release SEALED --key PUBLIC or --pcr-policy PUBLIC; --pcrs '' means none, for PINs alone",
-            );
-        }
-        let literal = registers.pcrs.as_ref().map(|registers| &registers.pcrs);
-        if literal.is_some_and(BTreeSet::is_empty) && registers.pcr_policy.is_none() && !self.pin {
-            return usage(
-                "--pcrs: expected registers, found none, and neither --pin nor --pcr-policy: \
-                 whoever has the machine would have the data",
-                "name registers, add --pin, or use --pcr-policy",
-            );
-        }
-        let predicted = |pcr: &PcrIndex| PREDICTED.contains(pcr);
-        if registers.release.is_some() && literal.is_some_and(|pcrs| !pcrs.iter().any(predicted)) {
-            return usage(
-                "--pcrs: expected one of 11, 12 and 13 with --release, found none: the release would not count",
-                "leave --pcrs or --release out",
-            );
-        }
-        if let Some(both) = registers.both_literal_and_signed() {
-            let fact = format!(
-                "PCR {both} is in --pcr-policy-pcrs and would be sealed too: an update would change it, signed or not"
-            );
-            return usage(&fact, "leave it out of one of them");
-        }
-        if self.systemd_252 && !self.wants_tpm() {
-            return usage(
+            ),
+            (
+                self.systemd_252 && !self.wants_tpm(),
                 "--systemd-252: expected something that a TPM is to open, found none",
                 "see --release and --pcr-policy",
-            );
-        }
-        if self.rotate && !self.wants_tpm() && !self.recovery_key {
-            return usage(
+            ),
+            (
+                self.rotate && !self.wants_tpm() && !self.recovery_key,
                 "--rotate: expected something that is added, found none",
                 "say what takes its place, or use --wipe",
-            );
+            ),
+            (
+                file_is_stdout && output.json,
+                "--recovery-key-file -: standard output has the result",
+                "name a file, or leave --json out",
+            ),
+        ];
+        match cases.into_iter().find(|(refused, ..)| *refused) {
+            Some((_, fact, next)) => Err(Failure::new(ExitStatus::Usage, fact).next(next)),
+            None => self.registers.check(self.pin),
         }
-        if self.recovery_key_file.as_deref() == Some(Path::new("-")) && self.json_conflict() {
-            return usage("--recovery-key-file -: standard output has the result", "name a file, or leave --json out");
-        }
-        Ok(())
-    }
-
-    fn json_conflict(&self) -> bool {
-        std::env::args_os().any(|argument| argument == "--json")
-    }
-}
-
-/// The registers that verify-init measures into before it opens volumes.
-const PREDICTED: [PcrIndex; 3] = [PcrIndex::PHASES, PcrIndex::COMMAND_LINE, PcrIndex::MANIFEST];
-
-impl RegisterArguments {
-    /// The registers whose values are sealed.
-    fn literal(&self) -> Registers {
-        match (&self.pcrs, &self.release) {
-            (Some(registers), _) => registers.clone(),
-            (None, Some(_)) => Registers { pcrs: PREDICTED.into(), bank: None },
-            (None, None) => Registers::default(),
-        }
-    }
-
-    fn both_literal_and_signed(&self) -> Option<PcrIndex> {
-        self.pcr_policy.as_ref()?;
-        self.literal().pcrs.intersection(&self.pcr_policy_pcrs.pcrs).next().copied()
     }
 }
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    arguments.check()?;
+    arguments.check(output)?;
     let volume = Volume::read(&arguments.device)?;
     if arguments.list {
         let listing = Listing::of(&volume);
@@ -339,7 +255,7 @@ fn check_before(arguments: &Arguments, volume: &Volume, replaced: &[Way]) -> Res
     match arguments.recovery_key_file.as_deref() {
         Some(path) if path != Path::new("-") && path.symlink_metadata().is_ok() => {
             Err(Failure::new(ExitStatus::Usage, format!("{} exists already", path.display())).next(
-                "choose another --recovery-key-file; the key in this one stays good until its keyslot is removed",
+                "choose another --recovery-key-file; the key in this one may be one that opens the volume",
             ))
         }
         None if !std::io::stdout().is_terminal() => Err(Failure::new(
@@ -358,90 +274,15 @@ fn leftovers(volume: &Volume) -> Vec<u8> {
 /// What the key is bound to, without the PIN.
 fn plan(arguments: &Arguments, tpm: &mut TpmSide, output: Output) -> Result<TpmPlan, Failure> {
     tpm.check_open()?;
-    let registers = &arguments.registers;
-    let literal = registers.literal();
-    let bank = bank(registers, &literal, tpm)?;
-    let mut values = BTreeMap::new();
-    if let Some(path) = &registers.release {
-        let keys = references::trusted_keys(&registers.key, registers.threshold)?;
-        keys.keys().iter().for_each(|key| super::warn_example(key.id(), output));
-        let release = references::release(path, &keys)?;
-        if release.image.debug {
-            output.warn("this is a release of a debug image: whoever sits at its console has a shell");
-        }
-        let line = command_line(registers, path, &release)?;
-        let predicted = registers::predicted(&release, line, bank);
-        values = predicted.map_err(|error| Failure::new(ExitStatus::System, format!("predict: {error}")))?;
-        values.retain(|pcr, _| literal.pcrs.contains(pcr));
-    }
-    let predicted = values.keys().copied().collect();
-    let now = literal.pcrs.iter().filter(|pcr| !values.contains_key(pcr)).copied().collect();
-    values.extend(tpm.values(bank, &now)?);
-    if now.contains(&PcrIndex::PHASES) {
-        output.warn("PCR 11 is taken as it is now: verify-init opens volumes earlier, when it holds something else");
-    }
-    let persistent = match arguments.persistent {
+    let mut plan = arguments.registers.plan(tpm, output)?;
+    plan.legacy = arguments.systemd_252;
+    plan.persistent = match arguments.persistent {
         None => None,
         Some(Some(handle)) => Some(handle.0),
         Some(None) => Some(tpm.free_handle()?),
     };
-    Ok(TpmPlan {
-        bank,
-        values,
-        predicted,
-        signed: signed(registers)?,
-        pin: None,
-        persistent,
-        legacy: arguments.systemd_252,
-    })
+    Ok(plan)
 }
-
-fn bank(registers: &RegisterArguments, literal: &Registers, tpm: &mut TpmSide) -> Result<PcrBank, Failure> {
-    let bank = match (literal.bank, registers.pcr_policy_pcrs.bank) {
-        (Some(one), Some(other)) if one != other => {
-            let fact = format!("--pcrs and --pcr-policy-pcrs: expected one bank, found {one} and {other}");
-            return Err(Failure::new(ExitStatus::Usage, fact).next("name the same bank in both"));
-        }
-        (one, other) => one.or(other).unwrap_or(PcrBank::Sha256),
-    };
-    if !tpm.has_bank(bank)? {
-        return Err(Failure::new(ExitStatus::Missing, format!("the TPM's {bank} bank is not active"))
-            .next("activate it in the firmware's setup, or name another one: --pcrs 11+12+13:sha384"));
-    }
-    Ok(bank)
-}
-
-fn command_line<'a>(registers: &'a RegisterArguments, path: &Path, release: &'a Release) -> Result<&'a str, Failure> {
-    match (&registers.command_line, release.command_lines.as_slice()) {
-        (Some(line), _) => Ok(line),
-        (None, [only]) => Ok(only),
-        (None, lines) => {
-            let fact = format!("{}: expected one command line, found {}", path.display(), lines.len());
-            Err(Failure::new(ExitStatus::Usage, fact).next("give the one that this machine boots with: --command-line"))
-        }
-    }
-}
-
-fn signed(registers: &RegisterArguments) -> Result<Option<SignedPlan>, Failure> {
-    let Some(path) = &registers.pcr_policy else { return Ok(None) };
-    let pem = attest::read(path, MAX_PEM)?;
-    let key = PolicyKey::from_pem(&pem).map_err(|error| bad_input(path, &error))?;
-    let pcrs = registers.pcr_policy_pcrs.pcrs.clone();
-    if pcrs.is_empty() {
-        return Err(Failure::new(ExitStatus::Usage, "--pcr-policy-pcrs: expected registers, found none")
-            .next("leave it out for register 11"));
-    }
-    let signatures = registers.pcr_signature.as_deref().map(read_signatures).transpose()?;
-    Ok(Some(SignedPlan { pcrs, pem, key, signatures }))
-}
-
-fn read_signatures(path: &Path) -> Result<PcrSignatures, Failure> {
-    let bytes = attest::read(path, MAX_SIGNATURES)?;
-    PcrSignatures::parse(&bytes).map_err(|error| bad_input(path, &error))
-}
-
-/// The largest file of signatures, in bytes.
-const MAX_SIGNATURES: usize = 1 << 20;
 
 fn pin(arguments: &Arguments) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let pin = match &arguments.pin_file {

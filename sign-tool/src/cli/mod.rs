@@ -12,6 +12,8 @@ mod disk;
 #[cfg(feature = "enroll")]
 mod enroll;
 #[cfg(feature = "enroll")]
+mod enroll_plan;
+#[cfg(feature = "enroll")]
 mod enroll_report;
 mod initramfs;
 mod inspect;

@@ -1,0 +1,187 @@
+//! What `iofs-sign enroll` binds a key to.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use iofs_policy::{
+    pcr::{PcrBank, PcrDigest, PcrIndex},
+    pcr_signature::PcrSignatures,
+    release::Release,
+};
+use iofs_sign::{
+    attest::{self, references},
+    enroll::{
+        registers::{self, Registers},
+        tpm::{SignedPlan, TpmPlan, TpmSide},
+    },
+    report::{ExitStatus, Failure, Output},
+    sealed::bad_input,
+};
+use iofs_tpm::policy_key::{MAX_PEM, PolicyKey};
+
+/// The largest file of signatures, in bytes.
+const MAX_SIGNATURES: usize = 1 << 20;
+/// The registers that verify-init measures into before it opens volumes.
+const PREDICTED: [PcrIndex; 3] = [PcrIndex::PHASES, PcrIndex::COMMAND_LINE, PcrIndex::MANIFEST];
+
+/// What the TPM is to look at.
+#[derive(Debug, clap::Args)]
+pub(super) struct RegisterArguments {
+    /// The release that boots: the registers 11 to 13 are bound to what it measures (a release statement, or the directory
+    /// that 'iofs-sign seal' wrote)
+    #[arg(long, value_name = "RELEASE", requires = "key")]
+    release: Option<PathBuf>,
+    /// A public key that must have signed the release (SubjectPublicKeyInfo PEM)
+    #[arg(long, value_name = "PUBLIC", requires = "release")]
+    key: Vec<PathBuf>,
+    /// How many of the keys must have signed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    threshold: u8,
+    /// The kernel command line that it boots with, as /proc/cmdline shows it [default: that of the release]
+    #[arg(long, value_name = "TEXT", requires = "release")]
+    command_line: Option<String>,
+    /// Registers whose values are sealed, as 7+11:sha256: 11 to 13 as the release predicts them, others as they are now
+    /// [default: 11+12+13 with --release, else none]
+    #[arg(long, value_name = "PCRS")]
+    pcrs: Option<Registers>,
+    /// A public key (PEM) whose signatures say what registers may hold, so that an update needs no new enrolment
+    #[arg(long, value_name = "PUBLIC")]
+    pcr_policy: Option<PathBuf>,
+    /// The registers that it signs
+    #[arg(long, value_name = "PCRS", default_value = "11", requires = "pcr_policy")]
+    pcr_policy_pcrs: Registers,
+    /// What it signed (tpm2-pcr-signature.json), to prove the enrolment with
+    #[arg(long, value_name = "FILE", requires = "pcr_policy")]
+    pcr_signature: Option<PathBuf>,
+}
+
+impl RegisterArguments {
+    /// Whether it was said what the key is bound to, were it nothing.
+    pub(super) fn are_given(&self) -> bool {
+        self.release.is_some() || self.pcrs.is_some() || self.pcr_policy.is_some()
+    }
+
+    /// Combinations that would do something else than their author thinks.
+    pub(super) fn check(&self, pin: bool) -> Result<(), Failure> {
+        let usage = |fact: &str, next: &str| Err(Failure::new(ExitStatus::Usage, fact).next(next));
+        let literal = self.pcrs.as_ref().map(|registers| &registers.pcrs);
+        if literal.is_some_and(BTreeSet::is_empty) && self.pcr_policy.is_none() && !pin {
+            return usage(
+                "--pcrs: expected registers, found none, and neither --pin nor --pcr-policy: \
+                 whoever has the machine would have the data",
+                "name registers, add --pin, or use --pcr-policy",
+            );
+        }
+        let predicted = |pcr: &PcrIndex| PREDICTED.contains(pcr);
+        if self.release.is_some() && literal.is_some_and(|pcrs| !pcrs.iter().any(predicted)) {
+            return usage(
+                "--pcrs: expected one of 11, 12 and 13 with --release, found none: the release would not count",
+                "leave --pcrs or --release out",
+            );
+        }
+        match self.both_literal_and_signed() {
+            Some(both) => usage(
+                &format!(
+                    "PCR {both} is in --pcr-policy-pcrs and would be sealed too: an update would change it, signed or not"
+                ),
+                "leave it out of one of them",
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// The registers whose values are sealed.
+    fn literal(&self) -> Registers {
+        match (&self.pcrs, &self.release) {
+            (Some(registers), _) => registers.clone(),
+            (None, Some(_)) => Registers { pcrs: PREDICTED.into(), bank: None },
+            (None, None) => Registers::default(),
+        }
+    }
+
+    fn both_literal_and_signed(&self) -> Option<PcrIndex> {
+        self.pcr_policy.as_ref()?;
+        self.literal().pcrs.intersection(&self.pcr_policy_pcrs.pcrs).next().copied()
+    }
+
+    /// What the key is bound to: without PIN and handle.
+    ///
+    /// # Errors
+    /// The release does not verify, a file is malformed, or the TPM lacks the bank.
+    pub(super) fn plan(&self, tpm: &mut TpmSide, output: Output) -> Result<TpmPlan, Failure> {
+        let literal = self.literal();
+        let bank = self.bank(&literal, tpm)?;
+        let mut values = self.predicted(bank, output)?;
+        values.retain(|pcr, _| literal.pcrs.contains(pcr));
+        let predicted = values.keys().copied().collect();
+        let now = literal.pcrs.iter().filter(|pcr| !values.contains_key(pcr)).copied().collect();
+        values.extend(tpm.values(bank, &now)?);
+        if now.contains(&PcrIndex::PHASES) {
+            output
+                .warn("PCR 11 is taken as it is now: verify-init opens volumes earlier, when it holds something else");
+        }
+        let signed = self.signed()?;
+        Ok(TpmPlan { bank, values, predicted, signed, pin: None, persistent: None, legacy: false })
+    }
+
+    /// The values that the release leads to.
+    fn predicted(&self, bank: PcrBank, output: Output) -> Result<BTreeMap<PcrIndex, PcrDigest>, Failure> {
+        let Some(path) = &self.release else { return Ok(BTreeMap::new()) };
+        let keys = references::trusted_keys(&self.key, self.threshold)?;
+        keys.keys().iter().for_each(|key| super::warn_example(key.id(), output));
+        let release = references::release(path, &keys)?;
+        if release.image.debug {
+            output.warn("this is a release of a debug image: whoever sits at its console has a shell");
+        }
+        let line = self.command_line(path, &release)?;
+        let values = registers::predicted(&release, line, bank);
+        values.map_err(|error| Failure::new(ExitStatus::System, format!("predict: {error}")))
+    }
+
+    fn bank(&self, literal: &Registers, tpm: &mut TpmSide) -> Result<PcrBank, Failure> {
+        let bank = match (literal.bank, self.pcr_policy_pcrs.bank) {
+            (Some(one), Some(other)) if one != other => {
+                let fact = format!("--pcrs and --pcr-policy-pcrs: expected one bank, found {one} and {other}");
+                return Err(Failure::new(ExitStatus::Usage, fact).next("name the same bank in both"));
+            }
+            (one, other) => one.or(other).unwrap_or(PcrBank::Sha256),
+        };
+        if !tpm.has_bank(bank)? {
+            return Err(Failure::new(ExitStatus::Missing, format!("the TPM's {bank} bank is not active"))
+                .next("activate it in the firmware's setup, or name another one: --pcrs 11+12+13:sha384"));
+        }
+        Ok(bank)
+    }
+
+    fn command_line<'a>(&'a self, path: &Path, release: &'a Release) -> Result<&'a str, Failure> {
+        match (&self.command_line, release.command_lines.as_slice()) {
+            (Some(line), _) => Ok(line),
+            (None, [only]) => Ok(only),
+            (None, lines) => {
+                let fact = format!("{}: expected one command line, found {}", path.display(), lines.len());
+                Err(Failure::new(ExitStatus::Usage, fact)
+                    .next("give the one that this machine boots with: --command-line"))
+            }
+        }
+    }
+
+    fn signed(&self) -> Result<Option<SignedPlan>, Failure> {
+        let Some(path) = &self.pcr_policy else { return Ok(None) };
+        let pem = attest::read(path, MAX_PEM)?;
+        let key = PolicyKey::from_pem(&pem).map_err(|error| bad_input(path, &error))?;
+        let pcrs = self.pcr_policy_pcrs.pcrs.clone();
+        if pcrs.is_empty() {
+            return Err(Failure::new(ExitStatus::Usage, "--pcr-policy-pcrs: expected registers, found none")
+                .next("leave it out for register 11"));
+        }
+        let signatures = self.pcr_signature.as_deref().map(read_signatures).transpose()?;
+        Ok(Some(SignedPlan { pcrs, pem, key, signatures }))
+    }
+}
+
+fn read_signatures(path: &Path) -> Result<PcrSignatures, Failure> {
+    let bytes = attest::read(path, MAX_SIGNATURES)?;
+    PcrSignatures::parse(&bytes).map_err(|error| bad_input(path, &error))
+}
