@@ -423,6 +423,24 @@ fn what_systemd_cryptenroll_wrote_is_listed_and_rotated() {
     }
 }
 
+#[test]
+fn volumes_of_other_forms_are_enrolled_and_keep_their_name() {
+    let software = SoftwareTpm::started();
+    let argon2 = ["--pbkdf", "argon2id", "--pbkdf-force-iterations", "4", "--pbkdf-memory", "64", "--label", "a label"];
+    let large = ["--luks2-metadata-size", "4m", "--luks2-keyslots-size", "4m"];
+    let small = ["--key-size", "256", "--sector-size", "512", "--hash", "sha512"];
+    for options in [&argon2[..], &large, &small] {
+        let disk = Disk::formatted(&[&["--type", "luks2"], options].concat());
+        let before = disk.list();
+        disk.enrolled(&software, &["--pcrs", "7"]);
+        assert_eq!(disk.opened_by_tpm(&software, None).len(), 1, "{options:?}");
+        assert!(disk.opens_by("pass"), "{options:?}");
+        let after = disk.list();
+        assert_eq!((&after["uuid"], &after["label"]), (&before["uuid"], &before["label"]));
+        assert_eq!(after["keyslots"][0], before["keyslots"][0], "{options:?}");
+    }
+}
+
 /// HMAC by the volume key, as OpenSSL makes it of what cryptsetup dumps.
 #[test]
 fn the_id_of_a_volume_key_is_what_other_programs_compute() {

@@ -254,9 +254,8 @@ fn check_before(arguments: &Arguments, volume: &Volume, replaced: &[Way]) -> Res
     }
     match arguments.recovery_key_file.as_deref() {
         Some(path) if path != Path::new("-") && path.symlink_metadata().is_ok() => {
-            Err(Failure::new(ExitStatus::Usage, format!("{} exists already", path.display())).next(
-                "choose another --recovery-key-file; the key in this one may be one that opens the volume",
-            ))
+            Err(Failure::new(ExitStatus::Usage, format!("{} exists already", path.display()))
+                .next("choose another --recovery-key-file; the key in this one may be one that opens the volume"))
         }
         None if !std::io::stdout().is_terminal() => Err(Failure::new(
             ExitStatus::Usage,
