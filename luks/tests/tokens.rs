@@ -4,6 +4,7 @@
 mod common;
 
 use std::{
+    collections::BTreeSet,
     fs,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -14,8 +15,13 @@ use common::{
     edit::{Both, DEBIAN_12, DEBIAN_13},
     run, slot,
 };
-use iofs_luks::{Header, PrimaryAlg, Token, Tpm2Token};
-use iofs_policy::{hex, pcr::PcrBank};
+use iofs_luks::{Header, PrimaryAlg, SignedPcrs, Token, TokenSrk, Tpm2Token};
+use iofs_policy::{
+    digest::Sha256Digest,
+    hex,
+    pcr::{PcrBank, PcrIndex},
+};
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 fn tpm2(header: &Header) -> Vec<&Tpm2Token> {
@@ -26,7 +32,7 @@ fn tpm2(header: &Header) -> Vec<&Tpm2Token> {
     tokens.collect()
 }
 
-fn registers(set: &std::collections::BTreeSet<iofs_policy::pcr::PcrIndex>) -> Vec<u8> {
+fn registers(set: &BTreeSet<PcrIndex>) -> Vec<u8> {
     set.iter().map(|index| index.get()).collect()
 }
 
@@ -252,6 +258,50 @@ fn tokens_of_other_types_keep_their_keyslots() {
     assert_eq!(why.to_string(), "JSON: expected an object, found a list of 0");
     let Token::Broken { why, .. } = Token::parse("[") else { panic!("taken") };
     assert_eq!(why.to_string(), "token: expected JSON, found EOF while parsing a list at line 1 column 1");
+}
+
+prop_compose! {
+    fn tokens()(
+        parts in prop::collection::vec((prop::collection::vec(any::<u8>(), 1..300), any::<[u8; 32]>()), 1..8),
+        slots in prop::collection::btree_set(0_u8..32, 1..5),
+        pcrs in prop::collection::btree_set(0_u8..24, 0..24),
+        bank in prop::option::of(0..PcrBank::ALL.len()),
+        rsa in any::<bool>(),
+        pin in any::<bool>(),
+        salt in prop::option::of(prop::collection::vec(any::<u8>(), 1..64)),
+        signed in prop::option::of((prop::collection::btree_set(0_u8..24, 1..5), prop::collection::vec(any::<u8>(), 1..900))),
+        public in prop::option::of((0x8100_0000..=0x81ff_ffff_u32, prop::collection::vec(any::<u8>(), 1..120))),
+        persistent in prop::option::of(0x8100_0000..=0x81ff_ffff_u32),
+    ) -> Tpm2Token {
+        let registers = |set: BTreeSet<u8>| set.into_iter().map(|index| PcrIndex::new(index).unwrap()).collect();
+        let (blobs, policy_hashes) = parts.into_iter().map(|(blob, hash)| (blob, hash.to_vec())).unzip();
+        Tpm2Token {
+            keyslots: slots.into_iter().map(slot).collect(),
+            blobs,
+            policy_hashes,
+            pcrs: registers(pcrs),
+            bank: bank.map(|bank| PcrBank::ALL[bank]),
+            primary_alg: if rsa { PrimaryAlg::Rsa } else { PrimaryAlg::Ecc },
+            pin,
+            salt,
+            signed: signed.map(|(pcrs, public_key_pem)| SignedPcrs { pcrs: registers(pcrs), public_key_pem }),
+            srk: public.map(|(handle, public)| TokenSrk {
+                handle,
+                name: [&[0x00, 0x0b], &Sha256Digest::of(&public).as_bytes()[..]].concat(),
+                public: [&(public.len() as u16).to_be_bytes()[..], &public].concat(),
+            }),
+            pcrlock: false,
+            persistent,
+            unknown: Vec::new(),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_token_is_the_same_once_it_was_written(token in tokens()) {
+        prop_assert_eq!(Token::parse(&token.to_json()), Token::SystemdTpm2(Box::new(token)));
+    }
 }
 
 /// A software TPM on TCP, as tools ask for one with `swtpm:host=…,port=…`.
