@@ -1,119 +1,44 @@
 //! Somebody on the bus between processor and TPM: a proxy on swtpm's socket that flips every bit of what passes, one at a
 //! time, routes commands to a TPM of its own, repeats them, and writes all of it down.
 
+mod bus_common;
 mod common;
 
 use std::{
     cell::RefCell,
     collections::BTreeSet,
-    io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
+    process,
     sync::{Arc, Mutex, MutexGuard},
     thread,
 };
 
+use bus_common::{Exchange, Flip, Interposer, Side, Takes, all_flips, assert_hidden, code_of, forward, serve};
 use common::{PATIENCE, SoftwareTpm, digests, index, registers, seal, write_nv};
-use iofs_policy::pcr::PcrBank;
+use iofs_policy::{
+    digest::Sha256Digest,
+    pcr::{PcrBank, PcrDigest},
+    pcr_signature::{PcrSignature, PcrSignatures},
+};
 use iofs_tpm::{
     CommandError, PinnedSrk, ProtectError, Protected, Tpm,
     command::{Command, CommandCode},
     pcr::{ActiveBanks, ExtendError, Judgement, PcrValues, active_banks, judge, read},
+    policy::PolicyDigest,
+    policy_key::PolicyKey,
     sealed::Sealed,
     srk::{SRK_HANDLE, SrkError, read_public, standard_srk},
     transport::{Socket, Transport, TransportError},
-    unlock::{Parent, UnsealError, UnsealPolicy, UnsealRequest, unseal},
+    unlock::{Parent, SignedPolicy, UnsealError, UnsealPolicy, UnsealRequest, unseal},
 };
 use tempfile::TempDir;
-
-/// What passes in each direction for one command.
-#[derive(Debug, Clone, Default)]
-struct Exchange {
-    request: Vec<u8>,
-    response: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Side {
-    Request,
-    Response,
-}
-
-/// Which bit of which exchange is flipped, counted from [`Bus::arm`] on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Flip {
-    exchange: usize,
-    side: Side,
-    bit: usize,
-}
-
-/// Whether a command of this code goes to the other TPM.
-type Takes = fn(u32) -> bool;
-
-/// What the man in the middle does, and what he saw, before he changed anything.
-struct Interposer {
-    upstream: UnixStream,
-    flip: Option<Flip>,
-    seen: Vec<Exchange>,
-    /// Commands that this takes go to another TPM.
-    diverted: Option<(UnixStream, Takes)>,
-    /// Answers the next command with TPM_RC_RETRY, after the TPM executed it.
-    hide_once: bool,
-    /// Sends this in front of the next command of that code.
-    meanwhile: Option<(u32, Vec<u8>)>,
-}
 
 /// The bus: a socket in front of swtpm's.
 struct Bus {
     interposer: Arc<Mutex<Interposer>>,
     path: PathBuf,
     _folder: TempDir,
-}
-
-fn code_of(command: &[u8]) -> u32 {
-    u32::from_be_bytes(command[6..10].try_into().unwrap())
-}
-
-/// One message of a stream, by the size in its header; `None` at the end.
-fn message(stream: &mut UnixStream) -> Option<Vec<u8>> {
-    let mut bytes = vec![0; 10];
-    stream.read_exact(&mut bytes).ok()?;
-    let size = u32::from_be_bytes(bytes[2..6].try_into().unwrap()) as usize;
-    bytes.resize(size, 0);
-    stream.read_exact(&mut bytes[10..]).ok()?;
-    Some(bytes)
-}
-
-fn forward(stream: &mut UnixStream, command: &[u8]) -> Vec<u8> {
-    stream.write_all(command).unwrap();
-    message(stream).expect("swtpm answers")
-}
-
-impl Interposer {
-    fn pass(&mut self, command: &[u8]) -> Vec<u8> {
-        if let Some((_, other)) = self.meanwhile.take_if(|(code, _)| *code == code_of(command)) {
-            assert_eq!(forward(&mut self.upstream, &other)[6..10], [0; 4]);
-        }
-        let exchange = self.seen.len();
-        let flip = |bytes: &[u8], side| match self.flip {
-            Some(flip) if flip.exchange == exchange && flip.side == side => flipped(bytes, flip.bit),
-            _ => bytes.to_vec(),
-        };
-        let upstream = match &mut self.diverted {
-            Some((other, takes)) if takes(code_of(command)) => other,
-            _ => &mut self.upstream,
-        };
-        let response = forward(upstream, &flip(command, Side::Request));
-        let changed = flip(&response, Side::Response);
-        self.seen.push(Exchange { request: command.to_vec(), response });
-        if std::mem::take(&mut self.hide_once) { b"\x80\x01\0\0\0\x0a\0\0\x09\x22".to_vec() } else { changed }
-    }
-}
-
-fn flipped(bytes: &[u8], bit: usize) -> Vec<u8> {
-    let mut bytes = bytes.to_vec();
-    bytes[bit / 8] ^= 1 << (bit % 8);
-    bytes
 }
 
 impl Bus {
@@ -123,9 +48,7 @@ impl Bus {
         upstream.set_read_timeout(Some(PATIENCE)).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("bus");
-        let interposer =
-            Interposer { upstream, flip: None, seen: Vec::new(), diverted: None, hide_once: false, meanwhile: None };
-        let bus = Self { interposer: Arc::new(Mutex::new(interposer)), path, _folder: folder };
+        let bus = Self { interposer: Arc::new(Mutex::new(Interposer::new(upstream))), path, _folder: folder };
         let listener = UnixListener::bind(&bus.path).unwrap();
         let interposer = Arc::clone(&bus.interposer);
         thread::spawn(move || {
@@ -150,11 +73,8 @@ impl Bus {
         Tpm::new(Direct(self))
     }
 
-    /// From now on exchanges are counted anew, and this bit is flipped.
     fn arm(&self, flip: Option<Flip>) {
-        let mut interposer = self.interposer();
-        interposer.seen.clear();
-        interposer.flip = flip;
+        self.interposer().arm(flip);
     }
 
     fn seen(&self) -> Vec<Exchange> {
@@ -174,18 +94,6 @@ impl Bus {
         let handles = list[9..].chunks(4).map(|handle| u32::from_be_bytes(handle.try_into().unwrap()));
         for handle in handles {
             direct.run(&Command::new(CommandCode::FlushContext).u32(handle)).unwrap();
-        }
-    }
-}
-
-/// Messages of one client. A message whose size is no longer that of its header ends the connection: a bus has messages,
-/// and nobody waits for bytes that do not come.
-fn serve(client: &mut UnixStream, interposer: &Mutex<Interposer>) {
-    while let Some(command) = message(client) {
-        let response = interposer.lock().unwrap().pass(&command);
-        let whole = response[2..6] == u32::try_from(response.len()).unwrap().to_be_bytes();
-        if client.write_all(&response).is_err() || !whole {
-            return;
         }
     }
 }
@@ -280,26 +188,6 @@ impl From<CommandError> for Failure {
     }
 }
 
-fn all_flips(exchanges: &[Exchange]) -> Vec<Flip> {
-    let mut flips = Vec::new();
-    for (exchange, passed) in exchanges.iter().enumerate() {
-        for (side, bytes) in [(Side::Request, &passed.request), (Side::Response, &passed.response)] {
-            flips.extend((0..bytes.len() * 8).map(|bit| Flip { exchange, side, bit }));
-        }
-    }
-    flips
-}
-
-fn holds(bytes: &[u8], secret: &[u8]) -> bool {
-    bytes.windows(secret.len()).any(|window| window == secret)
-}
-
-fn assert_hidden(exchanges: &[Exchange], secret: &[u8]) {
-    for exchange in exchanges {
-        assert!(!holds(&exchange.request, secret) && !holds(&exchange.response, secret), "passes in clear");
-    }
-}
-
 /// An extend of register 13.
 fn extend(scene: &Scene, protected: &mut Protected<'_, Socket>, byte: u8) -> Result<(), Failure> {
     match protected.extend(&scene.active, index(13), &digests(byte)) {
@@ -346,6 +234,50 @@ fn bus_interposer_any_bit_of_an_index_read_is_noticed_and_nobody_reads_along() {
         },
     );
     println!("{flips} flips");
+}
+
+/// A policy that OpenSSL's key signed for register 7 as it is, and an object that it opens.
+#[test]
+fn bus_interposer_any_bit_of_an_unsealing_by_a_signed_policy_is_noticed_and_nobody_reads_along() {
+    let secret = *b"the secret that unlocks the disk";
+    let mut blob = Vec::new();
+    let mut signed = None;
+    let scene = Scene::new(|software| {
+        let (key, signature) = sign_register_7(software);
+        software.write("secret", &secret);
+        software.write("policy", PolicyDigest::authorized_by(&key.names()[0]).as_bytes());
+        let arguments = ["-Q", "-C", "0x81000001", "-i", "secret", "-L", "policy", "-u", "seal.pub", "-r", "seal.priv"];
+        software.tool("tpm2_create", &[&arguments[..], &["-a", "fixedtpm|fixedparent|noda"]].concat());
+        blob = [software.file("seal.priv"), software.file("seal.pub")].concat();
+        let mut signatures = PcrSignatures::default();
+        signatures.insert(PcrBank::Sha256, signature);
+        signed = Some((key, signatures));
+    });
+    let sealed = Sealed::parse(&blob).unwrap();
+    let (key, signatures) = signed.unwrap();
+    let (bank, registers) = (PcrBank::Sha256, BTreeSet::from([index(7)]));
+    let signed = Some(SignedPolicy { bank, registers, key: &key, signatures: &signatures });
+    let policy = UnsealPolicy { signed, ..UnsealPolicy::default() };
+    let request = UnsealRequest { policy, ..request(&scene, &sealed, None) };
+    Unlocking { scene: &scene, request, secret: &secret }.flip_each();
+}
+
+fn sign_register_7(software: &SoftwareTpm) -> (PolicyKey, PcrSignature) {
+    let openssl = |arguments: &[&str]| {
+        let status = process::Command::new("openssl").args(arguments).current_dir(software.folder.path()).output();
+        assert!(status.unwrap().status.success(), "{arguments:?}");
+    };
+    // ECDSA, since its keys and signatures have fewer bits to flip.
+    openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", "key.pem"]);
+    openssl(&["pkey", "-in", "key.pem", "-pubout", "-out", "key.pub"]);
+    let key = PolicyKey::from_pem(&software.file("key.pub")).unwrap();
+    let zero = ((PcrBank::Sha256, index(7)), PcrDigest::zero(PcrBank::Sha256));
+    let policy = PolicyDigest::ZERO.registers(&[zero].into());
+    software.write("policy", policy.as_bytes());
+    openssl(&["dgst", "-sha256", "-sign", "key.pem", "-out", "signature", "policy"]);
+    let (registers, signature) = (BTreeSet::from([index(7)]), software.file("signature"));
+    let policy = Sha256Digest::from_bytes(*policy.as_bytes());
+    (key.clone(), PcrSignature { registers, key: key.fingerprint(), policy, signature })
 }
 
 /// What a man in the middle gets out of unlocking by changing one bit of it.
@@ -526,7 +458,7 @@ fn bus_interposer_a_key_of_his_own_is_refused() {
     let scene = Scene::new(|_| {});
     let divert = |takes: Takes, own: &mut SoftwareTpm| {
         drop(own.connect());
-        scene.bus.interposer().diverted = Some((UnixStream::connect(own.data()).unwrap(), takes));
+        scene.bus.interposer().diverted = Some((Box::new(UnixStream::connect(own.data()).unwrap()), takes));
         let error = Protected::start(&mut scene.bus.client(), &scene.pin).unwrap_err();
         scene.bus.interposer().diverted = None;
         scene.bus.clean();
