@@ -7,11 +7,13 @@ use iofs_policy::pcr::{PcrBank, PcrIndex};
 use crate::{
     command::Tag,
     name::{NvPublic, Public},
-    nv, pcr, protected,
+    nv, pcr,
+    policy_key::PolicyKey,
+    protected,
     response::{Outer, Response},
     sealed::Sealed,
     session::{self, SessionKind},
-    srk,
+    srk, unlock,
 };
 
 /// For fuzzing: reads these bytes as each response, and as the parameters of each, as if their authorizations had been
@@ -36,12 +38,14 @@ fn read_as_parameters(bytes: &[u8]) -> bool {
         | srk::created(bytes).is_ok()
         | nv::nv_public_area(bytes, 0x0150_0000).is_ok()
         | protected::sized_secret(bytes, "anything").is_ok()
+        | unlock::is_ticket(bytes).is_ok()
         | kinds.iter().any(|kind| session::started(*kind, 0x0200_0000, bytes).is_ok())
 }
 
 fn read_as_area(bytes: &[u8]) -> bool {
     let pinned = Public::parse(bytes).map(srk::PinnedSrk::new);
-    matches!(pinned, Ok(Ok(_))) | pinned.is_ok() | NvPublic::parse(bytes).is_ok() | Sealed::parse(bytes).is_ok()
+    let key = PolicyKey::from_der(bytes).is_ok();
+    matches!(pinned, Ok(Ok(_))) | pinned.is_ok() | key | NvPublic::parse(bytes).is_ok() | Sealed::parse(bytes).is_ok()
 }
 
 #[cfg(test)]

@@ -24,7 +24,7 @@ pub use images::{erofs_superblock, kernel_image};
 pub use luks::{integrity_superblock, luks_header, luks_token};
 pub use modules::{module_alias, module_index};
 pub use texts::{iofs_toml, os_release};
-pub use tpm::{tpm_response, tpm_structure};
+pub use tpm::{pcr_signatures, policy_key, sealed_object, tpm_response, tpm_structure};
 
 /// Panics where an invariant is broken; tells whether the parser took the input.
 pub type Body = fn(&[u8]) -> bool;
@@ -48,8 +48,11 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("module_alias", module_alias),
     ("module_index", module_index),
     ("os_release", os_release),
+    ("pcr_signatures", pcr_signatures),
+    ("policy_key", policy_key),
     ("quote", quote),
     ("release", release),
+    ("sealed_object", sealed_object),
     ("superblock_difference", superblock_difference),
     ("tar", tar),
     ("tcg_log", tcg_log),

@@ -2,12 +2,17 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use iofs_policy::pcr::{PcrBank, PcrDigest, PcrIndex};
+use iofs_policy::{
+    pcr::{PcrBank, PcrDigest, PcrIndex},
+    pcr_signature::PcrSignatures,
+};
 use iofs_tpm::{
     Retry, Tpm,
     command::Tag,
     pcr::{ActiveBanks, active_banks, extend, read},
+    policy_key::PolicyKey,
     response::Response,
+    sealed::Sealed,
     transport::{HEADER_SIZE, MAX_SIZE, Transport, TransportError},
 };
 
@@ -45,6 +50,34 @@ pub fn tpm_response(data: &[u8]) -> bool {
 /// Anything that PID 1 reads of a TPM beside those: sessions, public areas, sealed objects, NV indices.
 pub fn tpm_structure(data: &[u8]) -> bool {
     iofs_tpm::read_as_anything(data)
+}
+
+/// A sealed object that is taken is the same bytes again, and small.
+pub fn sealed_object(data: &[u8]) -> bool {
+    let Ok(sealed) = Sealed::parse(data) else { return false };
+    assert_eq!(sealed.to_blob(), data);
+    assert!(data.len() <= iofs_tpm::sealed::MAX_BLOB);
+    true
+}
+
+/// Signatures that are taken are the same once they were written, name registers, and are found by what they name.
+pub fn pcr_signatures(data: &[u8]) -> bool {
+    let Ok(signatures) = PcrSignatures::parse(data) else { return false };
+    let again = PcrSignatures::parse(&signatures.to_json());
+    assert_eq!(again.as_ref(), Ok(&signatures));
+    for (bank, signature) in signatures.iter() {
+        assert!(!signature.registers.is_empty() && (1..=512).contains(&signature.signature.len()));
+        assert!(signatures.find(bank, &signature.registers, signature.key).any(|found| found == signature));
+    }
+    true
+}
+
+/// A key that is taken has one fingerprint, and one Name or two that differ.
+pub fn policy_key(data: &[u8]) -> bool {
+    let Ok(key) = PolicyKey::from_pem(data) else { return false };
+    let names = key.names();
+    assert!(matches!(names[..], [_]) || matches!(&names[..], [first, second] if first != second));
+    true
 }
 
 fn check_parts(data: &[u8], tag: Tag) {

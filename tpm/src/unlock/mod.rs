@@ -33,6 +33,8 @@ use crate::{
 mod load;
 mod open;
 
+pub(crate) use open::is_ticket;
+
 /// What a TPM is to unseal.
 #[derive(Debug, Clone)]
 pub struct UnsealRequest<'a> {
