@@ -104,6 +104,23 @@ fn the_modules_of_a_cloud_kernel_stay_small() {
         let size = build(&collect(suite, Profile::Vm, &[]), Format::Zstd).bytes.len();
         assert!(size <= limit, "{suite}: {size} bytes");
     }
+    // With verify-init, which takes 0.69 MB compressed, either stays below 1.5 MB.
+    for (suite, limit) in [("bookworm", 650_000), ("trixie", 800_000)] {
+        let size = build(&collect(suite, Profile::Vm, &[Feature::Luks, Feature::Ext4]), Format::Zstd).bytes.len();
+        assert!(size <= limit, "{suite} with LUKS: {size} bytes");
+    }
+}
+
+#[test]
+fn a_protected_volume_brings_what_authenticates_it() {
+    for suite in SUITES {
+        let index = collect(suite, Profile::Vm, &[Feature::Luks, Feature::Integrity]).index;
+        for name in ["dm_crypt", "dm_integrity", "authenc", "xts"] {
+            assert!(index.get(index.find(name).unwrap()).always, "{suite}: {name}");
+        }
+        let plain = collect(suite, Profile::Vm, &[Feature::Luks]).index;
+        assert!(plain.find("dm_integrity").is_none() && plain.find("hid").is_none(), "{suite}");
+    }
 }
 
 #[test]

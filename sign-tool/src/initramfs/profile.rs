@@ -24,8 +24,10 @@ pub enum Profile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Feature {
-    /// Unlock LUKS2 volumes: dm-crypt with AES, dm-integrity, and a keyboard for the recovery key
+    /// Unlock LUKS2 volumes: dm-crypt with AES-XTS, and a keyboard for the recovery key
     Luks,
+    /// Unlock LUKS2 volumes that are integrity-protected: dm-integrity, HMACs, authenticated ciphers
+    Integrity,
     /// Images in files: loop devices
     Loop,
     /// Read a vfat file system, such as the EFI system partition
@@ -148,36 +150,15 @@ const HOST: &[&str] = &[
     "lpfc",
 ];
 
-/// What dm-crypt and dm-integrity cannot do without: the volume's header names the cipher, and is not there when the image
-/// is sealed.
-const LUKS: &[&str] = &["dm_crypt", "dm_integrity"];
-/// Templates and algorithms that the cipher strings of LUKS2 name; again nobody answers a `request_module`. The second
-/// line is for authenticated encryption: `authenc(hmac(sha256),xts(aes))`, `gcm(aes)`, `aegis128`.
-const LUKS_HELPERS: &[&str] = &[
-    "xts",
-    "ecb",
-    "cbc",
-    "aes_generic",
-    "sha256_generic",
-    "hmac", //
-    "authenc",
-    "gcm",
-    "ctr",
-    "ghash_generic",
-    "aegis128",
-    "sha512_generic",
-];
-const LUKS_HARDWARE: &[&str] = &[
-    "aesni_intel",
-    "aes_ce_blk",
-    "aes_neon_bs",
-    "ghash_clmulni_intel",
-    "ghash_ce",
-    "usbhid",
-    "hid_generic",
-    "atkbd",
-    "xhci_pci",
-];
+/// Templates and algorithms that the cipher strings of LUKS2 name; again nobody answers a `request_module`.
+const LUKS_HELPERS: &[&str] = &["xts", "ecb", "cbc", "aes_generic", "sha256_generic"];
+/// What authenticated encryption adds: `authenc(hmac(sha256),xts(aes))`, `gcm(aes)`, `aegis128`.
+const INTEGRITY_HELPERS: &[&str] =
+    &["hmac", "sha256_generic", "sha512_generic", "authenc", "gcm", "ctr", "ghash_generic", "aegis128"];
+const LUKS_HARDWARE: &[&str] = &["aesni_intel", "aes_ce_blk", "aes_neon_bs", "atkbd"];
+/// Virtual machines have a serial console, or a keyboard that needs no driver of these.
+const USB_KEYBOARD: &[&str] = &["usbhid", "hid_generic", "xhci_pci"];
+const INTEGRITY_HARDWARE: &[&str] = &["ghash_clmulni_intel", "ghash_ce"];
 /// The checksums that a file system may have been made with.
 const BTRFS_HELPERS: &[&str] = &["crc32c_generic", "xxhash_generic", "blake2b_generic", "sha256_generic"];
 /// The code pages of the kernel's defaults, which vfat asks for when it is mounted.
@@ -199,9 +180,17 @@ pub fn requests(profile: Profile, features: &[Feature]) -> Vec<Request> {
     for feature in features {
         match feature {
             Feature::Luks => {
-                add(LUKS, Need::Required);
+                add(&["dm_crypt"], Need::Required);
                 add(LUKS_HELPERS, Need::Always);
                 add(LUKS_HARDWARE, Need::Hardware);
+                if profile >= Profile::Generic {
+                    add(USB_KEYBOARD, Need::Hardware);
+                }
+            }
+            Feature::Integrity => {
+                add(&["dm_integrity"], Need::Required);
+                add(INTEGRITY_HELPERS, Need::Always);
+                add(INTEGRITY_HARDWARE, Need::Hardware);
             }
             Feature::Loop => add(&["loop"], Need::Required),
             Feature::Vfat => {

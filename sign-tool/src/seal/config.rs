@@ -338,6 +338,10 @@ impl Config {
         if !self.volumes.is_empty() {
             features.push(Feature::Luks);
         }
+        // Whether other volumes are protected is in their headers, which are not here.
+        if self.has_upper_volume() {
+            features.push(Feature::Integrity);
+        }
         features.extend(self.volumes.iter().filter_map(|volume| volume.usage.file_system()).map(Feature::from));
         features.sort_unstable();
         features.dedup();

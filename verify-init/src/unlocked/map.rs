@@ -46,7 +46,11 @@ struct Job<'a> {
 impl Job<'_> {
     fn refused(&self, what: &str, expected: impl Into<String>, found: impl Into<String>) -> FailureReport {
         let fact = format!("volume {}: {what}", self.volume.name);
-        refusal(STAGE, fact, expected, found, "see the kernel's messages above")
+        let next = match self.header.segment().integrity {
+            None => "see the kernel's messages above",
+            Some(_) => "see the kernel's messages above; without dm-integrity, seal with \"integrity\" in modules.with",
+        };
+        refusal(STAGE, fact, expected, found, next)
     }
 
     /// A table that the header does not allow for.
