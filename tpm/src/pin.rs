@@ -33,3 +33,22 @@ fn pbkdf2(pin: &[u8], salt: &[u8]) -> Key {
     }
     sum
 }
+
+#[cfg(test)]
+mod tests {
+    use iofs_policy::hex;
+
+    use super::*;
+
+    /// `python3 -c` with hashlib: `sha256(b"1234")`, and `sha256(b64encode(pbkdf2_hmac("sha256", b"1234", bytes(range(32)),
+    /// 10000, 32)))`.
+    #[test]
+    fn a_pin_becomes_what_python_computes() {
+        let plain = "03ac674216f3e15c761ee1a5e255f067953623c8b388b4459e13f978d7c846f4";
+        assert_eq!(hex::encode(&pin_auth(b"1234", None)[..]), plain);
+        let salt: Vec<u8> = (0..32).collect();
+        let salted = "707057c835474da74bcd75b848540fe2bbbf46d9d30a96b148814aecadeddedd";
+        assert_eq!(hex::encode(&pin_auth(b"1234", Some(&salt))[..]), salted);
+        assert_ne!(hex::encode(&pin_auth(b"1235", Some(&salt))[..]), salted);
+    }
+}

@@ -191,3 +191,55 @@ fn padded(number: &[u8]) -> Option<[u8; SIZE]> {
     bytes[SIZE.checked_sub(number.len())?..].copy_from_slice(number);
     Some(bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By `openssl genrsa 2048`; the fingerprint is `pkfp` in what `systemd-measure sign` of systemd 257 wrote by it.
+    const RSA_PEM: &[u8] = include_bytes!("../tests/data/debian-13.pem");
+    const RSA_FINGERPRINT: &str = "e2a38a604d4cadfc753433e5bd8b7f6dae69e740bc093e400bfa223eb050de15";
+
+    #[test]
+    fn a_fingerprint_is_the_one_that_systemd_measure_writes() {
+        let key = PolicyKey::from_pem(RSA_PEM).unwrap();
+        assert_eq!(key.fingerprint().to_string(), RSA_FINGERPRINT);
+        assert_eq!(key.names().len(), 2, "the exponent as 65537 and as 0");
+        assert!(key.signature(&[1; 256]).is_some() && key.signature(&[1; 255]).is_none());
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused() {
+        let refusal = |pem: &[u8]| PolicyKey::from_pem(pem).unwrap_err();
+        assert_eq!(refusal(&[b' '; MAX_PEM + 1]), PolicyKeyError::TooLarge(MAX_PEM + 1));
+        assert_eq!(refusal(b"-----BEGIN PUBLIC KEY-----\n"), PolicyKeyError::Pem);
+        assert_eq!(refusal(b"-----BEGIN PUBLIC KEY-----\n?\n-----END PUBLIC KEY-----"), PolicyKeyError::Base64);
+        assert_eq!(refusal(b"-----BEGIN PUBLIC KEY-----\nMAA=\n-----END PUBLIC KEY-----"), PolicyKeyError::Kind);
+        assert_eq!(refusal(b"\xff"), PolicyKeyError::Pem);
+    }
+
+    #[test]
+    fn zeros_in_front_of_a_coordinate_make_a_second_name() {
+        let spki = |x: [u8; SIZE]| {
+            let point = [&[0, 4][..], &x, &[7; SIZE]].concat();
+            [&[0x30, 0x59][..], P256, &[3, 0x42], &point].concat()
+        };
+        assert_eq!(PolicyKey::from_der(&spki([7; SIZE])).unwrap().names().len(), 1);
+        let mut short = [7; SIZE];
+        short[0] = 0;
+        assert_eq!(PolicyKey::from_der(&spki(short)).unwrap().names().len(), 2);
+    }
+
+    #[test]
+    fn an_ecdsa_signature_is_two_numbers_of_the_curves_size() {
+        let pair = |r: &[u8], s: &[u8]| {
+            let number = |bytes: &[u8]| [&[2, u8::try_from(bytes.len()).unwrap()], bytes].concat();
+            let body = [number(r), number(s)].concat();
+            [&[0x30, u8::try_from(body.len()).unwrap()][..], &body].concat()
+        };
+        let (r, s) = ecdsa(&pair(&[1, 2], &[3])).unwrap();
+        assert_eq!((&r[30..], &s[31..]), (&[1, 2][..], &[3][..]));
+        assert!(ecdsa(&pair(&[1; 33], &[3])).is_none());
+        assert!(ecdsa(&[&pair(&[1], &[3])[..], &[0]].concat()).is_none());
+    }
+}
