@@ -219,11 +219,15 @@ pub struct Tpm2Token {
     /// The persistent handle at which the sealed object is kept in the TPM, so that it need not be loaded: our own key
     /// `iofs-handle`, which systemd passes over.
     pub persistent: Option<u32>,
+    /// What the registers of [`Tpm2Token::pcrs`] are to hold, in their order, for people who want to know which of them changed:
+    /// our own key `iofs-pcr-values`, which systemd passes over. Empty where it is not there. Nobody vouches for it but the
+    /// policy's digest.
+    pub pcr_values: Vec<Vec<u8>>,
     /// The names of fields that are not known here. A token that has some is not written anew.
     pub unknown: Vec<String>,
 }
 
-const KNOWN: [&str; 15] = [
+const KNOWN: [&str; 16] = [
     "type",
     "keyslots",
     "tpm2-blob",
@@ -239,6 +243,7 @@ const KNOWN: [&str; 15] = [
     "tpm2_pcrlock",
     "tpm2_pcrlock_nv",
     "iofs-handle",
+    "iofs-pcr-values",
 ];
 
 impl Tpm2Token {
@@ -259,6 +264,7 @@ impl Tpm2Token {
             persistent: optional("iofs-handle")?
                 .map(|handle| handle.number(*PERSISTENT.start(), *PERSISTENT.end()))
                 .transpose()?,
+            pcr_values: optional("iofs-pcr-values")?.map_or(Ok(Vec::new()), pcr_values)?,
             unknown: field
                 .members()?
                 .into_iter()
@@ -317,6 +323,10 @@ impl Tpm2Token {
         if let Some(handle) = self.persistent {
             put("iofs-handle", &handle.to_string());
         }
+        if !self.pcr_values.is_empty() {
+            let values = self.pcr_values.iter().map(|value| format!("\"{}\"", hex::encode(value)));
+            put("iofs-pcr-values", &format!("[{}]", values.collect::<Vec<_>>().join(",")));
+        }
         text.push('}');
         text
     }
@@ -347,6 +357,15 @@ fn bytes(field: Field<'_>) -> Result<Vec<u8>, Fault> {
         true => Ok(bytes),
         false => Err(field.error(format!("base64 of 1 to {MAX_BYTES} bytes"))),
     }
+}
+
+/// Digests of any bank; what does not fit the registers is no use, and no harm.
+fn pcr_values(field: Field<'_>) -> Result<Vec<Vec<u8>>, Fault> {
+    let value = |field: Field<'_>| {
+        let value = hex::decode(field.text()?).ok().filter(|value| (1..=64).contains(&value.len()));
+        value.ok_or_else(|| field.error("up to 128 lower-case hexadecimal digits"))
+    };
+    field.list()?.into_iter().map(value).collect()
 }
 
 /// Policies are made by sessions of SHA-256.

@@ -272,6 +272,7 @@ prop_compose! {
         signed in prop::option::of((prop::collection::btree_set(0_u8..24, 1..5), prop::collection::vec(any::<u8>(), 1..900))),
         public in prop::option::of((0x8100_0000..=0x81ff_ffff_u32, prop::collection::vec(any::<u8>(), 1..120))),
         persistent in prop::option::of(0x8100_0000..=0x81ff_ffff_u32),
+        values in prop::collection::vec(any::<[u8; 32]>(), 0..24),
     ) -> Tpm2Token {
         let registers = |set: BTreeSet<u8>| set.into_iter().map(|index| PcrIndex::new(index).unwrap()).collect();
         let (blobs, policy_hashes) = parts.into_iter().map(|(blob, hash)| (blob, hash.to_vec())).unzip();
@@ -292,6 +293,7 @@ prop_compose! {
             }),
             pcrlock: false,
             persistent,
+            pcr_values: values.into_iter().map(|value| value.to_vec()).collect(),
             unknown: Vec::new(),
         }
     }

@@ -157,6 +157,7 @@ impl SealedKey {
             }),
             pcrlock: false,
             persistent: plan.persistent,
+            pcr_values: plan.values.values().map(|value| value.as_bytes().to_vec()).collect(),
             unknown: Vec::new(),
         }
     }

@@ -1,15 +1,18 @@
 //! Secrets from the TPM, by the tokens in a header. Each failure says what it is: the next step differs.
 
+use std::collections::BTreeMap;
+
 use iofs_luks::{OpenError, PrimaryAlg, Tpm2Token};
 use iofs_policy::{
     manifest::SrkPublic,
-    pcr::PcrBank,
+    pcr::{PcrBank, PcrDigest, PcrIndex},
     pcr_signature::{MAX_SIZE, PcrSignatures, SEALED_PATH, STUB_PATH},
 };
 use iofs_tpm::{
     PinnedSrk, Tpm,
     name::Public,
     pin::pin_auth,
+    policy::PolicyDigest,
     policy_key::PolicyKey,
     sealed::Sealed,
     srk::LegacyParent,
@@ -133,7 +136,8 @@ pub(super) fn secret<S: System>(
         let sealed = Sealed::parse(blob).map_err(|error| broken(&error))?;
         let request = UnsealRequest { parent, sealed: &sealed, persistent: token.persistent, policy: policy.clone() };
         let part = unseal(&mut Tpm::new(Wire(boot.system)), &request);
-        let part = part.map_err(|error| TokenError::Unseal { detail: detail(boot, &error), error: Box::new(error) })?;
+        let part =
+            part.map_err(|error| TokenError::Unseal { detail: detail(boot, token, &error), error: Box::new(error) })?;
         // With all its room at once: one that grows leaves copies behind.
         let mut longer = Zeroizing::new(Vec::with_capacity(secret.len() + part.len()));
         longer.extend_from_slice(&secret);
@@ -182,19 +186,75 @@ fn signatures<S: System>(boot: &mut Boot<'_, S>) -> Result<PcrSignatures, TokenE
 }
 
 /// What the registers of a policy hold, and what this boot added to each.
-fn detail<S: System>(boot: &Boot<'_, S>, error: &UnsealError) -> String {
+fn detail<S: System>(boot: &Boot<'_, S>, token: &Tpm2Token, error: &UnsealError) -> String {
     let (UnsealError::RegistersChanged { current: Some(current), .. }
     | UnsealError::NoSignature { current: Some(current), .. }) = error
     else {
         return String::new();
     };
+    let enrolled = enrolled_values(token);
     let each: Vec<String> = current
         .iter()
         .map(|(index, value)| {
             let added = boot.measuring.as_ref().map(|measuring| measuring.added(index)).unwrap_or_default();
             let added = if added.is_empty() { "nothing of this boot".to_owned() } else { added };
-            format!("register {index} holds {value} ({added})")
+            let judged = match enrolled.get(&(value.bank(), index)) {
+                None => String::new(),
+                Some(enrolled) if *enrolled == value => ", as enrolled".to_owned(),
+                Some(enrolled) => format!(", DIFFERS from {enrolled}, as enrolled"),
+            };
+            format!("register {index} holds {value} ({added}){judged}")
         })
         .collect();
     format!("; now {}", each.join(", "))
+}
+
+/// What the registers were to hold, as the token says: believed where its policy's digest follows from that.
+fn enrolled_values(token: &Tpm2Token) -> BTreeMap<(PcrBank, PcrIndex), PcrDigest> {
+    let bank = token.bank.unwrap_or(DEFAULT_BANK);
+    let values = token.pcrs.iter().zip(&token.pcr_values);
+    let values: BTreeMap<_, _> =
+        values.filter_map(|(index, value)| Some(((bank, *index), PcrDigest::new(bank, value).ok()?))).collect();
+    let policy = PolicyDigest::ZERO.registers(&values);
+    let policy = if token.pin { policy.auth_value() } else { policy };
+    let complete = values.len() == token.pcrs.len() && token.pcr_values.len() == token.pcrs.len();
+    let follows = token.policy_hashes.iter().all(|hash| hash.as_slice() == policy.as_bytes());
+    if complete && follows && token.signed.is_none() { values } else { BTreeMap::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use iofs_luks::Token;
+
+    use super::*;
+
+    fn token(values: &[PcrDigest], policy: PolicyDigest) -> Tpm2Token {
+        let hexadecimal = |bytes: &[u8]| format!("\"{}\"", iofs_policy::hex::encode(bytes));
+        let values: Vec<String> = values.iter().map(|value| hexadecimal(value.as_bytes())).collect();
+        let text = format!(
+            r#"{{"type":"systemd-tpm2","keyslots":["1"],"tpm2-blob":"AAAA","tpm2-pcrs":[11,13],"tpm2-policy-hash":{},
+            "iofs-pcr-values":[{}]}}"#,
+            hexadecimal(policy.as_bytes()),
+            values.join(",")
+        );
+        match Token::parse(&text) {
+            Token::SystemdTpm2(token) => *token,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn values_of_enrolment_are_believed_where_the_policy_follows_from_them() {
+        let values = [b"one".as_slice(), b"two"].map(|text| PcrDigest::of(PcrBank::Sha256, &[text]));
+        let registers = [11, 13].map(|index| (PcrBank::Sha256, PcrIndex::new(index).unwrap()));
+        let known: BTreeMap<_, _> = registers.into_iter().zip(values).collect();
+        let policy = PolicyDigest::ZERO.registers(&known);
+        assert_eq!(enrolled_values(&token(&values, policy)), known);
+        let swapped = [values[1], values[0]];
+        for (values, policy) in
+            [(&swapped[..], policy), (&values[..1], policy), (&[], policy), (&values, policy.auth_value())]
+        {
+            assert!(enrolled_values(&token(values, policy)).is_empty());
+        }
+    }
 }
