@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    net::{TcpListener, TcpStream},
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -17,6 +18,8 @@ use crate::tools;
 /// How long swtpm may take to open its socket, or to write its state and end.
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
+/// Where swtpm complains.
+const COMPLAINT: &str = "tpm-stderr";
 /// The issuing certificate's file.
 const ISSUER: &str = "issuer-cert.pem";
 
@@ -93,8 +96,15 @@ impl TpmState {
     /// Where swtpm is not installed or does not start.
     pub fn powered(&self) -> Result<PoweredTpm> {
         let folder = tempfile::Builder::new().prefix("iofs-tpm.").tempdir()?;
-        let swtpm = Swtpm::alone(self.path(), folder.path())?;
-        Ok(PoweredTpm { swtpm, folder })
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Between finding a port and swtpm's taking it, another test may take it.
+            match Swtpm::alone(self.path(), folder.path()) {
+                Ok((swtpm, port)) => return Ok(PoweredTpm { swtpm, port, folder }),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => {}
+            }
+        }
     }
 
     /// The certificate at the root of [`TpmState::certified`]'s CA.
@@ -117,13 +127,14 @@ impl TpmState {
 #[derive(Debug)]
 pub struct PoweredTpm {
     swtpm: Swtpm,
+    port: u16,
     folder: TempDir,
 }
 
 impl PoweredTpm {
-    /// How programs that use libtss2 reach it.
+    /// How programs reach it: those of ours, and all that use libtss2.
     pub fn tcti(&self) -> String {
-        format!("swtpm:path={}", self.file("tpm").display())
+        format!("swtpm:host=127.0.0.1,port={}", self.port)
     }
 
     /// A file in its folder.
@@ -170,47 +181,35 @@ pub(crate) struct Swtpm {
 impl Swtpm {
     /// Starts the TPM for a machine, with its control socket in a folder whose path is short.
     pub(crate) fn start(state: &Path, folder: &Path) -> Result<Self> {
-        Self::spawn(state, folder, "--ctrl", &["--terminate"])
-    }
-
-    /// Starts the TPM as firmware does, for tools that talk to its socket.
-    fn alone(state: &Path, folder: &Path) -> Result<Self> {
-        // Where tpm2-tools look for it.
-        let control = format!("type=unixio,path={}", folder.join("tpm.ctrl").display());
-        Self::spawn(state, folder, "--server", &["--flags", "not-need-init,startup-clear", "--ctrl", &control])
-    }
-
-    fn spawn(state: &Path, folder: &Path, channel: &str, options: &[&str]) -> Result<Self> {
-        let swtpm = tools::require("swtpm", "apt-get install swtpm")?;
-        let setpriv = tools::require("setpriv", "apt-get install util-linux")?;
         let socket = folder.join("tpm");
-        let child = Command::new(setpriv)
-            .args(["--pdeathsig", "KILL", "--"])
-            .arg(swtpm)
-            .args(["socket", "--tpm2", "--tpmstate"])
-            .arg(format!("dir={}", state.display()))
-            .args(options)
-            .arg(channel)
-            .arg(format!("type=unixio,path={}", socket.display()))
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(folder.join("tpm-stderr"))?)
-            .spawn()
-            .context("cannot run setpriv")?;
+        let control = format!("type=unixio,path={}", socket.display());
+        let child = spawn(state, folder, &["--ctrl", &control, "--terminate"])?;
         let mut swtpm = Self { child, socket };
-        swtpm.wait_for_socket(&folder.join("tpm-stderr"))?;
+        let socket = swtpm.socket.clone();
+        swtpm.wait_until(folder, || socket.exists())?;
         Ok(swtpm)
     }
 
-    fn wait_for_socket(&mut self, complaint: &Path) -> Result<()> {
+    /// Starts the TPM as firmware does, for tools that talk to it at a port of this machine.
+    fn alone(state: &Path, folder: &Path) -> Result<(Self, u16)> {
+        let port = two_free_ports()?;
+        // Where libtss2 looks for it.
+        let control = format!("type=tcp,bindaddr=127.0.0.1,port={}", port + 1);
+        let server = format!("type=tcp,bindaddr=127.0.0.1,port={port}");
+        let options = ["--flags", "not-need-init,startup-clear", "--server", &server, "--ctrl", &control];
+        let mut swtpm = Self { child: spawn(state, folder, &options)?, socket: PathBuf::new() };
+        swtpm.wait_until(folder, || TcpStream::connect(("127.0.0.1", port + 1)).is_ok())?;
+        Ok((swtpm, port))
+    }
+
+    fn wait_until(&mut self, folder: &Path, listens: impl Fn() -> bool) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        while !self.socket.exists() {
+        while !listens() {
             if let Some(status) = self.child.try_wait()? {
-                bail!("swtpm ended with {status}: {}", fs::read_to_string(complaint)?.trim());
+                bail!("swtpm ended with {status}: {}", fs::read_to_string(folder.join(COMPLAINT))?.trim());
             }
             if Instant::now() >= deadline {
-                bail!("swtpm did not open {} within {PATIENCE:?}", self.socket.display());
+                bail!("swtpm did not listen within {PATIENCE:?}");
             }
             thread::sleep(POLL);
         }
@@ -235,6 +234,33 @@ impl Swtpm {
         let deadline = Instant::now() + PATIENCE;
         while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
             thread::sleep(POLL);
+        }
+    }
+}
+
+fn spawn(state: &Path, folder: &Path, options: &[&str]) -> Result<Child> {
+    let swtpm = tools::require("swtpm", "apt-get install swtpm")?;
+    let setpriv = tools::require("setpriv", "apt-get install util-linux")?;
+    Command::new(setpriv)
+        .args(["--pdeathsig", "KILL", "--"])
+        .arg(swtpm)
+        .args(["socket", "--tpm2", "--tpmstate"])
+        .arg(format!("dir={}", state.display()))
+        .args(options)
+        .process_group(0)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(folder.join(COMPLAINT))?)
+        .spawn()
+        .context("cannot run setpriv")
+}
+
+/// A port that nobody listens on, nor on the next one.
+fn two_free_ports() -> Result<u16> {
+    loop {
+        let first = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        if first.checked_add(1).is_some_and(|second| TcpListener::bind(("127.0.0.1", second)).is_ok()) {
+            return Ok(first);
         }
     }
 }
