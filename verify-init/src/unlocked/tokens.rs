@@ -120,8 +120,7 @@ pub(super) fn secret<S: System>(
             signatures: &signatures,
         }),
         registers: token.pcrs.iter().map(|index| (bank, *index)).collect(),
-        // Trailing zeros are none of a TPM's (Part 1, section 19.6.4.3).
-        auth_value: auth.as_ref().map(|auth| trimmed(&auth[..])),
+        auth_value: auth.as_ref().map(|auth| &auth[..]),
     };
     let kind = match token.primary_alg {
         PrimaryAlg::Ecc => LegacyParent::Ecc,
@@ -152,11 +151,6 @@ pub(super) fn secret<S: System>(
 
 fn broken(error: &dyn std::fmt::Display) -> TokenError {
     TokenError::Broken(error.to_string())
-}
-
-fn trimmed(auth: &[u8]) -> &[u8] {
-    let end = auth.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-    &auth[..end]
 }
 
 /// The key that the session is salted to. Where the manifest pins one, the token's must be that one.
