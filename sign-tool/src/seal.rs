@@ -15,7 +15,7 @@ use iofs_policy::{
 
 use crate::{
     atomic::AtomicDirectory,
-    initramfs::{self, Format, elf::Machine, kernel::KernelImage, modules::ModuleSet},
+    initramfs::{self, Format, elf::Machine, init, kernel::KernelImage, modules::ModuleSet},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory},
@@ -63,8 +63,8 @@ pub struct KernelRequest {
     pub image: PathBuf,
     /// Its modules: `lib/modules/VERSION`, or a tree that holds such.
     pub modules: PathBuf,
-    /// The static `verify-init`.
-    pub init: PathBuf,
+    /// The static `verify-init`, or a folder that holds it and verify-init-full; none looks in the usual places.
+    pub init: Option<PathBuf>,
 }
 
 /// What `seal` made.
@@ -94,6 +94,7 @@ pub struct Sealed {
 pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let trust_keys = trusted_keys(request)?;
     let kernel = read_kernel(request)?;
+    let init = read_init(request)?;
     let directory = AtomicDirectory::create(&request.out, request.replace, is_sealed)?;
 
     let (content, os_release) = write_image(request, kernel.as_ref(), &directory, output)?;
@@ -105,7 +106,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
 
     write_documents(&directory, &manifest, &trust)?;
     if let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) {
-        write_kernel(request, paths, kernel, &directory, output)?;
+        write_kernel(request, paths, kernel, &init, &directory, output)?;
     }
     let inside = SealedDirectory::new(directory.path());
     let pending = finish::sign_locked(&inside, &request.keys)?;
@@ -143,6 +144,12 @@ fn read_kernel(request: &SealRequest) -> Result<Option<KernelImage>, Failure> {
     }
 }
 
+/// The init for it; nothing where there is no kernel.
+fn read_init(request: &SealRequest) -> Result<Vec<u8>, Failure> {
+    let Some(kernel) = &request.kernel else { return Ok(Vec::new()) };
+    init::read(kernel.init.as_deref(), request.config.needs_full_init())
+}
+
 fn architecture(kernel: &KernelImage) -> Architecture {
     match kernel.machine {
         Machine::X86_64 => Architecture::X86_64,
@@ -178,18 +185,15 @@ fn write_kernel(
     request: &SealRequest,
     paths: &KernelRequest,
     kernel: &KernelImage,
+    init: &[u8],
     directory: &AtomicDirectory,
     output: Output,
 ) -> Result<(), Failure> {
     copy(&paths.image, &directory.file(sealed::KERNEL))?;
-    let init = fs::read(&paths.init).map_err(|error| {
-        Failure::io(format_args!("read {}", paths.init.display()), &error)
-            .next("build it with scripts/build-boot, or name it with --init")
-    })?;
     let progress = output.spinner("packing the mini-initramfs");
     let modules = ModuleSet::collect(kernel, &paths.modules, &request.config.module_requests())?;
     let format = if kernel.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd };
-    let (base, _) = initramfs::base_segment(&modules, &init, format, 0)?;
+    let (base, _) = initramfs::base_segment(&modules, init, format, 0)?;
     progress.finish();
     directory.write(sealed::INITRAMFS_BASE, &base)
 }

@@ -43,12 +43,12 @@ pub fn example_key(number: u8) -> Result<PrivateKey> {
     Ok(PrivateKey::read(&cache::workspace().join(name))?)
 }
 
-/// The static verify-init as it is shipped, built once per test program.
+/// The folder of both static verify-inits as they are shipped, built once per test program.
 ///
 /// # Errors
 ///
 /// Where it does not build.
-pub fn verify_init() -> Result<PathBuf> {
+pub fn verify_inits() -> Result<PathBuf> {
     static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
     let built = BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}")));
     built.clone().map_err(anyhow::Error::msg)
@@ -56,14 +56,14 @@ pub fn verify_init() -> Result<PathBuf> {
 
 fn build() -> Result<PathBuf> {
     let output = Command::new("scripts/build-boot")
-        .arg("verify-init")
+        .arg("verify-inits")
         .current_dir(cache::workspace())
         .output()
         .context("run scripts/build-boot")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    match text.lines().find_map(|line| line.strip_prefix("verify_init=")) {
+    match text.lines().find_map(|line| line.strip_prefix("verify_inits=")) {
         Some(path) if output.status.success() => Ok(cache::workspace().join(path)),
-        _ => bail!("scripts/build-boot verify-init: {}", String::from_utf8_lossy(&output.stderr)),
+        _ => bail!("scripts/build-boot verify-inits: {}", String::from_utf8_lossy(&output.stderr)),
     }
 }
 
@@ -108,7 +108,7 @@ impl Chain {
         let folder = tempfile::tempdir()?;
         let mut request = SealRequest {
             root: root.to_owned(),
-            kernel: Some(KernelRequest { image: kernel.vmlinuz, modules: kernel.modules, init: verify_init()? }),
+            kernel: Some(KernelRequest { image: kernel.vmlinuz, modules: kernel.modules, init: Some(verify_inits()?) }),
             keys: vec![example_key(1)?],
             trusted: Vec::new(),
             config: Config::default(),

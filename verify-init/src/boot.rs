@@ -65,7 +65,7 @@ pub(crate) struct Boot<'a, S> {
 }
 
 impl<'a, S: System> Boot<'a, S> {
-    fn new(system: &'a mut S) -> Self {
+    pub(crate) fn new(system: &'a mut S) -> Self {
         // Nothing was read yet that could say otherwise, and a machine that is off does no harm.
         let action = FailureAction::PowerOff;
         system.arm(action);

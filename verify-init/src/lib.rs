@@ -27,7 +27,7 @@ mod fake;
 mod fake_tpm;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
+#[cfg(all(test, feature = "full"))]
 mod volume_tests;
 
 pub use boot::boot;

@@ -9,6 +9,13 @@ mod entry {
 
     use std::ffi::{c_char, c_int};
 
+    /// What this binary was built with, for who puts it into an initramfs: words, each followed by a space.
+    #[cfg(feature = "full")]
+    // SAFETY: a section of its own name, which nothing else reads or writes.
+    #[unsafe(link_section = ".iofs.abilities")]
+    #[used]
+    static ABILITIES: [u8; 5] = *b"full ";
+
     // SAFETY: C's `main`, with its signature, is what the C runtime calls; no other symbol has this name.
     #[unsafe(no_mangle)]
     extern "C" fn main(_count: c_int, _words: *const *const c_char) -> c_int {

@@ -5,15 +5,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use iofs_policy::{
     failure::{FailureReport, Stage},
-    manifest::{SrkPublic, TpmRules, TpmUse},
+    manifest::{TpmRules, TpmUse},
     measurement::Measurement,
     measurement_log::Record,
     paths::MEASUREMENT_LOG,
     pcr::{PcrBank, PcrDigest, PcrIndex},
 };
 use iofs_tpm::{
-    PinnedSrk, Protected, Suspended, Tpm,
-    name::Public,
+    Tpm,
     pcr::{self, ActiveBanks, ExtendError, Judgement, PcrValues, ReadError},
     presence::{Facts, Presence},
     transport::{Transport, TransportError},
@@ -26,6 +25,12 @@ use crate::{
     system::System,
     verified::Verified,
 };
+
+#[cfg_attr(feature = "full", path = "measured/pinned.rs")]
+#[cfg_attr(not(feature = "full"), path = "measured/unpinned.rs")]
+mod pinned;
+
+use pinned::Session;
 
 /// Where the kernel shows a TPM whose driver is bound.
 const DRIVER: &str = "/sys/class/tpm";
@@ -92,7 +97,7 @@ impl Mounted {
         }
         if let Some(session) = boot.measuring.as_mut().and_then(|measuring| measuring.session.take()) {
             // What could not be removed is in nobody's way: the TPM forgets it with the next reset.
-            let _ = session.resume(&mut Tpm::new(Wire(boot.system))).close();
+            session.close(&mut Tpm::new(Wire(boot.system)));
         }
         boot.reached(Stage::Capped, what);
         Ok(Capped { mounted: self })
@@ -172,7 +177,7 @@ pub(crate) struct Measuring {
     /// What was measured so far, for people.
     events: Vec<(PcrIndex, String)>,
     /// A session that only the pinned TPM can answer, where one is pinned.
-    session: Option<Suspended>,
+    session: Option<Session>,
 }
 
 impl Measuring {
@@ -182,11 +187,13 @@ impl Measuring {
     }
 
     /// From here on every measurement must succeed: the TPM gave a secret to this boot.
+    #[cfg(feature = "full")]
     pub(crate) fn hold(&mut self) {
         self.must_hold = true;
     }
 
     /// What this boot added to a register.
+    #[cfg(feature = "full")]
     pub(crate) fn added(&self, index: PcrIndex) -> String {
         let of_register = self.events.iter().filter(|(register, _)| *register == index);
         of_register.map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(", then ")
@@ -210,9 +217,8 @@ impl Measuring {
         let Some(session) = self.session.take() else {
             return pcr::read(tpm, wanted);
         };
-        let mut protected = session.resume(tpm);
-        let values = protected.read(wanted);
-        self.session = Some(protected.suspend());
+        let (session, values) = session.read(tpm, wanted);
+        self.session = session;
         values
     }
 
@@ -225,9 +231,8 @@ impl Measuring {
         let Some(session) = self.session.take() else {
             return pcr::extend(tpm, &self.banks, measurement.pcr(), digests);
         };
-        let mut protected = session.resume(tpm);
-        let extended = protected.extend(&self.banks, measurement.pcr(), digests);
-        self.session = Some(protected.suspend());
+        let (session, extended) = session.extend(tpm, &self.banks, measurement.pcr(), digests);
+        self.session = session;
         extended
     }
 
@@ -309,7 +314,7 @@ fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<Me
         refusal(Stage::Measured, "there is no TPM to measure into", "a TPM 2.0 with an active bank", found, next)
     };
     boot.system.open_tpm(patience).map_err(|error| fail(error.to_string()))?;
-    let session = rules.srk.as_ref().map(|srk| protect(boot, srk)).transpose()?;
+    let session = rules.srk.as_ref().map(|srk| Session::start(boot, srk)).transpose()?;
     let tpm = &mut Tpm::new(Wire(boot.system));
     let banks = pcr::active_banks(tpm).map_err(|error| fail(error.to_string()))?;
     if !banks.unknown().is_empty() {
@@ -333,21 +338,6 @@ fn patience<S: System>(boot: &mut Boot<'_, S>, usage: TpmUse) -> Option<Duration
             Presence::Absent => None,
         },
     }
-}
-
-/// Starts a session that only the TPM with the pinned key can answer.
-fn protect<S: System>(boot: &mut Boot<'_, S>, srk: &SrkPublic) -> Result<Suspended, FailureReport> {
-    let refused = |found: String| {
-        let next = "boot the image on the machine that it was sealed for, or seal one for this machine; if it is that \
-                    machine, somebody replaced its TPM, cleared it, or sits on the way to it";
-        let fact = "this TPM is not the pinned one";
-        refusal(Stage::Measured, fact, "the TPM with the sealed storage root key", found, next)
-    };
-    let public = Public::parse_sized(srk.as_bytes()).map_err(|error| refused(error.to_string()))?;
-    let pin = PinnedSrk::new(public).map_err(|error| refused(error.to_string()))?;
-    let mut tpm = Tpm::new(Wire(boot.system));
-    let protected = Protected::start(&mut tpm, &pin).map_err(|error| refused(error.to_string()))?;
-    Ok(protected.suspend())
 }
 
 /// Commands go through the system.

@@ -11,7 +11,7 @@ use iofs_sign::{
     atomic,
     epoch::source_date_epoch,
     initramfs::{
-        self, EmbeddedFile, Format, InitramfsPlan, in_archive,
+        self, EmbeddedFile, Format, InitramfsPlan, in_archive, init,
         kernel::KernelImage,
         modules::ModuleSet,
         profile::{Feature, Profile, Request, requests},
@@ -40,8 +40,9 @@ pub(crate) struct Arguments {
     /// Its modules: lib/modules/VERSION, or a root that has it
     #[arg(long, value_name = "DIR")]
     modules: PathBuf,
-    /// The static verify-init binary [default: beside this program, then /usr/lib/iofs/verify-init]
-    #[arg(long, value_name = "FILE", env = "IOFS_VERIFY_INIT")]
+    /// The static verify-init, or a folder that holds it and verify-init-full [default: beside this program, then
+    /// /usr/lib/iofs]
+    #[arg(long, value_name = "PATH", env = "IOFS_VERIFY_INIT")]
     init: Option<PathBuf>,
     /// The signed manifest to embed
     #[arg(long, value_name = "FILE", requires = "trust")]
@@ -92,7 +93,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         list(&modules, output);
         return Ok(());
     }
-    let init = read(&super::find_init(arguments.init.as_deref())?)?;
+    let full = arguments.with.iter().any(|feature| feature.is_of_volumes());
+    let init = init::read(arguments.init.as_deref(), full)?;
     let files = embedded_files(arguments)?;
     let plan = InitramfsPlan {
         modules: &modules,

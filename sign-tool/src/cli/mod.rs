@@ -26,11 +26,7 @@ mod sign;
 mod verify;
 mod verity;
 
-use std::{
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{num::NonZeroUsize, process::ExitCode};
 
 use clap::Parser;
 use iofs_policy::trust::KeyId;
@@ -136,17 +132,4 @@ fn warn_example(key: KeyId, output: Output) {
             "key {key} is one of the published example keys: anybody can sign with it. Use it for tests alone"
         ));
     }
-}
-
-/// The static `verify-init`: as asked, else beside this program, else where packages put it.
-fn find_init(asked: Option<&Path>) -> Result<PathBuf, Failure> {
-    if let Some(asked) = asked {
-        return Ok(asked.to_owned());
-    }
-    let beside = std::env::current_exe().ok().map(|program| program.with_file_name("verify-init"));
-    let mut candidates = beside.into_iter().chain([PathBuf::from("/usr/lib/iofs/verify-init")]);
-    candidates.find(|path| path.is_file()).ok_or_else(|| {
-        Failure::new(ExitStatus::Missing, "no verify-init beside this program or in /usr/lib/iofs")
-            .next("name the static binary with --init FILE or IOFS_VERIFY_INIT; scripts/build-boot builds it")
-    })
 }

@@ -45,8 +45,9 @@ pub(crate) struct Arguments {
     /// Its modules: lib/modules/VERSION, or a tree that holds it
     #[arg(long, value_name = "DIR", requires = "kernel")]
     modules: Option<PathBuf>,
-    /// The static verify-init for the mini-initramfs
-    #[arg(long, value_name = "FILE", env = "IOFS_VERIFY_INIT")]
+    /// The static verify-init, or a folder that holds it and verify-init-full [default: beside this program, then
+    /// /usr/lib/iofs]
+    #[arg(long, value_name = "PATH", env = "IOFS_VERIFY_INIT")]
     init: Option<PathBuf>,
     /// Seal the image alone, without kernel and mini-initramfs
     #[arg(long, conflicts_with = "kernel")]
@@ -112,7 +113,7 @@ fn request(arguments: &Arguments) -> Result<SealRequest, Failure> {
     config.filesystem.compression = arguments.compression.or(config.filesystem.compression);
     Ok(SealRequest {
         root: arguments.root.clone(),
-        kernel: kernel(arguments)?,
+        kernel: kernel(arguments),
         keys: arguments.key.iter().map(|path| PrivateKey::read(path)).collect::<Result<_, _>>()?,
         trusted: arguments.trust.iter().map(|path| keys::read_public(path)).collect::<Result<_, _>>()?,
         config,
@@ -122,10 +123,9 @@ fn request(arguments: &Arguments) -> Result<SealRequest, Failure> {
     })
 }
 
-fn kernel(arguments: &Arguments) -> Result<Option<KernelRequest>, Failure> {
-    let (Some(image), Some(modules)) = (arguments.kernel.clone(), arguments.modules.clone()) else { return Ok(None) };
-    let init = super::find_init(arguments.init.as_deref())?;
-    Ok(Some(KernelRequest { image, modules, init }))
+fn kernel(arguments: &Arguments) -> Option<KernelRequest> {
+    let (image, modules) = (arguments.kernel.clone()?, arguments.modules.clone()?);
+    Some(KernelRequest { image, modules, init: arguments.init.clone() })
 }
 
 fn describe(sealed: &Sealed) -> String {

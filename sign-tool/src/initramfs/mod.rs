@@ -4,6 +4,7 @@
 //! the kernel and verify-init only, so that it can be kept per kernel; the small second one belongs to one image.
 
 pub mod elf;
+pub mod init;
 pub mod kernel;
 pub mod modules;
 pub mod newc;
@@ -17,7 +18,7 @@ use iofs_policy::paths;
 use serde::Serialize;
 
 use self::{
-    elf::{Elf, Machine},
+    elf::Machine,
     modules::ModuleSet,
     newc::{Archive, PathError},
 };
@@ -177,7 +178,7 @@ pub fn base_segment(
     format: Format,
     mtime: u32,
 ) -> Result<(Vec<u8>, Segment), InitramfsError> {
-    check_init(init, modules.machine)?;
+    init::check(init, modules.machine)?;
     let index = modules.index.to_text();
     let mut archive = Archive::default();
     for directory in DIRECTORIES {
@@ -223,20 +224,6 @@ impl Report {
 /// An absolute path as archives spell it: without the leading slash.
 pub fn in_archive(path: &str) -> &str {
     path.trim_start_matches('/')
-}
-
-fn check_init(init: &[u8], machine: Machine) -> Result<(), InitramfsError> {
-    let refuse = |reason: String| Err(InitramfsError::Init(reason));
-    let Some(elf) = Elf::parse(init) else {
-        return refuse("not a 64-bit ELF file for x86-64 or arm64".to_owned());
-    };
-    if elf.machine != machine {
-        return refuse(format!("built for {}, the kernel is for {}", elf.machine.name(), machine.name()));
-    }
-    match elf.is_static_executable() {
-        Some(true) => Ok(()),
-        _ => refuse("not a static executable, and there is no dynamic linker in the initramfs".to_owned()),
-    }
 }
 
 fn pack(archive: &Archive<'_>, format: Format, mtime: u32) -> Result<(Vec<u8>, Segment), InitramfsError> {

@@ -40,6 +40,13 @@ pub enum Feature {
     Btrfs,
 }
 
+impl Feature {
+    /// Whether it takes a verify-init that opens encrypted volumes.
+    pub fn is_of_volumes(self) -> bool {
+        matches!(self, Self::Luks | Self::Integrity)
+    }
+}
+
 impl From<FileSystem> for Feature {
     fn from(file_system: FileSystem) -> Self {
         match file_system {

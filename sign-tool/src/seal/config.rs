@@ -331,6 +331,11 @@ impl Config {
         self.volumes.iter().any(|volume| matches!(volume.usage, VolumeUse::Upper(_)))
     }
 
+    /// Whether it takes the verify-init that opens volumes and pins a TPM.
+    pub fn needs_full_init(&self) -> bool {
+        !self.volumes.is_empty() || self.tpm.srk.is_some()
+    }
+
     /// The modules to ask for: those of the configuration, and those without which its volumes cannot be opened or mounted.
     pub fn module_requests(&self) -> Vec<Request> {
         let modules = &self.modules;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use iofs_policy::trust::{KeyId, TrustedKey};
 
-use super::{SealRequest, image::image_options, is_sealed, read_kernel, trusted_keys};
+use super::{SealRequest, image::image_options, is_sealed, read_init, read_kernel, trusted_keys};
 use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Failure, tree::source::Source};
 
 /// What `seal` would do, for `--dry-run`.
@@ -48,6 +48,7 @@ pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
     AtomicDirectory::check(&request.out, request.replace, is_sealed)?;
     let keys = trusted_keys(request)?;
     let kernel = read_kernel(request)?;
+    read_init(request)?;
     image_options(&request.config, kernel.as_ref())?.check()?;
     let modules = match (&request.kernel, &kernel) {
         (Some(paths), Some(kernel)) => {

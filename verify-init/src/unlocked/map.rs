@@ -7,7 +7,7 @@ use iofs_policy::{
     verity::{DeviceNumber, LoadedTarget, TableError},
 };
 
-use super::{STAGE, Source};
+use super::{STAGE, source::Source};
 use crate::{
     boot::Boot,
     devices::BlockDevice,

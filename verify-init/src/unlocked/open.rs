@@ -9,7 +9,8 @@ use iofs_policy::{
 use zeroize::Zeroizing;
 
 use super::{
-    STAGE, Source, console,
+    STAGE, console,
+    source::Source,
     tokens::{self, TokenError},
 };
 use crate::{boot::Boot, devices::BlockDevice, report::refusal, system::System};
