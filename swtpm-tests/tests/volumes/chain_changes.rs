@@ -1,6 +1,6 @@
 //! A volume that is bound to a release opens for that release, and for no other until its owner is there.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{boot_record::UnlockedBy, manifest::TpmUse};
@@ -24,6 +24,8 @@ const WHOLE_BOOT: Duration = Duration::from_secs(300);
 const CHANGED: &str = "expected the values of enrolment in registers sha256:11+12+13, found others";
 /// What is said where nothing opens the volume.
 const SHUT: &str = "BOOT REFUSED before stage \"unlocked\": volume state stays shut";
+/// Ctrl-D: there is no answer, and none will come.
+const CLOSED: &str = "\u{4}";
 /// Where the volume is mounted.
 const PLACE: &str = "/srv";
 
@@ -44,8 +46,12 @@ struct Enrolled {
 
 impl Enrolled {
     fn to(chain: &Chain) -> Result<Self> {
+        Self::with(chain, &[])
+    }
+
+    fn with(chain: &Chain, words: &[&str]) -> Result<Self> {
         let (tpm, volume) = (TpmState::new()?, VolumeFile::with_file(PASSPHRASE, "name", "state")?);
-        enroll(&volume, &tpm, chain, &[])?;
+        enroll(&volume, &tpm, chain, words)?;
         let disk = disk_of(&[("state", &volume)])?;
         Ok(Self { tpm, volume, disk })
     }
@@ -114,14 +120,18 @@ fn one_differs(vm: &Vm, register: u8, event: &str) -> Result<()> {
 fn another_manifest_is_refused_with_the_register_that_differs_and_the_recovery_key_opens() -> Result<()> {
     let unlock = json!({ "passphrase": true });
     let chain = device(&unlock, |_| ())?;
-    let enrolled = Enrolled::to(&chain)?;
+    let folder = tempfile::tempdir()?;
+    let kept = folder.path().join("recovery-key");
+    let words = ["--recovery-key", "--recovery-key-file", kept.to_str().context("UTF-8")?];
+    let enrolled = Enrolled::with(&chain, &words)?;
+    let key = fs::read_to_string(kept)?;
     let other = device(&unlock, |request| request.config.image.version = Some("other".parse().expect("valid")))?;
     let (mut vm, root) = enrolled.boot("another_manifest", &other, "")?;
     one_differs(&vm, 13, "(manifest:")?;
-    answer(&mut vm, ASKS_PASSPHRASE, "state", 1, 3, PASSPHRASE)?;
+    answer(&mut vm, ASKS_PASSPHRASE, "state", 1, 3, key.trim_end())?;
     let mut device = Workshop::of(vm, root)?;
     ensure!(opened(&boot_record(&mut device)?) == [("state".to_owned(), UnlockedBy::Passphrase)]);
-    // Opened by a passphrase, the volume is measured all the same.
+    // Opened by a recovery key, the volume is measured all the same.
     is_latched(&mut device, &[Identity::of("state", &enrolled.volume)?])?;
     ensure!(device.run(&format!("cat {PLACE}/name"))? == "state");
     device.cut_power();
@@ -169,6 +179,31 @@ fn debug_shell_a_held_enter_key_uses_up_the_tries_and_opens_nothing() -> Result<
         vm.type_line(&"\r".repeat(100))?;
     }
     refused(&vm, &[SHUT])?;
+    ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
+    Ok(())
+}
+
+#[test]
+fn debug_shell_a_closed_console_opens_nothing() -> Result<()> {
+    let chain = device(&json!({ "tpm": false, "passphrase": true }), |_| ())?;
+    let enrolled = Enrolled::to(&chain)?;
+    let (mut vm, _root) = enrolled.boot("a_closed_console", &chain, "")?;
+    answer(&mut vm, ASKS_PASSPHRASE, "state", 1, 3, CLOSED)?;
+    refused(&vm, &[SHUT, "the console was closed, or gave no answer"])?;
+    ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
+    Ok(())
+}
+
+#[test]
+fn debug_shell_a_machine_without_console_opens_nothing_and_waits_for_nobody() -> Result<()> {
+    let chain = device(&json!({ "tpm": false, "passphrase": true }), |_| ())?;
+    let enrolled = Enrolled::to(&chain)?;
+    let (root, _) = chain.disk()?;
+    // Only the kernel's own first messages find the serial port: no driver gives it to /dev/console.
+    let words = "console=null earlycon=uart8250,io,0x3f8,115200 keep_bootcon panic=-1 no_timer_check";
+    let machine = machine("no_console", &chain, &root, &enrolled.disk, &enrolled.tpm);
+    let mut vm = machine.argument("-append").argument(words).start()?;
+    refused(&vm, &[SHUT, "the console cannot be asked"])?;
     ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
     Ok(())
 }
