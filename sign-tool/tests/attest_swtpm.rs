@@ -6,15 +6,7 @@ mod host_common;
 mod seal_common;
 mod tpm_interposer;
 
-use std::{
-    fs,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::{Output, Stdio},
-    sync::mpsc::{RecvTimeoutError, channel},
-    time::Duration,
-};
+use std::{fs, net::SocketAddr, os::unix::fs::PermissionsExt, path::Path, process::Output, time::Duration};
 
 use host_common::{SoftwareTpm, require, with_certificates};
 use iofs_policy::{
@@ -26,7 +18,7 @@ use iofs_policy::{
 use iofs_tpm::{Tpm, pcr, transport::Socket};
 use seal_common::{Bench, command, fails, iofs_sign, passes, stderr};
 use serde_json::Value;
-use tpm_interposer::Interposer;
+use tpm_interposer::{flush, killed_behind};
 
 const HANDLE: &str = "0x8101494f";
 
@@ -458,35 +450,17 @@ fn an_enrolment_that_is_killed_at_any_step_is_completed_by_the_next() {
     let software = SoftwareTpm::started();
     let (mut steps, mut kept) = (0, 0);
     for last in 1.. {
-        let (sender, reached) = channel();
-        let interposer = Interposer::before(&software, last, sender);
-        let mut child = command()
-            .args(["attest", "enroll", "request", "--out", &bench.text("request")])
-            .args(["--tcti", &format!("swtpm:host=127.0.0.1,port={}", interposer.port)])
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        // The word comes, or the program ends by itself.
-        let killed = loop {
-            match reached.recv_timeout(Duration::from_millis(2)) {
-                Ok(()) => break true,
-                Err(RecvTimeoutError::Timeout) if child.try_wait().unwrap().is_none() => {}
-                Err(_) => break false,
-            }
+        let request = |tcti: &str| {
+            let mut request = command();
+            request.args(["attest", "enroll", "request", "--out", &bench.text("request"), "--tcti", tcti]);
+            request
         };
-        if !killed {
-            assert!(child.wait().unwrap().success());
+        if !killed_behind(&software, last, request) {
             break;
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
         steps += 1;
         assert!(!bench.path("request").exists(), "the request is the last thing that is written");
-        // What the kernel's resource manager does when a program is gone.
-        for kind in ["--transient-object", "--loaded-session", "--saved-session"] {
-            software.try_tool("tpm2_flushcontext", &[kind]);
-        }
+        flush(&software);
         let persistent = software.tool("tpm2_getcap", &["handles-persistent"]);
         let before = persistent.contains("0x8101494F").then(|| software.tool("tpm2_readpublic", &["-c", HANDLE]));
         passes(&on(&software, &["enroll", "request", "--out", &bench.text("request")]));

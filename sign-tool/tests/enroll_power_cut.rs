@@ -8,17 +8,12 @@ mod host_common;
 mod seal_common;
 mod tpm_interposer;
 
-use std::{
-    fs,
-    process::{Command, Stdio},
-    sync::mpsc::{RecvTimeoutError, channel},
-    time::Duration,
-};
+use std::{fs, process::Command};
 
 use enroll_common::{Disk, kept};
 use host_common::{SoftwareTpm, require};
 use seal_common::passes;
-use tpm_interposer::Interposer;
+use tpm_interposer::{flush, killed_behind};
 
 /// The enrolment that is interrupted: everything that writes.
 const ROTATE: [&str; 6] = ["--pcrs", "7", "--persistent", "--recovery-key", "--rotate", "--recovery-key-file"];
@@ -64,11 +59,13 @@ fn complete(disk: &Disk, software: &SoftwareTpm, step: usize) {
     assert!(disk.opens_by("typed"), "step {step}: the last recovery key opens");
 }
 
-/// What the kernel's resource manager does when a program is gone.
-fn flush(software: &SoftwareTpm) {
-    for kind in ["--transient-object", "--loaded-session", "--saved-session"] {
-        software.try_tool("tpm2_flushcontext", &[kind]);
-    }
+/// The run that was cut off at this step cost nothing, and the next one does all of it.
+fn recovers(disk: &Disk, software: &SoftwareTpm, step: usize) {
+    flush(software);
+    still_opens(disk, software, step);
+    let _ = fs::remove_file(disk.path("last-key"));
+    complete(disk, software, step);
+    fs::rename(disk.path("last-key"), disk.path("old-key")).unwrap();
 }
 
 #[test]
@@ -77,36 +74,14 @@ fn power_cut_at_each_tpm_command_of_an_enrolment_leaves_what_opened_before() {
     let disk = enrolled(&software);
     let mut steps = 0;
     for last in 1.. {
-        let (sender, reached) = channel();
-        let interposer = Interposer::before(&software, last, sender);
-        let (tcti, key) = (format!("swtpm:host=127.0.0.1,port={}", interposer.port), disk.text("new-key"));
+        let key = disk.text("new-key");
         let _ = fs::remove_file(&key);
-        let mut child = disk
-            .command(&tcti, &[&ROTATE[..], &[&key]].concat())
-            .stderr(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        // The word comes, or the program ends by itself.
-        let killed = loop {
-            match reached.recv_timeout(Duration::from_millis(2)) {
-                Ok(()) => break true,
-                Err(RecvTimeoutError::Timeout) if child.try_wait().unwrap().is_none() => {}
-                Err(_) => break false,
-            }
-        };
-        if !killed {
-            assert!(child.wait().unwrap().success());
+        let rotate = |tcti: &str| disk.command(tcti, &[&ROTATE[..], &[&key]].concat());
+        if !killed_behind(&software, last, rotate) {
             is_complete(&disk, &software, last);
             break;
         }
-        child.kill().unwrap();
-        child.wait().unwrap();
-        flush(&software);
-        still_opens(&disk, &software, last);
-        let _ = fs::remove_file(disk.path("last-key"));
-        complete(&disk, &software, last);
-        fs::rename(disk.path("last-key"), disk.path("old-key")).unwrap();
+        recovers(&disk, &software, last);
         steps += 1;
     }
     assert!(steps > 20, "{steps}");
@@ -142,11 +117,7 @@ fn power_cut_at_each_write_of_a_header_leaves_what_opened_before() {
             break;
         }
         assert!(output.stderr.is_empty(), "step {step}: {}", seal_common::stderr(&output));
-        flush(&software);
-        still_opens(&disk, &software, step);
-        let _ = fs::remove_file(disk.path("last-key"));
-        complete(&disk, &software, step);
-        fs::rename(disk.path("last-key"), disk.path("old-key")).unwrap();
+        recovers(&disk, &software, step);
         steps += 1;
     }
     // Each header is written in three parts, twice; there are two areas of new keyslots and two of old ones.
@@ -159,21 +130,7 @@ fn power_cut_before_the_keyslot_does_not_cost_a_passphrase_that_came_after() {
     let disk = Disk::new();
     let marker = disk.write("marker", br#"{"type": "iofs-pending", "keyslots": [], "iofs-slot": 1}"#);
     passes(&enroll_common::cryptsetup(&["token", "import", "--json-file", &marker, &disk.text("volume")]));
-    let second = disk.write("second", b"battery staple");
-    passes(&enroll_common::cryptsetup(&[
-        "luksAddKey",
-        "-q",
-        "--pbkdf",
-        "pbkdf2",
-        "--pbkdf-force-iterations",
-        "1000",
-        "--hash",
-        "sha256",
-        "--key-file",
-        &disk.text("pass"),
-        &disk.text("volume"),
-        &second,
-    ]));
+    disk.add_passphrase("second", b"battery staple");
     let list = passes(&disk.enroll_without(&["--list"]));
     assert!(list.contains("left by an enrolment that was interrupted"), "{list}");
     let key = disk.text("key");

@@ -240,19 +240,7 @@ fn the_last_thing_that_somebody_knows_is_removed_with_consent_alone() {
     refuse(&["--wipe", "everything"], "expected 0 to 31, tpm2, recovery-key or passphrase");
 
     // A second passphrase stays, but nobody showed it.
-    let second = disk.write("second", b"battery staple");
-    passes(&cryptsetup(&[
-        "luksAddKey",
-        "-q",
-        "--pbkdf",
-        "pbkdf2",
-        "--pbkdf-force-iterations",
-        "1000",
-        "--key-file",
-        &disk.text("pass"),
-        &disk.text("volume"),
-        &second,
-    ]));
+    let second = disk.add_passphrase("second", b"battery staple");
     let told = fails(&disk.enroll(&software, &["--wipe", "0"]), 2);
     assert!(told.contains("was not shown to open the volume"), "{told}");
     passes(&disk.enroll(&software, &["--wipe", "0", "--unlock-key-file", &second]));

@@ -75,6 +75,15 @@ impl Disk {
         self.text(name)
     }
 
+    /// One more passphrase, kept in a file of that name, whose path is returned.
+    pub(crate) fn add_passphrase(&self, name: &str, passphrase: &[u8]) -> String {
+        let file = self.write(name, passphrase);
+        let fast = ["luksAddKey", "-q", "--pbkdf", "pbkdf2", "--pbkdf-force-iterations", "1000"];
+        let files = ["--key-file", &self.text("pass"), &self.text("volume"), &file];
+        passes(&cryptsetup(&[&fast[..], &files].concat()));
+        file
+    }
+
     /// `enroll` on the volume, which is unlocked by the file `pass`.
     pub(crate) fn command(&self, tcti: &str, arguments: &[&str]) -> Command {
         let mut command = command();

@@ -1,15 +1,17 @@
-//! A man in the middle of a program and its TPM: he reads, changes, or keeps an answer back.
+//! A man in the middle of a program and its TPM: he reads, changes, or keeps an answer back until the program is dead.
 #![allow(dead_code)]
 
 use std::{
     io::{self, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
-        mpsc::Sender,
+        mpsc::{RecvTimeoutError, Sender, channel},
     },
     thread,
+    time::Duration,
 };
 
 use crate::host_common::{SoftwareTpm, two_free_ports};
@@ -31,7 +33,7 @@ pub(crate) struct Interposer {
 
 impl Interposer {
     /// After the answer to that many commands, the answer is kept back and the word given.
-    pub(crate) fn before(software: &SoftwareTpm, last: usize, reached: Sender<()>) -> Self {
+    fn before(software: &SoftwareTpm, last: usize, reached: Sender<()>) -> Self {
         Self::touching(software, move |way, number, _| {
             let held = way == Way::Answer && number == last;
             if held {
@@ -71,6 +73,35 @@ impl Interposer {
 
     pub(crate) fn tcti(&self) -> String {
         format!("swtpm:host=127.0.0.1,port={}", self.port)
+    }
+}
+
+/// Runs a program, which gets its TPM's TCTI, and kills it once the TPM executed that many commands, before the answer to
+/// the last one. Says whether it came to that: else the program has succeeded with fewer.
+pub(crate) fn killed_behind(software: &SoftwareTpm, last: usize, program: impl FnOnce(&str) -> Command) -> bool {
+    let (sender, reached) = channel();
+    let interposer = Interposer::before(software, last, sender);
+    let mut child = program(&interposer.tcti()).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    // The word comes, or the program ends by itself.
+    let killed = loop {
+        match reached.recv_timeout(Duration::from_millis(2)) {
+            Ok(()) => break true,
+            Err(RecvTimeoutError::Timeout) if child.try_wait().unwrap().is_none() => {}
+            Err(_) => break false,
+        }
+    };
+    if killed {
+        child.kill().unwrap();
+    }
+    let status = child.wait().unwrap();
+    assert!(killed || status.success());
+    killed
+}
+
+/// What the kernel's resource manager does when a program is gone.
+pub(crate) fn flush(software: &SoftwareTpm) {
+    for kind in ["--transient-object", "--loaded-session", "--saved-session"] {
+        software.try_tool("tpm2_flushcontext", &[kind]);
     }
 }
 
