@@ -31,11 +31,13 @@ mod disk;
 pub mod initramfs;
 mod luks;
 mod luks_text;
+mod pe;
 mod text;
 
 pub use disk::{InspectedDisk, InspectedPartition};
 pub use initramfs::InspectedInitramfs;
 pub use luks::{InspectedKdf, InspectedKeyslot, InspectedLuks, InspectedSegment, InspectedToken, InspectedTpm2};
+pub use pe::{InspectedPe, InspectedSection};
 
 /// How much of a file decides what it is, in bytes.
 const HEAD: usize = 4096;
@@ -72,6 +74,8 @@ pub enum Inspection {
     Disk(InspectedDisk),
     /// A LUKS2 volume, or its header.
     Luks2(Box<InspectedLuks>),
+    /// A unified kernel image, or a stub for one.
+    Uki(Box<InspectedPe>),
     /// A kernel.
     Kernel {
         /// Its release.
@@ -172,6 +176,11 @@ fn by_head(path: &Path, file: &mut File, head: &[u8]) -> Result<Inspection, Fail
     }
     if head.starts_with(b"-----BEGIN ") {
         return key(path, head);
+    }
+    if head.starts_with(b"MZ")
+        && let Some(image) = pe::inspect(path)?
+    {
+        return Ok(Inspection::Uki(Box::new(image)));
     }
     if head.starts_with(b"MZ") || head.get(0x202..0x206) == Some(b"HdrS") {
         let kernel = KernelImage::read(path)?;

@@ -23,6 +23,7 @@ mod predict;
 mod prompt;
 mod seal;
 mod sign;
+mod uki;
 mod verify;
 mod verity;
 
@@ -55,6 +56,7 @@ enum Verb {
     Verify(verify::Arguments),
     Inspect(inspect::Arguments),
     Disk(disk::Arguments),
+    Uki(Box<uki::Arguments>),
     Initramfs(initramfs::Arguments),
     Predict(predict::Arguments),
     Attest(Box<attest::Arguments>),
@@ -103,6 +105,7 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Verify(arguments) => verify::run(arguments, output),
         Verb::Inspect(arguments) => inspect::run(arguments, output),
         Verb::Disk(arguments) => disk::run(arguments, output),
+        Verb::Uki(arguments) => uki::run(arguments, output),
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),
         Verb::Predict(arguments) => predict::run(arguments, output),
         Verb::Attest(arguments) => attest::run(arguments, output),

@@ -35,6 +35,7 @@ impl Display for Inspection {
             Self::Initramfs(initramfs) => list(initramfs, out),
             Self::Disk(disk) => partitions(disk, out),
             Self::Luks2(volume) => volume.fmt(out),
+            Self::Uki(image) => image.fmt(out),
             Self::Kernel { release, machine } => writeln!(out, "kernel {release} ({machine})"),
             Self::Key { private, keyid, .. } => {
                 let half = if *private { "private" } else { "public" };
