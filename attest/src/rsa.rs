@@ -75,7 +75,7 @@ impl RsaKey {
     pub fn verify_pss(&self, digest: &PcrDigest, signature: &[u8]) -> Result<(), RsaError> {
         let block = self.block_of(signature)?;
         // The block is one bit shorter than the modulus.
-        let bits = self.modulus.bits() as usize - 1;
+        let bits = self.modulus.bit_width() as usize - 1;
         let (before, block) = block.split_at(self.size - bits.div_ceil(8));
         let first_bits = 0xff >> (8 * block.len() - bits);
         if before.iter().all(|byte| *byte == 0) && pss_holds(digest, block, first_bits) {

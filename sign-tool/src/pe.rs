@@ -23,6 +23,8 @@ const PE32_PLUS: u64 = 0x20b;
 const OPTIONAL_MINIMUM: usize = 112 + 8 * 5;
 /// The entry of the certificate table in the optional header.
 const CERTIFICATES: usize = 112 + 8 * 4;
+/// The checksum in the optional header.
+const CHECKSUM: usize = 64;
 /// Windows loads no more; nobody needs more.
 const MAX_SECTIONS: usize = 96;
 
@@ -150,6 +152,19 @@ impl Headers {
         Ok(())
     }
 
+    /// Says in the headers that what follows the byte `start` is the certificate table, and sets the checksum, which nobody
+    /// but some signing tools looks at.
+    pub(crate) fn set_certificates(&self, image: &mut [u8], start: u32) {
+        let size = (image.len() as u64).saturating_sub(start.into()) as u32;
+        let optional = self.pe + COFF_SIZE;
+        let mut set = |at: usize, value: u32| image[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        set(optional + CERTIFICATES, start);
+        set(optional + CERTIFICATES + 4, size);
+        set(optional + CHECKSUM, 0);
+        let checksum = checksum(image);
+        image[optional + CHECKSUM..optional + CHECKSUM + 4].copy_from_slice(&checksum.to_le_bytes());
+    }
+
     /// The section of that name.
     pub fn find(&self, name: &str) -> Option<&Section> {
         self.sections.iter().find(|section| section.name == name)
@@ -180,6 +195,15 @@ fn span(image: &[u8], start: u32, size: u32, what: &str) -> Result<Range<usize>,
     }
     let end = (start as usize).checked_add(size as usize).filter(|end| *end <= image.len());
     end.map(|end| start as usize..end).ok_or_else(|| PeError::Truncated(what.to_owned()))
+}
+
+/// The sum of all 16-bit words with the carries added back, plus the length. Its own field counts as zero.
+fn checksum(image: &[u8]) -> u32 {
+    let sum = image.chunks(2).fold(0u32, |sum, pair| {
+        let sum = sum + u32::from(pair[0]) + (u32::from(*pair.get(1).unwrap_or(&0)) << 8);
+        (sum & 0xffff) + (sum >> 16)
+    });
+    sum.wrapping_add(image.len() as u32)
 }
 
 /// A little-endian number.

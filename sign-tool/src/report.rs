@@ -50,6 +50,12 @@ impl Failure {
         self
     }
 
+    /// Says which file it is about.
+    #[must_use]
+    pub fn about(self, path: &std::path::Path) -> Self {
+        Self { fact: format!("{}: {}", path.display(), self.fact), ..self }
+    }
+
     /// A failed call of the system on a named object, such as `read /a/b`.
     pub fn io(doing: impl fmt::Display, error: &std::io::Error) -> Self {
         Self::new(ExitStatus::System, format!("{doing}: {error}"))

@@ -16,6 +16,8 @@ use crate::{
     initramfs::elf::Machine,
     pe::{self, Headers, NewSection, PeError},
     report::{ExitStatus, Failure},
+    secure_boot::{self, SecureBootError},
+    x509::{SignerName, X509Signer},
 };
 
 /// What the stub's magic section begins with; its version follows.
@@ -83,6 +85,21 @@ pub struct Assembled {
     pub authenticode: Sha256Digest,
     /// The parts, in the stub's order.
     pub parts: Vec<AssembledPart>,
+    /// Who signed it for Secure Boot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signer: Option<SignerName>,
+}
+
+impl Assembled {
+    /// Signs it for Secure Boot.
+    ///
+    /// # Errors
+    /// It is signed already.
+    pub fn sign(&mut self, signer: &X509Signer) -> Result<(), SecureBootError> {
+        self.bytes = secure_boot::sign(&self.bytes, signer)?;
+        self.signer = Some(signer.certificate().name().clone());
+        Ok(())
+    }
 }
 
 /// A part of it.
@@ -177,7 +194,7 @@ pub fn predict(headers: &Headers, image: &[u8], bank: PcrBank) -> Result<Vec<Pha
 }
 
 /// The sections that the stub measures, in its order (systemd's `uki.h`, `unified_section_measure`).
-fn measured<'a>(headers: &'a Headers, image: &[u8]) -> Vec<&'a pe::Section> {
+pub fn measured<'a>(headers: &'a Headers, image: &[u8]) -> Vec<&'a pe::Section> {
     const ALL: [&str; 10] =
         [".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey"];
     const NEW: [&str; 3] = [".ucode", ".uname", ".sbat"];
@@ -213,7 +230,7 @@ pub fn assemble(stub: &[u8], parts: &[(Part, &[u8])]) -> Result<Assembled, UkiEr
         size: contents.len(),
         sha256: Sha256Digest::of(contents),
     });
-    Ok(Assembled { parts: parts.collect(), bytes, stub: version, authenticode })
+    Ok(Assembled { parts: parts.collect(), bytes, stub: version, authenticode, signer: None })
 }
 
 fn check(machine: Machine, parts: &[(Part, &[u8])]) -> Result<(), UkiError> {

@@ -22,6 +22,7 @@ mod predict;
 #[cfg(feature = "enroll")]
 mod prompt;
 mod seal;
+mod secure_boot;
 mod sign;
 mod uki;
 mod verify;
@@ -57,6 +58,7 @@ enum Verb {
     Inspect(inspect::Arguments),
     Disk(disk::Arguments),
     Uki(Box<uki::Arguments>),
+    SignEfi(secure_boot::Arguments),
     Initramfs(initramfs::Arguments),
     Predict(predict::Arguments),
     Attest(Box<attest::Arguments>),
@@ -106,6 +108,7 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Inspect(arguments) => inspect::run(arguments, output),
         Verb::Disk(arguments) => disk::run(arguments, output),
         Verb::Uki(arguments) => uki::run(arguments, output),
+        Verb::SignEfi(arguments) => secure_boot::run(arguments, output),
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),
         Verb::Predict(arguments) => predict::run(arguments, output),
         Verb::Attest(arguments) => attest::run(arguments, output),

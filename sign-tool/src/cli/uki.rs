@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use super::secure_boot::SecureBootKey;
 use iofs_sign::{
     atomic,
     initramfs::{elf::Machine, kernel::KernelImage},
@@ -19,13 +20,14 @@ const STUBS: &str = "/usr/lib/systemd/boot/efi";
 /// Assemble a unified kernel image: kernel, mini-initramfs and command line in one file that UEFI firmware starts
 ///
 /// The first code in it is systemd's stub, which measures every part into register 11. The same input gives the same
-/// bytes. The image is not signed: sign it with the key that the machine's Secure Boot trusts, before it is installed.
+/// bytes. Where Secure Boot is on, firmware starts it if it is signed by a key that it trusts: give that key here, or sign it
+/// later with 'iofs-sign sign-efi'.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   iofs-sign uki sealed --cmdline 'quiet' --out sealed.efi
   iofs-sign uki --kernel vmlinuz --initrd initramfs.img --cmdline @cmdline --os-release os-release --out sealed.efi
+  iofs-sign uki sealed --cmdline 'quiet' --secure-boot-key db.pem --secure-boot-certificate db.crt --out sealed.efi
   iofs-sign inspect sealed.efi
-  sbsign --key db.key --cert db.pem --output signed.efi sealed.efi
 
 Exit codes: 1 system, 2 usage, 3 malformed input, 5 no stub.")]
 pub(crate) struct Arguments {
@@ -62,6 +64,8 @@ pub(crate) struct Arguments {
     /// The public key of these signatures (PEM)
     #[arg(long, value_name = "FILE")]
     pcr_public_key: Option<PathBuf>,
+    #[command(flatten)]
+    secure_boot: SecureBootKey,
     /// The image to write
     #[arg(long, value_name = "FILE", required_unless_present = "dry_run")]
     out: Option<PathBuf>,
@@ -76,7 +80,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let stub = read(&arguments.stub.clone().unwrap_or_else(|| default_stub(kernel.machine)))?;
     let parts = parts(arguments, &kernel_path, &kernel)?;
     let parts: Vec<(Part, &[u8])> = parts.iter().map(|(part, bytes)| (*part, &bytes[..])).collect();
-    let assembled = uki::assemble(&stub, &parts)?;
+    let mut assembled = uki::assemble(&stub, &parts)?;
+    if let Some(signer) = arguments.secure_boot.read(output)? {
+        assembled.sign(&signer)?;
+    }
     if let Some(out) = arguments.out.as_deref().filter(|_| !arguments.dry_run) {
         atomic::write(out, 0o644, &assembled.bytes)?;
     }
@@ -148,10 +155,14 @@ fn read(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 fn describe(assembled: &Assembled) -> String {
-    let Assembled { bytes, stub, authenticode, parts } = assembled;
+    let Assembled { bytes, stub, authenticode, parts, signer } = assembled;
     let mut text = format!("unified kernel image: {} bytes, systemd-stub {stub}\n", bytes.len());
     for part in parts {
         text += &format!("  {:9} {:9} bytes  sha256:{}\n", part.section, part.size, part.sha256);
     }
-    text + &format!("to sign for Secure Boot: Authenticode sha256:{authenticode}\n")
+    text += &format!("Authenticode: sha256:{authenticode}\n");
+    match signer {
+        Some(signer) => text + &format!("signer:       {signer}\n"),
+        None => text + " next: for Secure Boot, sign it with 'iofs-sign sign-efi'\n",
+    }
 }

@@ -15,7 +15,9 @@ use crate::{
     pe::Headers,
     report::Failure,
     sealed::bad_input,
+    secure_boot,
     uki::{self, PhaseValue},
+    x509::SignerName,
 };
 
 /// Longer texts are not shown to people.
@@ -30,8 +32,8 @@ pub struct InspectedPe {
     pub stub: String,
     /// What a Secure Boot signature covers: SHA-256 by Authenticode.
     pub authenticode: Sha256Digest,
-    /// Bytes of signatures.
-    pub certificates: usize,
+    /// Who signed it. Each signature verifies with the certificate that it brings along, which is not checked itself.
+    pub signers: Vec<SignerName>,
     /// The sections, in the file's order.
     pub sections: Vec<InspectedSection>,
     /// What register 11 holds in each phase of its boot, per bank.
@@ -69,13 +71,14 @@ pub(super) fn inspect(path: &Path) -> Result<Option<InspectedPe>, Failure> {
             text: text(&section.name, contents),
         }
     });
+    let signers = secure_boot::signers(&image).map_err(|error| Failure::from(error).about(path))?;
     let predict = |bank: PcrBank| Ok((bank.name(), uki::predict(&headers, &image, bank)?));
     let pcr11 = PcrBank::ALL.into_iter().map(predict).collect::<Result<_, iofs_policy::pcr::PcrError>>();
     Ok(Some(InspectedPe {
         machine: headers.machine.name(),
         stub,
         authenticode: authenticode::digest(&image).map_err(|error| bad_input(path, &error))?,
-        certificates: headers.certificates.len(),
+        signers: signers.iter().map(|signer| signer.name().clone()).collect(),
         sections: sections.collect(),
         pcr11: pcr11.map_err(|error| bad_input(path, &error))?,
     }))
@@ -92,10 +95,10 @@ impl Display for InspectedPe {
         let kind = if self.sections.iter().any(|one| one.name == ".linux") { "unified kernel image" } else { "stub" };
         writeln!(out, "{kind} ({}), systemd-stub {}", self.machine, self.stub)?;
         writeln!(out, "  Authenticode: sha256:{}", self.authenticode)?;
-        match self.certificates {
-            0 => writeln!(out, "  signature: none")?,
-            size => writeln!(out, "  signature: {size} bytes, not verified here")?,
+        if self.signers.is_empty() {
+            writeln!(out, "  signature: none")?;
         }
+        self.signers.iter().try_for_each(|signer| writeln!(out, "  signed by: {signer}"))?;
         for InspectedSection { name, address, size, sha256, text } in &self.sections {
             writeln!(out, "  {name:9} {size:9} bytes at 0x{address:08x}  sha256:{sha256}")?;
             let shown = text.iter().filter(|text| text.len() <= MAX_SHOWN).flat_map(|text| text.lines());
