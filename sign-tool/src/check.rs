@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod embedded;
+mod firmware;
 
 /// How many wrong blocks are listed before the search ends.
 const MAX_BLOCKS: usize = 16;
@@ -98,6 +99,8 @@ pub fn check(
         check.root_hash_file(manifest);
         check.superblock(manifest);
         check.blocks(manifest);
+        check.root_hash_signature(manifest);
+        check.uki(manifest);
     }
     check.embedded();
     let mut report = check.report;

@@ -20,19 +20,23 @@ use crate::{
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory},
     tree::{namespace, source::Source},
+    uki::{self, Part},
+    x509::SigningCertificate,
 };
 
 pub mod config;
 mod documents;
 pub mod finish;
+mod firmware;
 mod image;
 pub mod os_release;
 mod plan;
 
 use config::Config;
 use documents::{identity, manifest, trust_policy, write_documents};
-use finish::Pending;
+use finish::{Pending, SigningKeys};
 use image::{write_image, write_tree};
+use os_release::OsRelease;
 pub use plan::{Plan, plan};
 
 /// What to seal, and how.
@@ -42,8 +46,12 @@ pub struct SealRequest {
     pub root: PathBuf,
     /// The kernel and what goes with it; none seals the image alone.
     pub kernel: Option<KernelRequest>,
-    /// The keys that sign. None leaves the directory waiting for signatures.
-    pub keys: Vec<PrivateKey>,
+    /// The keys that sign. Without one that is needed, the directory waits for its signature.
+    pub keys: SigningKeys,
+    /// The unified kernel image to make.
+    pub uki: Option<UkiRequest>,
+    /// Who signs for Secure Boot, and who signs the root hash.
+    pub certificates: Certificates,
     /// Public keys that the device trusts besides the signing ones.
     pub trusted: Vec<TrustedKey>,
     /// Everything else.
@@ -67,6 +75,22 @@ pub struct KernelRequest {
     pub init: Option<PathBuf>,
 }
 
+/// A unified kernel image to make.
+#[derive(Debug)]
+pub struct UkiRequest {
+    /// systemd's stub; none takes the installed one for the kernel's processor.
+    pub stub: Option<PathBuf>,
+}
+
+/// The certificates whose signatures are wanted.
+#[derive(Debug, Default)]
+pub struct Certificates {
+    /// On the unified kernel image.
+    pub secure_boot: Option<SigningCertificate>,
+    /// On the root hash.
+    pub root_hash: Option<SigningCertificate>,
+}
+
 /// What `seal` made.
 #[derive(Debug, serde::Serialize)]
 pub struct Sealed {
@@ -82,6 +106,9 @@ pub struct Sealed {
     pub image_size: u64,
     /// Size of the mini-initramfs in bytes, if there is one.
     pub initramfs_size: Option<u64>,
+    /// Size of the unified kernel image in bytes, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uki_size: Option<u64>,
     /// What it waits for.
     #[serde(flatten)]
     pub pending: Pending,
@@ -95,6 +122,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let trust_keys = trusted_keys(request)?;
     let kernel = read_kernel(request)?;
     let init = read_init(request)?;
+    let stub = read_stub(request, kernel.as_ref())?;
     let directory = AtomicDirectory::create(&request.out, request.replace, is_sealed)?;
 
     let (content, os_release) = write_image(request, kernel.as_ref(), &directory, output)?;
@@ -107,7 +135,11 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     write_documents(&directory, &manifest, &trust)?;
     if let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) {
         write_kernel(request, paths, kernel, &init, &directory, output)?;
+        if let Some(stub) = &stub {
+            write_uki_base(request, stub, kernel, &os_release, &directory)?;
+        }
     }
+    write_certificates(&request.certificates, &directory)?;
     let inside = SealedDirectory::new(directory.path());
     let pending = finish::sign_locked(&inside, &request.keys)?;
     directory.commit()?;
@@ -159,7 +191,7 @@ fn architecture(kernel: &KernelImage) -> Architecture {
 
 /// The keys that the device will trust. All that sign are among them.
 fn trusted_keys(request: &SealRequest) -> Result<TrustedKeys, Failure> {
-    let mut all: Vec<TrustedKey> = request.keys.iter().map(PrivateKey::public).collect();
+    let mut all: Vec<TrustedKey> = request.keys.release.iter().map(PrivateKey::public).collect();
     let configured = request.config.trust.keys.iter().map(|path| keys::read_public(path).map_err(Failure::from));
     let others = request.trusted.iter().cloned().map(Ok).chain(configured).collect::<Result<Vec<_>, _>>()?;
     for key in others {
@@ -198,6 +230,67 @@ fn write_kernel(
     directory.write(sealed::INITRAMFS_BASE, &base)
 }
 
+/// systemd's stub, where a unified kernel image is to be made.
+fn read_stub(request: &SealRequest, kernel: Option<&KernelImage>) -> Result<Option<Vec<u8>>, Failure> {
+    match (&request.uki, kernel) {
+        (Some(uki), Some(kernel)) => Ok(Some(uki::read_stub(uki.stub.as_deref(), kernel.machine)?)),
+        (Some(_), None) => Err(Failure::new(ExitStatus::Usage, "a unified kernel image needs a kernel")
+            .next("give --kernel and --modules")),
+        (None, _) => Ok(None),
+    }
+}
+
+/// The unified kernel image as far as it is known before anything is signed.
+fn write_uki_base(
+    request: &SealRequest,
+    stub: &[u8],
+    kernel: &KernelImage,
+    os_release: &OsRelease,
+    directory: &AtomicDirectory,
+) -> Result<(), Failure> {
+    let section = &request.config.uki;
+    let line = uki_command_line(&request.config)?;
+    let mut parts: Vec<(Part, Vec<u8>)> =
+        vec![(Part::CommandLine, line.into_bytes()), (Part::Uname, kernel.release.to_string().into_bytes())];
+    parts.extend(os_release.text().map(|text| (Part::OsRelease, text.as_bytes().to_vec())));
+    for (part, file) in [
+        (Part::Microcode, &section.microcode),
+        (Part::Splash, &section.splash),
+        (Part::Devicetree, &section.devicetree),
+    ] {
+        if let Some(path) = file {
+            let bytes = fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+            parts.push((part, bytes));
+        }
+    }
+    let parts: Vec<(Part, &[u8])> = parts.iter().map(|(part, bytes)| (*part, &bytes[..])).collect();
+    directory.write(sealed::UKI_BASE, &uki::base(stub, &parts)?)
+}
+
+/// A unified kernel image has one command line: the one that is sealed.
+fn uki_command_line(config: &Config) -> Result<String, Failure> {
+    match &config.boot.command_lines[..] {
+        [line] => Ok(line.clone()),
+        lines => {
+            let fact = format!("boot.command_lines: a unified kernel image has one, found {}", lines.len());
+            Err(Failure::new(ExitStatus::Usage, fact).next("give the one to boot with: --command-line TEXT"))
+        }
+    }
+}
+
+fn write_certificates(certificates: &Certificates, directory: &AtomicDirectory) -> Result<(), Failure> {
+    let wanted = [
+        (sealed::SECURE_BOOT_CERTIFICATE, &certificates.secure_boot),
+        (sealed::ROOT_HASH_CERTIFICATE, &certificates.root_hash),
+    ];
+    for (name, certificate) in wanted {
+        if let Some(certificate) = certificate {
+            directory.write(name, &certificate.to_der())?;
+        }
+    }
+    Ok(())
+}
+
 fn describe(request: &SealRequest, manifest: &Manifest, pending: Pending) -> Result<Sealed, Failure> {
     let size = |name: &str| fs::metadata(request.out.join(name)).map(|metadata| metadata.len());
     Ok(Sealed {
@@ -207,6 +300,7 @@ fn describe(request: &SealRequest, manifest: &Manifest, pending: Pending) -> Res
         manifest_digest: Sha256Digest::of(&manifest.to_json()),
         image_size: size(sealed::IMAGE).map_err(|error| Failure::io("read the image's size", &error))?,
         initramfs_size: size(sealed::INITRAMFS).ok(),
+        uki_size: size(sealed::UKI).ok(),
         pending,
     })
 }

@@ -37,13 +37,38 @@ pub const KERNEL: &str = "vmlinuz";
 pub const INITRAMFS: &str = "initramfs.img";
 /// The mini-initramfs without the manifest, there only until the manifest is signed.
 pub const INITRAMFS_BASE: &str = "initramfs.base";
+/// The unified kernel image.
+pub const UKI: &str = "uki.efi";
+/// The unified kernel image without kernel and initramfs, there only until the manifest is signed.
+pub const UKI_BASE: &str = "uki.base";
+/// The X.509 certificate of who signs the unified kernel image for Secure Boot, in DER.
+pub const SECURE_BOOT_CERTIFICATE: &str = "secure-boot.crt";
+/// The root hash, signed for the kernel's own check.
+pub const ROOT_HASH_SIGNATURE: &str = "roothash.p7s";
+/// The X.509 certificate of who signs the root hash, in DER.
+pub const ROOT_HASH_CERTIFICATE: &str = "roothash.crt";
 /// The signed statement about all of these.
 pub const RELEASE: &str = "release.dsse.json";
 /// The bytes that the next signature is to cover, there only until it is attached.
 pub const TO_SIGN: &str = "to-sign.bin";
 
+/// The largest kernel, mini-initramfs or image of both that is read whole, in bytes.
+pub const MAX_IMAGE: usize = 512 * 1024 * 1024;
+
 /// Every file that a release statement may list.
-pub const ARTIFACTS: [&str; 7] = [IMAGE, TREE, MANIFEST, TRUST, ROOT_HASH, KERNEL, INITRAMFS];
+pub const ARTIFACTS: [&str; 11] = [
+    IMAGE,
+    TREE,
+    MANIFEST,
+    TRUST,
+    ROOT_HASH,
+    ROOT_HASH_SIGNATURE,
+    ROOT_HASH_CERTIFICATE,
+    KERNEL,
+    INITRAMFS,
+    UKI,
+    SECURE_BOOT_CERTIFICATE,
+];
 
 /// A directory made by `seal`.
 #[derive(Debug, Clone)]

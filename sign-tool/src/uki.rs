@@ -3,7 +3,7 @@
 //! UAPI.5, Unified Kernel Image. The first code is systemd's stub (systemd-stub(7)), which measures every section, in an
 //! order of its own, and hands them to the kernel.
 
-use std::fmt;
+use std::{fmt, fs, path::Path};
 
 use iofs_policy::{
     digest::Sha256Digest,
@@ -50,6 +50,20 @@ pub enum Part {
 }
 
 impl Part {
+    /// All of them, in the stub's order.
+    pub const ALL: [Self; 10] = [
+        Self::Linux,
+        Self::OsRelease,
+        Self::CommandLine,
+        Self::Initrd,
+        Self::Microcode,
+        Self::Splash,
+        Self::Devicetree,
+        Self::Uname,
+        Self::PcrSignature,
+        Self::PcrPublicKey,
+    ];
+
     /// The section's name.
     pub fn section(self) -> &'static str {
         match self {
@@ -149,6 +163,29 @@ impl From<UkiError> for Failure {
     }
 }
 
+/// Where Debian and others put systemd's stubs.
+const STUBS: &str = "/usr/lib/systemd/boot/efi";
+
+/// Reads systemd's stub: this one, or the installed one for a processor.
+///
+/// # Errors
+/// It cannot be read.
+pub fn read_stub(path: Option<&Path>, machine: Machine) -> Result<Vec<u8>, Failure> {
+    let name = match machine {
+        Machine::X86_64 => "linuxx64.efi.stub",
+        Machine::Arm64 => "linuxaa64.efi.stub",
+    };
+    let default = Path::new(STUBS).join(name);
+    let stub = path.unwrap_or(&default);
+    fs::read(stub).map_err(|error| {
+        let failure = Failure::io(format_args!("read {}", stub.display()), &error);
+        match path {
+            Some(_) => failure,
+            None => Failure { status: ExitStatus::Missing, ..failure }.next("apt-get install systemd-boot-efi"),
+        }
+    })
+}
+
 /// The version of a systemd stub, such as `252.39-1~deb12u1`.
 pub fn stub_version(headers: &Headers, image: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(headers.find(".sdmagic")?.contents(image)).ok()?;
@@ -205,32 +242,64 @@ pub fn measured<'a>(headers: &'a Headers, image: &[u8]) -> Vec<&'a pe::Section> 
     known.filter_map(|name| headers.find(name)).collect()
 }
 
+/// What is appended last, in this order: what depends on everything before it, then what is signed later than the rest, then
+/// the kernel: one that is unpacked in place may use the memory behind it.
+const LAST: [Part; 3] = [Part::PcrSignature, Part::Initrd, Part::Linux];
+
 /// Assembles it. The same input gives the same bytes.
-///
-/// The kernel's section comes last: a kernel that is unpacked in place may use the memory behind it.
 ///
 /// # Errors
 /// [`UkiError`].
 pub fn assemble(stub: &[u8], parts: &[(Part, &[u8])]) -> Result<Assembled, UkiError> {
+    let (last, first): (Vec<_>, Vec<_>) = parts.iter().partition(|(part, _)| LAST.contains(part));
+    complete(&base(stub, &first)?, &last)
+}
+
+/// The stub with all parts but the signatures for register values, the initramfs and the kernel.
+///
+/// # Errors
+/// [`UkiError`].
+pub fn base(stub: &[u8], parts: &[(Part, &[u8])]) -> Result<Vec<u8>, UkiError> {
     let headers = Headers::parse(stub)?;
-    let version = stub_version(&headers, stub).ok_or(UkiError::ForeignStub)?;
-    let mut parts = parts.to_vec();
-    parts.sort_by_key(|(part, _)| *part);
-    check(headers.machine, &parts)?;
-    let (kernel, others): (Vec<_>, Vec<_>) = parts.iter().partition(|(part, _)| *part == Part::Linux);
-    let sections: Vec<NewSection<'_>> = others
-        .into_iter()
-        .chain(kernel)
-        .map(|(part, contents)| NewSection { name: part.section(), contents })
-        .collect();
-    let bytes = pe::append(stub, &sections)?;
+    stub_version(&headers, stub).ok_or(UkiError::ForeignStub)?;
+    append(stub, headers.machine, parts)
+}
+
+/// Adds what [`base`] lacks.
+///
+/// # Errors
+/// [`UkiError`], also where a kernel or an initramfs is missing.
+pub fn complete(base: &[u8], parts: &[(Part, &[u8])]) -> Result<Assembled, UkiError> {
+    let headers = Headers::parse(base)?;
+    let version = stub_version(&headers, base).ok_or(UkiError::ForeignStub)?;
+    for part in [Part::Linux, Part::Initrd] {
+        if parts.iter().all(|(other, _)| *other != part) {
+            return Err(UkiError::Part { part, expected: "one".into(), found: "none".into() });
+        }
+    }
+    let bytes = append(base, headers.machine, parts)?;
     let authenticode = authenticode::digest(&bytes)?;
-    let parts = parts.iter().map(|(part, contents)| AssembledPart {
-        section: part.section(),
-        size: contents.len(),
-        sha256: Sha256Digest::of(contents),
+    let parts = assembled_parts(&bytes)?;
+    Ok(Assembled { bytes, stub: version, authenticode, parts, signer: None })
+}
+
+fn append(image: &[u8], machine: Machine, parts: &[(Part, &[u8])]) -> Result<Vec<u8>, UkiError> {
+    let mut parts = parts.to_vec();
+    parts.sort_by_key(|(part, _)| (LAST.iter().position(|last| last == part), *part));
+    check(machine, &parts)?;
+    let sections: Vec<NewSection<'_>> =
+        parts.iter().map(|(part, contents)| NewSection { name: part.section(), contents }).collect();
+    Ok(pe::append(image, &sections)?)
+}
+
+/// The parts of an image, in the stub's order.
+fn assembled_parts(image: &[u8]) -> Result<Vec<AssembledPart>, PeError> {
+    let headers = Headers::parse(image)?;
+    let found = Part::ALL.into_iter().filter_map(|part| {
+        let contents = headers.find(part.section())?.contents(image);
+        Some(AssembledPart { section: part.section(), size: contents.len(), sha256: Sha256Digest::of(contents) })
     });
-    Ok(Assembled { parts: parts.collect(), bytes, stub: version, authenticode, signer: None })
+    Ok(found.collect())
 }
 
 fn check(machine: Machine, parts: &[(Part, &[u8])]) -> Result<(), UkiError> {
@@ -255,9 +324,6 @@ fn check(machine: Machine, parts: &[(Part, &[u8])]) -> Result<(), UkiError> {
                 Err(error) => return refuse(*part, "a kernel that UEFI firmware starts".into(), error.to_string()),
             }
         }
-    }
-    if parts.iter().all(|(part, _)| *part != Part::Linux) {
-        return refuse(Part::Linux, "a kernel".into(), "none".into());
     }
     Ok(())
 }

@@ -2,12 +2,13 @@
 
 use std::{num::NonZeroUsize, path::PathBuf};
 
+use super::secure_boot::{SecureBootKey, VerityKey};
 use iofs_policy::manifest::{ImageId, ImageVersion, RollbackIndex};
 use iofs_sign::{
     erofs::ImageCompression,
     keys::{self, PrivateKey},
     report::{Failure, Output},
-    seal::{self, KernelRequest, SealRequest, Sealed, config::Config},
+    seal::{self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest, config::Config, finish::SigningKeys},
 };
 
 /// Seal a root tree: image, hash tree, signed manifest, mini-initramfs, release statement
@@ -52,6 +53,20 @@ pub(crate) struct Arguments {
     /// Seal the image alone, without kernel and mini-initramfs
     #[arg(long, conflicts_with = "kernel")]
     image_only: bool,
+    /// Make a unified kernel image as well, uki.efi: one file that UEFI firmware starts
+    #[arg(long, requires = "kernel")]
+    uki: bool,
+    /// systemd's stub for it [default: that of the kernel's processor in /usr/lib/systemd/boot/efi]
+    #[arg(long, value_name = "FILE", requires = "uki")]
+    stub: Option<PathBuf>,
+    /// The kernel command line to boot with; a unified kernel image holds it [default: boot.command_lines of the
+    /// configuration; with --uki, else 'ro']
+    #[arg(long, value_name = "TEXT")]
+    command_line: Option<String>,
+    #[command(flatten)]
+    secure_boot: SecureBootKey,
+    #[command(flatten)]
+    verity: VerityKey,
     /// The directory to write
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -82,12 +97,12 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let request = request(arguments)?;
+    let request = request(arguments, output)?;
     if !arguments.dry_run {
         // Archives hold owners that only root, or a namespace's root, can give. What was said before would be said twice.
         seal::enter_namespace_if_needed(&request)?;
     }
-    for key in request.keys.iter().map(PrivateKey::public).chain(request.trusted.iter().cloned()) {
+    for key in request.keys.release.iter().map(PrivateKey::public).chain(request.trusted.iter().cloned()) {
         super::warn_example(key.id(), output);
     }
     for path in arguments.key.iter().filter(|path| keys::is_exposed(path) && !output.quiet) {
@@ -103,7 +118,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     Ok(())
 }
 
-fn request(arguments: &Arguments) -> Result<SealRequest, Failure> {
+fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure> {
     let mut config = arguments.config.as_deref().map_or_else(|| Ok(Config::default()), Config::read)?;
     let image = &mut config.image;
     image.id = arguments.id.clone().or(image.id.take());
@@ -111,10 +126,22 @@ fn request(arguments: &Arguments) -> Result<SealRequest, Failure> {
     image.rollback_index = arguments.rollback_index.map_or(image.rollback_index, RollbackIndex);
     config.trust.threshold = arguments.threshold.unwrap_or(config.trust.threshold);
     config.filesystem.compression = arguments.compression.or(config.filesystem.compression);
+    let lines = &mut config.boot.command_lines;
+    match &arguments.command_line {
+        Some(line) => *lines = vec![line.clone()],
+        None if arguments.uki && lines.is_empty() => lines.push("ro".to_owned()),
+        None => {}
+    }
+    let (secure_boot, for_firmware) = arguments.secure_boot.read(output)?;
+    let (root_hash, for_kernel) = arguments.verity.read(output)?;
+    let certificates = Certificates { root_hash: root_hash.or_else(|| secure_boot.clone()), secure_boot };
+    let release = arguments.key.iter().map(|path| PrivateKey::read(path)).collect::<Result<_, _>>()?;
     Ok(SealRequest {
         root: arguments.root.clone(),
         kernel: kernel(arguments),
-        keys: arguments.key.iter().map(|path| PrivateKey::read(path)).collect::<Result<_, _>>()?,
+        keys: SigningKeys { release, x509: for_firmware.into_iter().chain(for_kernel).collect() },
+        uki: arguments.uki.then(|| UkiRequest { stub: arguments.stub.clone() }),
+        certificates,
         trusted: arguments.trust.iter().map(|path| keys::read_public(path)).collect::<Result<_, _>>()?,
         config,
         out: arguments.out.clone(),
@@ -142,6 +169,9 @@ fn describe(sealed: &Sealed) -> String {
     );
     if let Some(size) = sealed.initramfs_size {
         text += &format!("initramfs: {size} bytes\n");
+    }
+    if let Some(size) = sealed.uki_size {
+        text += &format!("uki:       {size} bytes\n");
     }
     text + &super::sign::describe(&sealed.pending, &out.to_string())
 }

@@ -17,7 +17,7 @@ const MAX_SIGNATURE: usize = 512;
 /// PE images have less than 4 GiB.
 const MAX_IMAGE: usize = u32::MAX as usize;
 
-/// The key that signs for Secure Boot.
+/// Who signs for Secure Boot.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SecureBootKey {
     /// An RSA key that signs for Secure Boot (PEM or DER)
@@ -29,15 +29,40 @@ pub(crate) struct SecureBootKey {
 }
 
 impl SecureBootKey {
-    /// Reads it, if it is given.
-    pub(crate) fn read(&self, output: Output) -> Result<Option<X509Signer>, Failure> {
-        let (Some(key), Some(certificate)) = (&self.secure_boot_key, &self.secure_boot_certificate) else {
-            return Ok(None);
-        };
-        let signer = X509Signer::read(key, certificate)?;
-        warn_example(signer.certificate(), output);
-        Ok(Some(signer))
+    /// Reads what is given.
+    pub(crate) fn read(&self, output: Output) -> Result<(Option<SigningCertificate>, Option<X509Signer>), Failure> {
+        read_pair(self.secure_boot_key.as_deref(), self.secure_boot_certificate.as_deref(), output)
     }
+}
+
+/// Who signs root hashes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerityKey {
+    /// An RSA key that signs the root hash for the kernel's own check [default: the one for Secure Boot]
+    #[arg(long, value_name = "PRIVATE", requires = "verity_certificate")]
+    verity_key: Option<PathBuf>,
+    /// Its X.509 certificate [default: the one for Secure Boot]
+    #[arg(long, value_name = "FILE")]
+    verity_certificate: Option<PathBuf>,
+}
+
+impl VerityKey {
+    /// Reads what is given.
+    pub(crate) fn read(&self, output: Output) -> Result<(Option<SigningCertificate>, Option<X509Signer>), Failure> {
+        read_pair(self.verity_key.as_deref(), self.verity_certificate.as_deref(), output)
+    }
+}
+
+fn read_pair(
+    key: Option<&Path>,
+    certificate: Option<&Path>,
+    output: Output,
+) -> Result<(Option<SigningCertificate>, Option<X509Signer>), Failure> {
+    let Some(path) = certificate else { return Ok((None, None)) };
+    let certificate = SigningCertificate::read(path)?;
+    warn_example(&certificate, output);
+    let signer = key.map(|key| X509Signer::read(key, path)).transpose()?;
+    Ok((Some(certificate), signer))
 }
 
 /// Says aloud that everybody has the private half of the example key.

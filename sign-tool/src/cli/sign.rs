@@ -2,28 +2,35 @@
 
 use std::{fs::File, io::Read, path::PathBuf};
 
+use super::secure_boot::{SecureBootKey, VerityKey};
 use iofs_sign::{
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
-    seal::finish::{self, Pending},
+    seal::finish::{self, Pending, SigningKeys},
     sealed::{SealedDirectory, TO_SIGN},
 };
 
 /// The size of an ed25519 signature in bytes.
 const SIGNATURE_SIZE: usize = 64;
+/// The largest signature of a certificate in bytes: RSA of 4096 bits.
+const MAX_SIGNATURE: usize = 512;
 
 /// Sign a directory that was sealed with --unsigned, or by fewer keys than it needs
 ///
-/// Signs the manifest, then completes the mini-initramfs, then signs the release statement, as far as the given keys
-/// reach. Run it again with further keys.
+/// Signs the root hash, then the manifest, then completes the mini-initramfs and the unified kernel image and signs that, then
+/// signs the release statement: what was asked for, and as far as the given keys reach. Run it again with further keys.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  iofs-sign sign sealed --key release.pem")]
 pub(crate) struct SignArguments {
     /// The directory that 'iofs-sign seal --unsigned' wrote
     directory: PathBuf,
     /// A private key (PKCS#8 PEM)
-    #[arg(long, value_name = "PRIVATE", required = true)]
+    #[arg(long, value_name = "PRIVATE", required_unless_present_any = ["secure_boot_key", "verity_key"])]
     key: Vec<PathBuf>,
+    #[command(flatten)]
+    secure_boot: SecureBootKey,
+    #[command(flatten)]
+    verity: VerityKey,
 }
 
 pub(crate) fn sign(arguments: &SignArguments, output: Output) -> Result<(), Failure> {
@@ -31,6 +38,8 @@ pub(crate) fn sign(arguments: &SignArguments, output: Output) -> Result<(), Fail
     for key in &keys {
         super::warn_example(key.public().id(), output);
     }
+    let x509 = [arguments.secure_boot.read(output)?, arguments.verity.read(output)?].into_iter();
+    let keys = SigningKeys { release: keys, x509: x509.filter_map(|(_, signer)| signer).collect() };
     let pending = finish::sign(&SealedDirectory::new(&arguments.directory), &keys)?;
     output.result(&pending, || describe(&pending, &arguments.directory.display().to_string()));
     Ok(())
@@ -38,33 +47,39 @@ pub(crate) fn sign(arguments: &SignArguments, output: Output) -> Result<(), Fail
 
 /// Add a signature that another machine or a hardware token made
 ///
-/// DIR/to-sign.bin holds the bytes to be signed. Two signatures are needed, one after the other: over the manifest, and
-/// over the release statement, which speaks of the signed manifest.
+/// DIR/to-sign.bin holds the bytes to be signed. Two ed25519 signatures are needed, one after the other: over the manifest, and
+/// over the release statement, which speaks of the signed manifest. Where certificates were given, RSA signatures are needed
+/// as well: over the root hash, before the manifest, and over the unified kernel image, behind it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example, with OpenSSL in the place of the hardware token:
   openssl pkeyutl -sign -rawin -inkey release.pem -in sealed/to-sign.bin -out signature
-  iofs-sign attach sealed --key release.pub.pem --signature signature")]
+  iofs-sign attach sealed --key release.pub.pem --signature signature
+where it waits for a certificate's signature:
+  openssl dgst -sha256 -sign db.pem -out signature sealed/to-sign.bin
+  iofs-sign attach sealed --signature signature")]
 pub(crate) struct AttachArguments {
     /// The directory that 'iofs-sign seal --unsigned' wrote
     directory: PathBuf,
-    /// The public key of the signer (SubjectPublicKeyInfo PEM)
+    /// The public key of the signer (SubjectPublicKeyInfo PEM), unless it is a certificate's
     #[arg(long, value_name = "PUBLIC")]
-    key: PathBuf,
-    /// The signature: 64 raw bytes
+    key: Option<PathBuf>,
+    /// The signature: raw bytes, 64 by ed25519
     #[arg(long, value_name = "FILE")]
     signature: PathBuf,
 }
 
 pub(crate) fn attach(arguments: &AttachArguments, output: Output) -> Result<(), Failure> {
-    let key = keys::read_public(&arguments.key)?;
-    super::warn_example(key.id(), output);
+    let key = arguments.key.as_deref().map(keys::read_public).transpose()?;
+    if let Some(key) = &key {
+        super::warn_example(key.id(), output);
+    }
     let path = &arguments.signature;
     let mut signature = Vec::new();
     File::open(path)
-        .and_then(|file| file.take(SIGNATURE_SIZE as u64 + 1).read_to_end(&mut signature))
+        .and_then(|file| file.take(MAX_SIGNATURE as u64 + 1).read_to_end(&mut signature))
         .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
-    if signature.len() != SIGNATURE_SIZE {
-        let found = if signature.len() > SIGNATURE_SIZE { "more".to_owned() } else { signature.len().to_string() };
+    if key.is_some() && signature.len() != SIGNATURE_SIZE {
+        let found = if signature.len() > MAX_SIGNATURE { "more".to_owned() } else { signature.len().to_string() };
         let path = path.display();
         return Err(Failure::new(
             ExitStatus::BadInput,
@@ -72,7 +87,7 @@ pub(crate) fn attach(arguments: &AttachArguments, output: Output) -> Result<(), 
         )
         .next("decode it first if it is base64 or hexadecimal"));
     }
-    let pending = finish::attach(&SealedDirectory::new(&arguments.directory), &key, &signature)?;
+    let pending = finish::attach(&SealedDirectory::new(&arguments.directory), key.as_ref(), &signature)?;
     output.result(&pending, || describe(&pending, &arguments.directory.display().to_string()));
     Ok(())
 }
@@ -86,6 +101,11 @@ pub(crate) fn describe(pending: &Pending, directory: &str) -> String {
              sha256:{to_sign_sha256}\n next: iofs-sign sign {directory} --key PRIVATE, or sign these bytes elsewhere and \
              iofs-sign attach",
             signed_by.len()
+        ),
+        Pending::X509Signature { document, signer, to_sign_sha256 } => format!(
+            "waits for: a signature for {document} by {signer}\nto sign:   {directory}/{TO_SIGN}\n           \
+             sha256:{to_sign_sha256}\n next: iofs-sign sign {directory} with the certificate and its key, or sign these bytes \
+             elsewhere (RSASSA-PKCS1-v1_5 with SHA-256) and iofs-sign attach"
         ),
     }
 }

@@ -8,14 +8,11 @@ use std::{
 use super::secure_boot::SecureBootKey;
 use iofs_sign::{
     atomic,
-    initramfs::{elf::Machine, kernel::KernelImage},
+    initramfs::kernel::KernelImage,
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory},
     uki::{self, Assembled, Part},
 };
-
-/// Where Debian and others put systemd's stubs.
-const STUBS: &str = "/usr/lib/systemd/boot/efi";
 
 /// Assemble a unified kernel image: kernel, mini-initramfs and command line in one file that UEFI firmware starts
 ///
@@ -77,11 +74,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let kernel_path = of_directory(arguments, arguments.kernel.as_deref(), sealed::KERNEL)?;
     let kernel = KernelImage::read(&kernel_path)?;
-    let stub = read(&arguments.stub.clone().unwrap_or_else(|| default_stub(kernel.machine)))?;
+    let stub = uki::read_stub(arguments.stub.as_deref(), kernel.machine)?;
     let parts = parts(arguments, &kernel_path, &kernel)?;
     let parts: Vec<(Part, &[u8])> = parts.iter().map(|(part, bytes)| (*part, &bytes[..])).collect();
     let mut assembled = uki::assemble(&stub, &parts)?;
-    if let Some(signer) = arguments.secure_boot.read(output)? {
+    if let (_, Some(signer)) = arguments.secure_boot.read(output)? {
         assembled.sign(&signer)?;
     }
     if let Some(out) = arguments.out.as_deref().filter(|_| !arguments.dry_run) {
@@ -136,22 +133,8 @@ fn command_line(text: &str) -> Result<String, Failure> {
     Ok(line.trim_end_matches('\n').to_owned())
 }
 
-fn default_stub(machine: Machine) -> PathBuf {
-    let name = match machine {
-        Machine::X86_64 => "linuxx64.efi.stub",
-        Machine::Arm64 => "linuxaa64.efi.stub",
-    };
-    Path::new(STUBS).join(name)
-}
-
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(path).map_err(|error| {
-        let failure = Failure::io(format_args!("read {}", path.display()), &error);
-        if path.starts_with(STUBS) {
-            return Failure::new(ExitStatus::Missing, failure.fact).next("apt-get install systemd-boot-efi");
-        }
-        failure
-    })
+    fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))
 }
 
 fn describe(assembled: &Assembled) -> String {

@@ -49,6 +49,8 @@ pub struct Config {
     pub trust: TrustSection,
     /// Kernel modules in the mini-initramfs.
     pub modules: ModulesSection,
+    /// What else a unified kernel image holds.
+    pub uki: UkiSection,
 }
 
 /// `[image]`.
@@ -312,6 +314,18 @@ pub struct ModulesSection {
     pub add: Vec<String>,
 }
 
+/// `[uki]`: files, relative to `iofs.toml`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct UkiSection {
+    /// Microcode for the processor, as an uncompressed initramfs.
+    pub microcode: Option<PathBuf>,
+    /// A picture to show, as BMP.
+    pub splash: Option<PathBuf>,
+    /// A devicetree.
+    pub devicetree: Option<PathBuf>,
+}
+
 /// A value that is written as text.
 fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
     input: D,
@@ -377,8 +391,10 @@ impl Config {
             .next("correct the field; docs/configuration.md lists them all")
         })?;
         let home = crate::atomic::parent(path);
-        for key in config.trust.keys.iter_mut().chain(&mut config.tpm.srk) {
-            *key = home.join(&*key);
+        let uki = &mut config.uki;
+        let of_uki = [&mut uki.microcode, &mut uki.splash, &mut uki.devicetree].into_iter().flatten();
+        for file in config.trust.keys.iter_mut().chain(&mut config.tpm.srk).chain(of_uki) {
+            *file = home.join(&*file);
         }
         Ok(config)
     }

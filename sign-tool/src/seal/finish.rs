@@ -1,4 +1,5 @@
-//! From an unsigned directory to a release: manifest signature, mini-initramfs, release statement and its signature.
+//! From an unsigned directory to a release: signed root hash, manifest signature, mini-initramfs, unified kernel image and
+//! its signature, release statement and its signature.
 //!
 //! Each step is one file replaced at once, and says from the files alone what is left to do: a directory can be signed
 //! by several people on several machines, and a step that was interrupted is simply done again.
@@ -19,13 +20,11 @@ use crate::{
     initramfs::{self, EmbeddedFile, Format, in_archive},
     keys::PrivateKey,
     report::{ExitStatus, Failure},
-    sealed::{self, SealedDirectory},
+    sealed::{self, MAX_IMAGE, SealedDirectory},
+    x509::{SignerName, X509Signer},
 };
 
-/// The largest mini-initramfs that is read back, in bytes.
-const MAX_BASE: usize = 256 * 1024 * 1024;
-/// More than any kernel image has.
-const MAX_KERNEL: usize = 256 * 1024 * 1024;
+use super::firmware;
 
 /// What a sealed directory waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -42,59 +41,95 @@ pub enum Pending {
         /// SHA-256 of the bytes to be signed, which lie in `to-sign.bin`.
         to_sign_sha256: Sha256Digest,
     },
+    /// A signature by an X.509 certificate's key, RSASSA-PKCS1-v1_5 with SHA-256.
+    X509Signature {
+        /// The document's file.
+        document: &'static str,
+        /// Whose signature.
+        signer: SignerName,
+        /// SHA-256 of the bytes to be signed, which lie in `to-sign.bin`.
+        to_sign_sha256: Sha256Digest,
+    },
     /// Nothing: the release is complete.
     Nothing,
 }
 
-/// The two documents, in the order in which they are signed.
-const DOCUMENTS: [(&str, PayloadType); 2] =
-    [(sealed::MANIFEST, PayloadType::Manifest), (sealed::RELEASE, PayloadType::Release)];
+/// The keys at hand.
+#[derive(Debug, Default)]
+pub struct SigningKeys {
+    /// What signs manifest and release statement.
+    pub release: Vec<PrivateKey>,
+    /// What signs root hash and unified kernel image.
+    pub x509: Vec<X509Signer>,
+}
 
 /// Signs what waits for a signature with a key, and goes on as far as that leads.
 ///
 /// # Errors
 /// The key is not among the trusted ones, or the directory is damaged.
-pub fn sign(directory: &SealedDirectory, keys: &[PrivateKey]) -> Result<Pending, Failure> {
+pub fn sign(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, Failure> {
     let _lock = directory.lock()?;
     sign_locked(directory, keys)
 }
 
 /// As [`sign`], for a directory that nobody else knows or that is locked.
-pub(super) fn sign_locked(directory: &SealedDirectory, keys: &[PrivateKey]) -> Result<Pending, Failure> {
+pub(super) fn sign_locked(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, Failure> {
     let trust = directory.trust()?;
-    for key in keys {
+    for key in &keys.release {
         check_trusted(&trust, &key.public())?;
     }
-    advance(directory)?;
     loop {
-        let Some((name, mut envelope)) = first_pending(directory, &trust)? else { return advance(directory) };
+        let pending = advance(directory, &keys.x509)?;
+        let Pending::Signature { document, .. } = pending else { return Ok(pending) };
+        let mut envelope = directory.envelope(document, payload_type(document))?;
         let before = envelope.signatures().len();
-        for key in keys {
+        for key in &keys.release {
             if !envelope.signatures().iter().any(|one| one.keyid == key.public().id()) {
                 key.sign(&mut envelope).map_err(|error| bad_envelope(&error))?;
             }
         }
         if envelope.signatures().len() == before {
-            return advance(directory);
+            return Ok(pending);
         }
-        atomic::write(&directory.file(name), 0o644, &envelope.to_json())?;
-        advance(directory)?;
+        atomic::write(&directory.file(document), 0o644, &envelope.to_json())?;
     }
 }
 
-/// Adds a signature that was made elsewhere over `to-sign.bin`.
+/// Adds a signature that was made elsewhere over `to-sign.bin`. An ed25519 signature needs the key; an X.509 signature is by
+/// the certificate in the directory.
 ///
 /// # Errors
 /// The key is not trusted, or the signature does not verify: nothing is changed then.
-pub fn attach(directory: &SealedDirectory, key: &TrustedKey, signature: &[u8]) -> Result<Pending, Failure> {
+pub fn attach(directory: &SealedDirectory, key: Option<&TrustedKey>, signature: &[u8]) -> Result<Pending, Failure> {
     let _lock = directory.lock()?;
     let trust = directory.trust()?;
-    check_trusted(&trust, key)?;
-    advance(directory)?;
-    let Some((name, mut envelope)) = first_pending(directory, &trust)? else {
-        return Err(Failure::new(ExitStatus::Usage, format!("{} is complete", directory.path().display()))
-            .next("there is nothing to attach: check it with 'iofs-sign verify'"));
-    };
+    key.map(|key| check_trusted(&trust, key)).transpose()?;
+    match (advance(directory, &[])?, key) {
+        (Pending::Signature { document, .. }, Some(key)) => attach_ed25519(directory, document, key, signature)?,
+        (Pending::X509Signature { document, .. }, None) => firmware::attach(directory, document, signature)?,
+        (Pending::Signature { document, .. }, None) => {
+            return Err(Failure::new(ExitStatus::Usage, format!("{document} waits for a signature by a trusted key"))
+                .next("say whose signature it is: --key PUBLIC"));
+        }
+        (Pending::X509Signature { document, signer, .. }, Some(_)) => {
+            return Err(Failure::new(ExitStatus::Usage, format!("{document} waits for a signature by {signer}"))
+                .next("leave --key out: the certificate is in the directory"));
+        }
+        (Pending::Nothing, _) => {
+            return Err(Failure::new(ExitStatus::Usage, format!("{} is complete", directory.path().display()))
+                .next("there is nothing to attach: check it with 'iofs-sign verify'"));
+        }
+    }
+    advance(directory, &[])
+}
+
+fn attach_ed25519(
+    directory: &SealedDirectory,
+    name: &'static str,
+    key: &TrustedKey,
+    signature: &[u8],
+) -> Result<(), Failure> {
+    let mut envelope = directory.envelope(name, payload_type(name))?;
     envelope.add(key.id(), signature).map_err(|error| bad_envelope(&error))?;
     let alone = iofs_policy::trust::TrustedKeys::new(vec![key.clone()], 1).expect("one key, one signature");
     alone.verify(&envelope).map_err(|error| {
@@ -103,51 +138,72 @@ pub fn attach(directory: &SealedDirectory, key: &TrustedKey, signature: &[u8]) -
             directory.file(sealed::TO_SIGN).display()
         ))
     })?;
-    atomic::write(&directory.file(name), 0o644, &envelope.to_json())?;
-    advance(directory)
+    atomic::write(&directory.file(name), 0o644, &envelope.to_json())
 }
 
-/// Writes what the signatures present allow: the mini-initramfs once the manifest is signed, the release statement
-/// once that is there, and the bytes that the next signature is to cover.
-fn advance(directory: &SealedDirectory) -> Result<Pending, Failure> {
+/// Writes what the signatures present allow: the signed root hash, the mini-initramfs and the unified kernel image once the
+/// manifest is signed, the release statement once those are there, and the bytes that the next signature is to cover.
+fn advance(directory: &SealedDirectory, signers: &[X509Signer]) -> Result<Pending, Failure> {
     let trust = directory.trust()?;
+    let (to_sign, pending) = match next(directory, &trust, signers)? {
+        Some(wanted) => wanted,
+        None => {
+            for name in [sealed::INITRAMFS_BASE, sealed::UKI_BASE, sealed::TO_SIGN] {
+                remove(directory, name)?;
+            }
+            return Ok(Pending::Nothing);
+        }
+    };
+    atomic::write(&directory.file(sealed::TO_SIGN), 0o644, &to_sign)?;
+    Ok(pending)
+}
+
+/// The next signature that is needed, and the bytes that it covers.
+fn next(
+    directory: &SealedDirectory,
+    trust: &TrustPolicy,
+    signers: &[X509Signer],
+) -> Result<Option<(Vec<u8>, Pending)>, Failure> {
     let manifest = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
-    if enough(&manifest, &trust) && !directory.has(sealed::RELEASE) {
+    if !directory.has(sealed::RELEASE) {
+        if let Some(wanted) = firmware::sign_root_hash(directory, &parse_manifest(directory, &manifest)?, signers)? {
+            return Ok(Some(wanted));
+        }
+        if !enough(&manifest, trust) {
+            return Ok(Some(wanted(sealed::MANIFEST, &manifest, trust)));
+        }
         if directory.has(sealed::INITRAMFS_BASE) {
-            write_initramfs(directory, &manifest, &trust)?;
+            write_initramfs(directory, &manifest, trust)?;
+        }
+        if let Some(wanted) = firmware::write_uki(directory, signers)? {
+            return Ok(Some(wanted));
         }
         let release = release_statement(directory, &manifest)?;
         let envelope = Envelope::unsigned(PayloadType::Release, release.to_json());
         atomic::write(&directory.file(sealed::RELEASE), 0o644, &envelope.to_json())?;
     }
-    let pending = first_pending(directory, &trust)?;
-    let Some((document, envelope)) = pending else {
-        remove(directory, sealed::INITRAMFS_BASE)?;
-        remove(directory, sealed::TO_SIGN)?;
-        return Ok(Pending::Nothing);
-    };
+    for name in [sealed::MANIFEST, sealed::RELEASE] {
+        let envelope = directory.envelope(name, payload_type(name))?;
+        if !enough(&envelope, trust) {
+            return Ok(Some(wanted(name, &envelope, trust)));
+        }
+    }
+    Ok(None)
+}
+
+fn wanted(document: &'static str, envelope: &Envelope, trust: &TrustPolicy) -> (Vec<u8>, Pending) {
     let to_sign = envelope.signed_bytes();
-    atomic::write(&directory.file(sealed::TO_SIGN), 0o644, &to_sign)?;
-    Ok(Pending::Signature {
+    let pending = Pending::Signature {
         document,
         signed_by: envelope.signatures().iter().map(|one| one.keyid).collect(),
         threshold: trust.keys.threshold(),
         to_sign_sha256: Sha256Digest::of(&to_sign),
-    })
+    };
+    (to_sign, pending)
 }
 
-/// The first document without enough valid signatures.
-fn first_pending(
-    directory: &SealedDirectory,
-    trust: &TrustPolicy,
-) -> Result<Option<(&'static str, Envelope)>, Failure> {
-    for (name, payload_type) in DOCUMENTS {
-        let envelope = directory.envelope(name, payload_type)?;
-        if !enough(&envelope, trust) {
-            return Ok(Some((name, envelope)));
-        }
-    }
-    Ok(None)
+fn payload_type(document: &str) -> PayloadType {
+    if document == sealed::MANIFEST { PayloadType::Manifest } else { PayloadType::Release }
 }
 
 fn enough(envelope: &Envelope, trust: &TrustPolicy) -> bool {
@@ -168,7 +224,7 @@ fn bad_envelope(error: &EnvelopeError) -> Failure {
 }
 
 fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &TrustPolicy) -> Result<(), Failure> {
-    let mut bytes = directory.read(sealed::INITRAMFS_BASE, MAX_BASE)?;
+    let mut bytes = directory.read(sealed::INITRAMFS_BASE, MAX_IMAGE)?;
     let embedded = |path: &str, bytes| EmbeddedFile { path: in_archive(path).to_owned(), mode: 0o644, bytes };
     let files = [embedded(paths::MANIFEST, manifest.to_json()), embedded(paths::TRUST, trust.to_json())];
     // Two small files: not worth a compression that the kernel might lack.
@@ -177,13 +233,16 @@ fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &Tru
     atomic::write(&directory.file(sealed::INITRAMFS), 0o644, &bytes)
 }
 
+fn parse_manifest(directory: &SealedDirectory, envelope: &Envelope) -> Result<Manifest, Failure> {
+    Manifest::from_json(envelope.unverified_payload())
+        .map_err(|error| sealed::bad_input(&directory.file(sealed::MANIFEST), &error))
+}
+
 fn release_statement(directory: &SealedDirectory, envelope: &Envelope) -> Result<Release, Failure> {
-    let payload = envelope.unverified_payload();
-    let manifest =
-        Manifest::from_json(payload).map_err(|error| sealed::bad_input(&directory.file(sealed::MANIFEST), &error))?;
+    let manifest = parse_manifest(directory, envelope)?;
     Ok(Release {
         image: manifest.image,
-        manifest_digest: Sha256Digest::of(payload),
+        manifest_digest: Sha256Digest::of(envelope.unverified_payload()),
         root_hash: manifest.verity.root_hash,
         kernel_release: manifest.kernel_release,
         kernel_authenticode: kernel_authenticode(directory)?,
@@ -198,7 +257,7 @@ fn kernel_authenticode(directory: &SealedDirectory) -> Result<Option<Sha256Diges
     if !path.is_file() {
         return Ok(None);
     }
-    let image = directory.read(sealed::KERNEL, MAX_KERNEL)?;
+    let image = directory.read(sealed::KERNEL, MAX_IMAGE)?;
     match authenticode::digest(&image) {
         Ok(digest) => Ok(Some(digest)),
         Err(AuthenticodeError::NotPe) => Ok(None),

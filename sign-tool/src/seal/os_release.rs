@@ -13,9 +13,15 @@ const MAX_SIZE: u64 = 64 * 1024;
 pub struct OsRelease {
     id: Option<String>,
     version: Option<String>,
+    text: Option<String>,
 }
 
 impl OsRelease {
+    /// The whole file, where there is one.
+    pub fn text(&self) -> Option<&str> {
+        self.text.as_deref()
+    }
+
     /// Reads `etc/os-release` or `usr/lib/os-release` of a tree. Links are followed inside the tree only.
     pub fn read(tree: &Path) -> Self {
         ["etc/os-release", "usr/lib/os-release"]
@@ -35,6 +41,7 @@ impl OsRelease {
         Self {
             id: field("IMAGE_ID").or_else(|| field("ID")),
             version: field("IMAGE_VERSION").or_else(|| field("VERSION_ID")),
+            text: Some(text.to_owned()),
         }
     }
 

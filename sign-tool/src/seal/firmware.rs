@@ -1,0 +1,108 @@
+//! What is signed with X.509 certificates: the root hash for the kernel, and the unified kernel image for Secure Boot.
+//!
+//! The certificate lies in the sealed directory from the start, and says that its signature is wanted.
+
+use iofs_policy::{digest::Sha256Digest, manifest::Manifest};
+
+use super::finish::Pending;
+use crate::{
+    atomic, authenticode,
+    report::{ExitStatus, Failure},
+    roothash,
+    sealed::{self, MAX_IMAGE, SealedDirectory},
+    secure_boot,
+    uki::{self, Part},
+    x509::{SigningCertificate, X509Signer},
+};
+
+/// A signature that is wanted: the bytes that it covers, and whose it is.
+type Wanted = (Vec<u8>, Pending);
+
+/// The certificate whose signature a directory waits for.
+fn certificate(directory: &SealedDirectory, name: &str) -> Result<Option<SigningCertificate>, Failure> {
+    if !directory.has(name) {
+        return Ok(None);
+    }
+    Ok(Some(SigningCertificate::read(&directory.file(name))?))
+}
+
+fn required(directory: &SealedDirectory, name: &str) -> Result<SigningCertificate, Failure> {
+    let missing = || Failure::new(ExitStatus::BadInput, format!("{}: no {name} in it", directory.path().display()));
+    certificate(directory, name)?.ok_or_else(missing)
+}
+
+fn signer<'a>(signers: &'a [X509Signer], certificate: &SigningCertificate) -> Option<&'a X509Signer> {
+    signers.iter().find(|signer| signer.certificate() == certificate)
+}
+
+fn wanted(document: &'static str, certificate: &SigningCertificate, to_sign: Vec<u8>) -> Wanted {
+    let (signer, to_sign_sha256) = (certificate.name().clone(), Sha256Digest::of(&to_sign));
+    (to_sign, Pending::X509Signature { document, signer, to_sign_sha256 })
+}
+
+/// Signs the root hash, where that is wanted; says so where the key is elsewhere.
+pub(super) fn sign_root_hash(
+    directory: &SealedDirectory,
+    manifest: &Manifest,
+    signers: &[X509Signer],
+) -> Result<Option<Wanted>, Failure> {
+    let Some(certificate) = certificate(directory, sealed::ROOT_HASH_CERTIFICATE)? else { return Ok(None) };
+    let root_hash = &manifest.verity.root_hash;
+    if directory.has(sealed::ROOT_HASH_SIGNATURE) {
+        let file = directory.read(sealed::ROOT_HASH_SIGNATURE, roothash::MAX_SIZE)?;
+        roothash::verify(&file, root_hash, &certificate)?;
+        return Ok(None);
+    }
+    let Some(signer) = signer(signers, &certificate) else {
+        return Ok(Some(wanted(sealed::ROOT_HASH_SIGNATURE, &certificate, roothash::to_sign(root_hash))));
+    };
+    atomic::write(&directory.file(sealed::ROOT_HASH_SIGNATURE), 0o644, &roothash::sign(root_hash, signer)?)?;
+    Ok(None)
+}
+
+/// Completes the unified kernel image, where one is wanted, and signs it where that is; says so where the key is elsewhere.
+pub(super) fn write_uki(directory: &SealedDirectory, signers: &[X509Signer]) -> Result<Option<Wanted>, Failure> {
+    if !directory.has(sealed::UKI_BASE) {
+        return Ok(None);
+    }
+    let unsigned = unsigned_uki(directory)?;
+    let path = directory.file(sealed::UKI);
+    let Some(certificate) = certificate(directory, sealed::SECURE_BOOT_CERTIFICATE)? else {
+        atomic::write(&path, 0o644, &unsigned)?;
+        return Ok(None);
+    };
+    if directory.has(sealed::UKI) {
+        let image = directory.read(sealed::UKI, MAX_IMAGE)?;
+        let is_signed = secure_boot::signers(&image).map_err(|error| Failure::from(error).about(&path))?;
+        if is_signed == [certificate.clone()] && authenticode::digest(&image) == authenticode::digest(&unsigned) {
+            return Ok(None);
+        }
+    }
+    let Some(signer) = signer(signers, &certificate) else {
+        return Ok(Some(wanted(sealed::UKI, &certificate, secure_boot::to_sign(&unsigned)?)));
+    };
+    atomic::write(&path, 0o644, &secure_boot::sign(&unsigned, signer)?)?;
+    Ok(None)
+}
+
+/// Adds a signature that was made elsewhere.
+pub(super) fn attach(directory: &SealedDirectory, document: &str, signature: &[u8]) -> Result<(), Failure> {
+    let bytes = if document == sealed::UKI {
+        let certificate = required(directory, sealed::SECURE_BOOT_CERTIFICATE)?;
+        secure_boot::attach(&unsigned_uki(directory)?, signature, &certificate)?
+    } else {
+        let certificate = required(directory, sealed::ROOT_HASH_CERTIFICATE)?;
+        let text = directory.read(sealed::ROOT_HASH, 256)?;
+        let root_hash = String::from_utf8_lossy(&text).parse();
+        let root_hash = root_hash.map_err(|error| sealed::bad_input(&directory.file(sealed::ROOT_HASH), &error))?;
+        roothash::assemble(&root_hash, signature, &certificate)?
+    };
+    atomic::write(&directory.file(document), 0o644, &bytes)
+}
+
+/// The image without its signature: from what it was begun with, the kernel and the finished mini-initramfs.
+fn unsigned_uki(directory: &SealedDirectory) -> Result<Vec<u8>, Failure> {
+    let read = |name| directory.read(name, MAX_IMAGE);
+    let (base, kernel, initramfs) = (read(sealed::UKI_BASE)?, read(sealed::KERNEL)?, read(sealed::INITRAMFS)?);
+    Ok(uki::complete(&base, &[(Part::Initrd, &initramfs), (Part::Linux, &kernel)])?.bytes)
+}
