@@ -1,45 +1,56 @@
-//! `disk`: a GPT disk image with the sealed data and its hash tree in typed partitions.
+//! `disk`: a GPT disk image with the sealed data and its hash tree in typed partitions, and what firmware starts.
 //!
 //! Types, attributes and PARTUUIDs follow the Discoverable Partitions Specification, so that systemd's tools recognise
 //! the image; `verify-init` only looks at what the manifest names.
 
 use std::{
-    collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 
-use gpt::{
-    GptConfig,
-    disk::LogicalBlockSize,
-    mbr::ProtectiveMBR,
-    partition::Partition,
-    partition_types::{OperatingSystem, Type},
-};
-use iofs_policy::{
-    dsse::PayloadType,
-    manifest::{Architecture, Manifest, Place, Role},
-    verity::RootHash,
-};
-use uuid::{Uuid, uuid};
+use iofs_policy::{dsse::PayloadType, manifest::Manifest};
+use uuid::Uuid;
 
 use crate::{
     atomic::AtomicFile,
-    report::{ExitStatus, Failure, Output, Progress},
+    report::{Failure, Output, Progress},
     sealed::{self, SealedDirectory, bad_input},
 };
+
+mod esp;
+mod plan;
+mod root_signature;
+mod table;
+
+pub use plan::{ESP_TYPE, ROOT_SIGNATURE_TYPES};
 
 /// Partitions begin on multiples of this, as every partitioning tool aligns them. Bytes.
 const ALIGNMENT: u64 = 1 << 20;
 /// The logical block size of the disk. Bytes.
 const SECTOR: u64 = 512;
-/// Room for the backup table at the end: 32 sectors of entries and a header. Bytes.
-const BACKUP: u64 = 33 * SECTOR;
 /// Copies skip blocks of zeros of this size, so that the image file stays sparse. Bytes.
 const HOLE: usize = 64 * 1024;
 /// The attribute bit "read-only".
 pub(crate) const READ_ONLY: u64 = 1 << 60;
+
+/// The unified kernel image in a sealed directory.
+pub const UKI: &str = "uki.efi";
+/// A PKCS#7 signature of the root hash in a sealed directory, as the kernel and systemd take it.
+pub const ROOT_SIGNATURE: &str = "roothash.p7s";
+/// The certificate of whoever made [`ROOT_SIGNATURE`], PEM or DER.
+pub const ROOT_CERTIFICATE: &str = "roothash.crt";
+
+/// What goes onto the disk beside data and tree. The default is what the sealed directory has.
+#[derive(Debug, Clone, Default)]
+pub struct Additions {
+    /// The unified kernel image that firmware starts, instead of [`UKI`].
+    pub uki: Option<PathBuf>,
+    /// The size of the EFI system partition in bytes, instead of what two such images need.
+    pub esp_size: Option<u64>,
+    /// The certificate of the signature of the root hash, instead of [`ROOT_CERTIFICATE`].
+    pub root_certificate: Option<PathBuf>,
+}
 
 /// A partition of the image, for reports.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -69,97 +80,74 @@ pub struct DiskReport {
     pub partitions: Vec<DiskPartition>,
 }
 
+/// What a partition holds.
+#[derive(Debug)]
+enum Content {
+    /// A file of the sealed directory, as it is.
+    File(PathBuf),
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// A file system with what firmware starts.
+    Esp(esp::Esp),
+}
+
+/// A partition with what it holds.
+#[derive(Debug)]
+struct Planned {
+    partition: DiskPartition,
+    /// Attribute bits.
+    flags: u64,
+    content: Content,
+}
+
 /// Writes a disk image of a sealed directory. It appears whole or not at all.
 ///
 /// # Errors
-/// The manifest seals places that are no partitions, or a file cannot be read or written.
-pub fn write(directory: &SealedDirectory, out: &Path, output: Output) -> Result<DiskReport, Failure> {
+/// The manifest seals places that are no partitions, what is added does not fit it, or a file cannot be read or written.
+pub fn write(
+    directory: &SealedDirectory,
+    out: &Path,
+    additions: &Additions,
+    output: Output,
+) -> Result<DiskReport, Failure> {
     let envelope = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
     let manifest = Manifest::from_json(envelope.unverified_payload())
         .map_err(|error| bad_input(&directory.file(sealed::MANIFEST), &error))?;
-    let plan = plan(directory, &manifest)?;
-    let size = plan.last().map_or(0, |(last, _)| last.offset + last.size).next_multiple_of(ALIGNMENT) + ALIGNMENT;
+    let plan = plan::plan(directory, &manifest, additions)?;
+    let end = plan.last().map_or(0, |last| last.partition.offset + last.partition.size);
+    let size = end.next_multiple_of(ALIGNMENT) + ALIGNMENT;
 
     let mut file = AtomicFile::create(out, 0o644)?;
-    let total = plan.iter().map(|(partition, _)| partition.size).sum();
+    let total = plan.iter().map(|planned| planned.partition.size).sum();
     let progress = output.progress("writing the disk image", total);
     let mut fill = || {
         file.file().set_len(size)?;
-        for (partition, name) in &plan {
-            let mut source = File::open(directory.file(name))?;
-            copy_sparse(&mut source, file.file(), partition.offset, &progress)?;
+        for planned in &plan {
+            fill_partition(planned, file.file(), &progress)?;
         }
-        write_table(file.file(), size, &plan, &manifest.verity.root_hash)
+        table::write(file.file(), size, &plan, &manifest.verity.root_hash)
     };
     fill().map_err(|error| Failure::io(format_args!("write {}", out.display()), &error))?;
     progress.finish();
     file.replace()?;
-    let partitions = plan.into_iter().map(|(partition, _)| partition).collect();
+    let partitions = plan.into_iter().map(|planned| planned.partition).collect();
     Ok(DiskReport { path: out.to_owned(), size, partitions })
 }
 
-/// Where each file goes.
-fn plan(directory: &SealedDirectory, manifest: &Manifest) -> Result<Vec<(DiskPartition, &'static str)>, Failure> {
-    let hash = manifest.verity.root_hash.as_bytes();
-    let (first, last) = (&hash[..16], &hash[hash.len() - 16..]);
-    let [data_type, tree_type] = partition_types(manifest)?;
-    let mut plan: Vec<(DiskPartition, &'static str)> = Vec::new();
-    for (place, name, label, derived, type_uuid) in [
-        (&manifest.data, sealed::IMAGE, "root", first, data_type),
-        (&manifest.tree, sealed::TREE, "root-verity", last, tree_type),
-    ] {
-        let derived = Uuid::from_slice(derived).expect("16 bytes are a UUID");
-        let (label, partuuid) = match place {
-            Place::PartUuid(uuid) => (label.to_owned(), *uuid),
-            Place::PartLabel(label) => (label.to_string(), derived),
-            Place::Volume(volume) => {
-                let seek = if name == sealed::TREE { manifest.verity.hash_offset } else { 0 };
-                return Err(Failure::new(
-                    ExitStatus::Usage,
-                    format!("{name} is sealed to lie in the encrypted volume {volume}"),
-                )
-                .next(format!(
-                    "open the volume, then: dd if={} of=/dev/mapper/{volume} oflag=seek_bytes seek={seek}",
-                    directory.file(name).display()
-                )));
-            }
-            Place::Disk(_) => {
-                return Err(Failure::new(
-                    ExitStatus::Usage,
-                    format!("{name} is sealed to lie on the whole disk {place}"),
-                )
-                .next(format!("write it there as it is: dd if={} of={place}", directory.file(name).display())));
-            }
-        };
-        let size = fs::metadata(directory.file(name))
-            .map_err(|error| Failure::io(format_args!("read {}", directory.file(name).display()), &error))?
-            .len()
-            .next_multiple_of(SECTOR);
-        let end = plan.last().map_or(ALIGNMENT, |(before, _)| before.offset + before.size);
-        let (number, offset) = (plan.len() as u32 + 1, end.next_multiple_of(ALIGNMENT));
-        plan.push((DiskPartition { number, label, partuuid, type_uuid, offset, size }, name));
-    }
-    Ok(plan)
-}
-
-/// Discoverable Partitions Specification: root and root-verity. A second stage is nobody's root.
-fn partition_types(manifest: &Manifest) -> Result<[Uuid; 2], Failure> {
-    match (manifest.image.role, manifest.image.architecture) {
-        (Role::Root, Architecture::X86_64) => {
-            Ok([uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"), uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5")])
-        }
-        (Role::Root, Architecture::Arm64) => {
-            Ok([uuid!("b921b045-1df0-41c3-af44-4c6f280d3fae"), uuid!("df3300ce-d69f-4c92-978c-9bfb0f38d820")])
-        }
-        (Role::InitOverlay, _) => {
-            // Linux file system data: systemd must not take it for a root.
-            let generic = uuid!("0fc63daf-8483-4772-8e79-3d69d8477de4");
-            Ok([generic, generic])
+fn fill_partition(planned: &Planned, target: &mut File, progress: &Progress) -> io::Result<()> {
+    let DiskPartition { offset, size, .. } = planned.partition;
+    match &planned.content {
+        Content::File(path) => copy_sparse(&mut File::open(path)?, target, offset, progress),
+        Content::Bytes(bytes) => copy_sparse(&mut &bytes[..], target, offset, progress),
+        Content::Esp(esp) => {
+            esp.write(target, offset, size)?;
+            progress.advance(size);
+            Ok(())
         }
     }
 }
 
-fn copy_sparse(source: &mut File, target: &mut File, offset: u64, progress: &Progress) -> io::Result<()> {
+fn copy_sparse(source: &mut impl Read, target: &mut File, offset: u64, progress: &Progress) -> io::Result<()> {
     let mut buffer = vec![0; HOLE];
     let mut position = offset;
     loop {
@@ -180,43 +168,4 @@ fn copy_sparse(source: &mut File, target: &mut File, offset: u64, progress: &Pro
         position += filled as u64;
         progress.advance(filled as u64);
     }
-}
-
-fn write_table(
-    file: &mut File,
-    size: u64,
-    plan: &[(DiskPartition, &'static str)],
-    root_hash: &RootHash,
-) -> io::Result<()> {
-    debug_assert!(plan.iter().all(|(partition, _)| partition.offset + partition.size + BACKUP <= size));
-    let sectors = u32::try_from(size / SECTOR - 1).unwrap_or(u32::MAX);
-    ProtectiveMBR::with_lb_size(sectors).overwrite_lba0(file).map_err(io::Error::other)?;
-    let mut disk = GptConfig::new()
-        .writable(true)
-        .logical_block_size(LogicalBlockSize::Lb512)
-        .create_from_device(file, Some(disk_guid(root_hash)))
-        .map_err(io::Error::other)?;
-    disk.update_partitions(
-        plan.iter().map(|(partition, _)| (partition.number, entry(partition))).collect::<BTreeMap<_, _>>(),
-    )
-    .map_err(io::Error::other)?;
-    disk.write().map_err(io::Error::other)?;
-    Ok(())
-}
-
-fn entry(partition: &DiskPartition) -> Partition {
-    Partition {
-        part_type_guid: Type { guid: partition.type_uuid, os: OperatingSystem::None },
-        part_guid: partition.partuuid,
-        first_lba: partition.offset / SECTOR,
-        last_lba: (partition.offset + partition.size) / SECTOR - 1,
-        flags: READ_ONLY,
-        name: partition.label.clone(),
-    }
-}
-
-/// The disk's id follows from the root hash too: the same input gives the same disk.
-fn disk_guid(root_hash: &RootHash) -> Uuid {
-    let digest = iofs_policy::digest::Sha256Digest::of(&[b"iofs disk guid\0", root_hash.as_bytes()].concat());
-    uuid::Builder::from_custom_bytes(digest.as_bytes()[..16].try_into().expect("16 of 32 bytes")).into_uuid()
 }

@@ -16,17 +16,18 @@ use iofs_policy::{
     paths,
 };
 use iofs_sign::{
-    disk::{self, DiskReport},
+    disk::{self, Additions, DiskReport},
     initramfs::{EmbeddedFile, Format, image_segment, in_archive},
     inspect::initramfs::inspect,
     keys::PrivateKey,
     report::Output,
     seal::{KernelRequest, SealRequest, config::Config, seal},
     sealed::{self, SealedDirectory},
+    uki::{self, Part},
 };
 use tempfile::TempDir;
 
-use crate::{Disk, Machine, ScratchDisk, cache, tools};
+use crate::{BASE_COMMAND_LINE, Disk, Machine, ScratchDisk, cache, tools};
 
 /// What the tiny root's init says first. A refused image must never get that far.
 pub const ROOT_REACHED: &str = "ROOT REACHED";
@@ -154,11 +155,43 @@ impl Chain {
     ///
     /// Where it cannot be written.
     pub fn disk(&self) -> Result<(ScratchDisk, DiskReport)> {
+        self.disk_with(&Additions::default())
+    }
+
+    /// The same with an EFI system partition, from which firmware starts `uki`.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be written.
+    pub fn disk_that_starts(&self, uki: &[u8]) -> Result<(ScratchDisk, DiskReport)> {
+        let file = tempfile::NamedTempFile::new_in(self.folder.path())?;
+        fs::write(file.path(), uki)?;
+        self.disk_with(&Additions { uki: Some(file.path().to_owned()), ..Additions::default() })
+    }
+
+    fn disk_with(&self, additions: &Additions) -> Result<(ScratchDisk, DiskReport)> {
         let image = self.folder.path().join(format!("disk-{:?}.img", std::thread::current().id()));
-        let report = disk::write(&self.directory(), &image, OUTPUT)?;
+        let report = disk::write(&self.directory(), &image, additions, OUTPUT)?;
         let scratch = ScratchDisk::copy_of(&image)?;
         fs::remove_file(&image)?;
         Ok((scratch, report))
+    }
+
+    /// An unsigned unified kernel image of the sealed kernel, by this stub, with these words behind
+    /// [`BASE_COMMAND_LINE`] and this mini-initramfs in the place of the sealed one.
+    ///
+    /// # Errors
+    ///
+    /// Where a file cannot be read, or the stub is none.
+    pub fn uki(&self, stub: &Path, words: &str, initramfs: Option<&Path>) -> Result<Vec<u8>> {
+        let directory = self.directory();
+        let kernel = fs::read(directory.file(sealed::KERNEL))?;
+        let initramfs = initramfs.map_or_else(|| directory.file(sealed::INITRAMFS), Path::to_owned);
+        let initramfs = fs::read(initramfs)?;
+        let command_line = [&BASE_COMMAND_LINE[..], &[words]].concat().join(" ");
+        let parts =
+            [(Part::Linux, &kernel[..]), (Part::CommandLine, command_line.as_bytes()), (Part::Initrd, &initramfs[..])];
+        Ok(uki::assemble(&fs::read(stub)?, &parts)?.bytes)
     }
 
     /// A machine that boots the chain from a disk.
