@@ -1,4 +1,4 @@
-//! Roots, kernels and tools that `make cache` put into `cache/`, and where tests leave what they make.
+//! Roots, kernels, stubs and tools that `make cache` put into `cache/`, and where tests leave what they make.
 
 use std::{
     env, fs,
@@ -44,6 +44,26 @@ pub fn kernel(suite: &str) -> Result<Kernel> {
 /// Where it is not in the cache; the message names the command that puts it there.
 pub fn root(suite: &str) -> Result<PathBuf> {
     cached(&format!("roots/{suite}.tar"))
+}
+
+/// The UEFI stub of a Debian suite's systemd: `bookworm` (252) or `trixie` (257).
+///
+/// # Errors
+///
+/// Where it is not in the cache; the message names the command that puts it there.
+pub fn stub(suite: &str) -> Result<PathBuf> {
+    cached(&format!("stubs/{suite}/linuxx64.efi.stub"))
+}
+
+/// The Python interpreter that has the package `virt-firmware`.
+///
+/// # Errors
+///
+/// Where it is not there; the message names the command that installs it.
+pub fn virt_firmware_python() -> Result<PathBuf> {
+    let path = workspace().join("cache/tools/virt-firmware/bin/python");
+    ensure!(path.exists(), "virt-firmware is not installed\n  run: scripts/get-virt-firmware");
+    Ok(path)
 }
 
 /// The folder of the workspace.

@@ -8,7 +8,11 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::{tpm::TpmState, vm::Vm};
+use crate::{
+    secure_boot::{OVMF_VARIABLES, SecureBoot},
+    tpm::TpmState,
+    vm::Vm,
+};
 
 /// How a disk is attached: each bus is another driver in the guest, and another way for its device to appear.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,8 +71,7 @@ impl Disk {
     }
 
     fn arguments(&self, number: usize) -> Vec<OsString> {
-        // In QEMU's option syntax a comma ends the value, and two stand for one.
-        let image = self.image.to_string_lossy().replace(',', ",,");
+        let image = in_an_option(&self.image);
         let onoff = |on: bool| if on { "on" } else { "off" };
         let drive = format!(
             "if=none,id=disk{number},format=raw,file={image},readonly={},snapshot={}",
@@ -107,14 +110,39 @@ pub struct Machine {
     memory_mib: u32,
     processors: u32,
     deterministic: bool,
-    uefi: bool,
+    firmware: Firmware,
     pub(crate) tpm: Option<PathBuf>,
     arguments: Vec<OsString>,
 }
 
+/// What starts before the kernel.
+#[derive(Debug, Clone)]
+enum Firmware {
+    Bios,
+    Uefi,
+    /// UEFI with this variable store.
+    SecureBoot(PathBuf),
+}
+
+impl Firmware {
+    /// Code and variables; a BIOS is QEMU's own.
+    fn files(&self) -> Option<[&Path; 2]> {
+        match self {
+            Self::Bios => None,
+            Self::Uefi => Some([Path::new(OVMF_CODE), Path::new(OVMF_VARIABLES)]),
+            Self::SecureBoot(store) => Some([Path::new(OVMF_SECURE_CODE), store]),
+        }
+    }
+
+    /// Code that enforces Secure Boot runs in the processor's management mode, which alone may write the variables.
+    fn machine(&self) -> &'static str {
+        if matches!(self, Self::SecureBoot(_)) { "q35,smm=on" } else { "q35" }
+    }
+}
+
 /// Firmware as Debian's package `ovmf` has it.
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+const OVMF_SECURE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 
 /// What every kernel is told: talk on the serial port, reset at once after a panic, and believe the timer. On a busy
 /// host an emulated timer can miss the short test that the kernel gives it, which then panics.
@@ -132,7 +160,7 @@ impl Machine {
             memory_mib: 512,
             processors: 1,
             deterministic: false,
-            uefi: false,
+            firmware: Firmware::Bios,
             tpm: None,
             arguments: Vec::new(),
         }
@@ -185,7 +213,14 @@ impl Machine {
     /// Starts from UEFI firmware instead of a BIOS. What it writes to its variables is gone when the machine ends.
     #[must_use]
     pub fn uefi(self) -> Self {
-        Self { uefi: true, ..self }
+        Self { firmware: Firmware::Uefi, ..self }
+    }
+
+    /// Starts from UEFI firmware that enforces Secure Boot by these keys. What it writes to its variables is gone when the
+    /// machine ends.
+    #[must_use]
+    pub fn secure_boot(self, keys: &SecureBoot) -> Self {
+        Self { firmware: Firmware::SecureBoot(keys.store().to_owned()), ..self }
     }
 
     /// Gives it a TPM.
@@ -207,9 +242,9 @@ impl Machine {
     ///
     /// Where QEMU is not installed or refuses the description.
     pub fn start(&self) -> Result<Vm> {
-        let firmware = [OVMF_CODE, OVMF_VARIABLES];
-        if let Some(missing) = firmware.iter().find(|path| self.uefi && !Path::new(path).exists()) {
-            bail!("{missing} is missing\n  run: apt-get install ovmf");
+        let mut files = self.firmware.files().into_iter().flatten();
+        if let Some(missing) = files.find(|path| !path.exists()) {
+            bail!("{} is missing\n  run: apt-get install ovmf", missing.display());
         }
         Vm::start(self)
     }
@@ -227,7 +262,7 @@ impl Machine {
         let mut arguments: Vec<OsString> =
             ["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"].map(OsString::from).to_vec();
         let mut pair = |option: &str, value: OsString| arguments.extend([option.into(), value]);
-        pair("-machine", "q35".into());
+        pair("-machine", self.firmware.machine().into());
         pair("-accel", accelerator.into());
         pair("-cpu", "max".into());
         pair("-m", self.memory_mib.to_string().into());
@@ -237,9 +272,12 @@ impl Machine {
         if self.deterministic {
             pair("-icount", "shift=auto,sleep=off".into());
         }
-        if self.uefi {
-            pair("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={OVMF_CODE}").into());
-            pair("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={OVMF_VARIABLES}").into());
+        if let Some([code, variables]) = self.firmware.files().map(|files| files.map(in_an_option)) {
+            pair("-drive", format!("if=pflash,unit=0,format=raw,readonly=on,file={code}").into());
+            pair("-drive", format!("if=pflash,unit=1,format=raw,snapshot=on,file={variables}").into());
+        }
+        if matches!(self.firmware, Firmware::SecureBoot(_)) {
+            pair("-global", "driver=cfi.pflash01,property=secure,value=on".into());
         }
         if let Some(kernel) = &self.kernel {
             pair("-kernel", kernel.into());
@@ -255,6 +293,11 @@ impl Machine {
         arguments.extend(self.arguments.iter().cloned());
         arguments
     }
+}
+
+/// In QEMU's option syntax a comma ends the value, and two stand for one.
+fn in_an_option(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
 }
 
 #[cfg(test)]

@@ -1,0 +1,117 @@
+//! Secure Boot with keys of our own: who signs, and the variables of firmware that trusts them.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::{cache, tools};
+
+/// Firmware's variables as Debian's package `ovmf` has them: without keys, in setup mode.
+pub(crate) const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+
+/// The owner of the keys, as firmware lists them. Nothing depends on it.
+const OWNER: &str = "6f1e7d52-3b0c-4f0e-9c57-0d1f6a2b8e43";
+
+/// A private key with its certificate.
+#[derive(Debug)]
+pub struct Signer {
+    key: PathBuf,
+    certificate: PathBuf,
+    folder: TempDir,
+}
+
+impl Signer {
+    /// Makes a new one, RSA-2048 as all firmware takes it.
+    ///
+    /// # Errors
+    ///
+    /// Where `openssl` is not installed.
+    pub fn new(name: &str) -> Result<Self> {
+        let openssl = tools::require("openssl", "apt-get install openssl")?;
+        let folder = tempfile::tempdir()?;
+        let (key, certificate) = (folder.path().join("key.pem"), folder.path().join("certificate.pem"));
+        let mut command = Command::new(openssl);
+        command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-sha256", "-days", "3650", "-batch"]);
+        command.args(["-subj", &format!("/CN=test {name}/")]).arg("-keyout").arg(&key).arg("-out").arg(&certificate);
+        run(&mut command)?;
+        Ok(Self { key, certificate, folder })
+    }
+
+    /// The private key, PEM.
+    pub fn key(&self) -> &Path {
+        &self.key
+    }
+
+    /// The certificate, PEM.
+    pub fn certificate(&self) -> &Path {
+        &self.certificate
+    }
+
+    /// The image with this signature, by `sbsign`.
+    ///
+    /// # Errors
+    ///
+    /// Where `sbsign` is not installed, or finds no PE image.
+    pub fn sign(&self, image: &[u8]) -> Result<Vec<u8>> {
+        let sbsign = tools::require("sbsign", "apt-get install sbsigntool")?;
+        let unsigned = tempfile::NamedTempFile::new_in(self.folder.path())?;
+        let signed = tempfile::NamedTempFile::new_in(self.folder.path())?;
+        fs::write(unsigned.path(), image)?;
+        let mut command = Command::new(sbsign);
+        command.arg("--key").arg(&self.key).arg("--cert").arg(&self.certificate);
+        run(command.arg("--output").args([signed.path(), unsigned.path()]))?;
+        Ok(fs::read(signed.path())?)
+    }
+}
+
+/// Firmware's variables with Secure Boot enforced, and the keys in them.
+#[derive(Debug)]
+pub struct SecureBoot {
+    store: PathBuf,
+    image_signer: Signer,
+    _folder: TempDir,
+}
+
+impl SecureBoot {
+    /// Makes a platform key, a key exchange key and a key for images, and a variable store that trusts these and no others.
+    ///
+    /// # Errors
+    ///
+    /// Where a program or the firmware is not installed.
+    pub fn new() -> Result<Self> {
+        ensure!(Path::new(OVMF_VARIABLES).exists(), "{OVMF_VARIABLES} is missing\n  run: apt-get install ovmf");
+        let folder = tempfile::tempdir_in(cache::target_folder("vm-scratch")?)?;
+        let store = folder.path().join("variables.fd");
+        let [platform, exchange, image_signer] = ["PK", "KEK", "db"].map(Signer::new);
+        let (platform, exchange, image_signer) = (platform?, exchange?, image_signer?);
+        // Not by the program's own script, whose first line names the folder that it was installed in.
+        let mut command = Command::new(cache::virt_firmware_python()?);
+        command.args(["-m", "virt.firmware.vars", "--secure-boot", "--input", OVMF_VARIABLES, "--output"]).arg(&store);
+        for (option, signer) in [("--set-pk", &platform), ("--add-kek", &exchange), ("--add-db", &image_signer)] {
+            command.args([option, OWNER]).arg(&signer.certificate);
+        }
+        run(&mut command)?;
+        Ok(Self { store, image_signer, _folder: folder })
+    }
+
+    /// Who signs images that this firmware starts.
+    pub fn image_signer(&self) -> &Signer {
+        &self.image_signer
+    }
+
+    /// The variable store.
+    pub(crate) fn store(&self) -> &Path {
+        &self.store
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
