@@ -1,1 +1,147 @@
-//! Attacks.
+//! What firmware, or verify-init behind it, refuses. Each test tampers with one thing.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Context, Result, ensure};
+use iofs_sign::pe::Headers;
+use swtpm_tests::{
+    Ending, Line, Signer, TpmState, cache,
+    chain::{ROOT_REACHED, example_key},
+    tools,
+};
+
+use crate::support::{FIRMWARE, Sealed, TINY, kernel_has_started};
+
+/// Boots this image, and waits until firmware says that it does not start it.
+fn firmware_refuses(name: &str, sealed: &Sealed, uki: &[u8]) -> Result<()> {
+    let (disk, tpm) = (sealed.disk(uki)?, TpmState::new()?);
+    let vm = sealed.machine(name, &disk, &tpm).start()?;
+    vm.wait_for_line(&Line::containing("BdsDxe: loading Boot"), FIRMWARE)?;
+    vm.wait_for_line(&Line::containing("BdsDxe: failed to load Boot"), FIRMWARE)?;
+    let last = vm.wait_for_line(&Line::containing("No bootable option or device was found"), FIRMWARE)?;
+    ensure!(!kernel_has_started(&vm), "a kernel ran before: {}", last.text);
+    Ok(())
+}
+
+/// The signed image with one bit of a section flipped.
+fn flipped_in(sealed: &Sealed, section: &str) -> Result<Vec<u8>> {
+    let mut uki = sealed.signed_uki()?;
+    let headers = Headers::parse(&uki)?;
+    let section = headers.find(section).context("the section is there")?;
+    let middle = section.raw.start + section.size as usize / 2;
+    uki[middle] ^= 1;
+    Ok(uki)
+}
+
+#[test]
+fn an_unsigned_image_is_not_started() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    firmware_refuses("an_unsigned_image", &sealed, &sealed.unsigned_uki()?)
+}
+
+#[test]
+fn an_image_signed_by_another_key_is_not_started() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    let uki = Signer::new("somebody else")?.sign(&sealed.unsigned_uki()?)?;
+    firmware_refuses("an_image_by_another_key", &sealed, &uki)
+}
+
+#[test]
+fn an_image_with_a_flipped_bit_in_its_kernel_is_not_started() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    firmware_refuses("a_flipped_bit_in_the_kernel", &sealed, &flipped_in(&sealed, ".linux")?)
+}
+
+#[test]
+fn an_image_with_a_flipped_bit_in_its_command_line_is_not_started() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    firmware_refuses("a_flipped_bit_in_the_command_line", &sealed, &flipped_in(&sealed, ".cmdline")?)
+}
+
+#[test]
+fn an_image_with_a_flipped_bit_in_its_initramfs_is_not_started() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    firmware_refuses("a_flipped_bit_in_the_initramfs", &sealed, &flipped_in(&sealed, ".initrd")?)
+}
+
+#[test]
+fn a_signed_image_with_a_manifest_by_another_key_is_started_and_refused_by_verify_init() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    let manifest = sealed.chain.signed_manifest(&[example_key(2)?], |_| ())?;
+    let initramfs = sealed.chain.initramfs_with_manifest(Some(&manifest))?;
+    let uki = sealed.chain.uki(&cache::stub("trixie")?, "quiet", Some(&initramfs))?;
+    verify_init_refuses("a_manifest_by_another_key", &sealed, &uki, "verified")
+}
+
+#[test]
+fn a_signed_image_that_trusts_another_key_refuses_the_manifest_of_the_first() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    let other = swtpm_tests::chain::Chain::tiny("trixie", "", |request| {
+        request.keys = vec![example_key(2).expect("the example keys are there")];
+    })?;
+    let directory = (sealed.chain.directory(), other.directory());
+    let manifest = directory.0.read(iofs_sign::sealed::MANIFEST, 1 << 20)?;
+    let trust = directory.1.read(iofs_sign::sealed::TRUST, 1 << 20)?;
+    let files = [(iofs_policy::paths::TRUST, trust), (iofs_policy::paths::MANIFEST, manifest)];
+    let initramfs = sealed.chain.initramfs_with(&files)?;
+    let uki = sealed.chain.uki(&cache::stub("trixie")?, "quiet", Some(&initramfs))?;
+    verify_init_refuses("trust_in_another_key", &sealed, &uki, "verified")
+}
+
+/// Signs the image with the right key, boots it, and waits for the refusal before `stage`.
+fn verify_init_refuses(name: &str, sealed: &Sealed, uki: &[u8], stage: &str) -> Result<()> {
+    let disk = sealed.disk(&sealed.keys.image_signer().sign(uki)?)?;
+    let mut vm = sealed.machine(name, &disk, &TpmState::new()?).start()?;
+    vm.wait_for_line(&Line::containing(&format!("BOOT REFUSED before stage \"{stage}\"")), FIRMWARE)?;
+    ensure!(vm.wait_for_end(TINY)? == Ending::PoweredOff);
+    ensure!(vm.console().find(&Line::containing(ROOT_REACHED)).is_none(), "the root was reached");
+    Ok(())
+}
+
+#[test]
+fn words_that_a_host_adds_to_the_command_line_by_smbios_are_judged_as_any_other() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    let (disk, tpm) = (sealed.disk(&sealed.signed_uki()?)?, TpmState::new()?);
+    // systemd's stub takes these since 254, under Secure Boot too.
+    let words = "type=11,value=io.systemd.stub.kernel-cmdline-extra=init=/bin/sh";
+    let machine = sealed.machine("words_by_smbios", &disk, &tpm).argument("-smbios").argument(words);
+    let mut vm = machine.start()?;
+    vm.wait_for_line(&Line::containing("BOOT REFUSED before stage \"verified\""), FIRMWARE)?;
+    vm.wait_for_line(&Line::containing("init="), FIRMWARE)?;
+    ensure!(vm.wait_for_end(TINY)? == Ending::PoweredOff);
+    Ok(())
+}
+
+#[test]
+fn a_credential_put_beside_the_image_reaches_no_system() -> Result<()> {
+    let sealed = Sealed::tiny()?;
+    let disk = sealed.disk(&sealed.signed_uki()?)?;
+    put_beside_the_image(disk.path(), "planted.cred")?;
+    let mut vm = sealed.machine("a_planted_credential", &disk, &TpmState::new()?).start()?;
+    vm.wait_for_line(&Line::containing(ROOT_REACHED), TINY)?;
+    ensure!(vm.wait_for_end(TINY)? == Ending::PoweredOff);
+    ensure!(vm.console().find(&Line::containing("planted.cred")).is_none(), "the root sees the credential");
+    Ok(())
+}
+
+/// Writes a file where systemd's stub looks for what an administrator adds.
+fn put_beside_the_image(disk: &Path, name: &str) -> Result<()> {
+    let folder = "::/EFI/BOOT/BOOTX64.EFI.extra.d";
+    // The system partition begins at 1 MiB.
+    let image = format!("{}@@1M", disk.display());
+    let file = tempfile_with(b"planted")?;
+    let run = |program: &str, arguments: &[&str]| -> Result<()> {
+        let program = tools::require(program, "apt-get install mtools")?;
+        let output = Command::new(program).args(["-i", &image]).args(arguments).output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    };
+    run("mmd", &[folder])?;
+    run("mcopy", &[&file.path().to_string_lossy(), &format!("{folder}/{name}")])
+}
+
+fn tempfile_with(bytes: &[u8]) -> Result<tempfile::NamedTempFile> {
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), bytes)?;
+    Ok(file)
+}
