@@ -19,11 +19,13 @@ use crate::{
 };
 
 mod esp;
+mod fat32;
 mod plan;
 mod root_signature;
 mod table;
+mod types;
 
-pub use plan::{ESP_TYPE, ROOT_SIGNATURE_TYPES};
+pub use types::type_name;
 
 /// Partitions begin on multiples of this, as every partitioning tool aligns them. Bytes.
 const ALIGNMENT: u64 = 1 << 20;
@@ -139,11 +141,7 @@ fn fill_partition(planned: &Planned, target: &mut File, progress: &Progress) -> 
     match &planned.content {
         Content::File(path) => copy_sparse(&mut File::open(path)?, target, offset, progress),
         Content::Bytes(bytes) => copy_sparse(&mut &bytes[..], target, offset, progress),
-        Content::Esp(esp) => {
-            esp.write(target, offset, size)?;
-            progress.advance(size);
-            Ok(())
-        }
+        Content::Esp(esp) => esp.write(target, offset, size, progress),
     }
 }
 

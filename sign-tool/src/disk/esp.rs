@@ -4,18 +4,17 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom, Write},
+    io,
     path::{Path, PathBuf},
 };
 
-use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions};
 use iofs_policy::manifest::Architecture;
 
-use super::{ALIGNMENT, SECTOR};
+use super::{ALIGNMENT, copy_sparse, fat32::Layout};
 use crate::{
     initramfs::elf::Machine,
     pe::Headers,
-    report::{ExitStatus, Failure},
+    report::{ExitStatus, Failure, Progress},
     sealed::bad_input,
 };
 
@@ -24,7 +23,6 @@ use crate::{
 const MINIMUM: u64 = 34 << 20;
 /// Sectors and clusters are counted in 32 bits, and some firmware counts bytes so. Bytes.
 const MAXIMUM: u64 = 4 << 30;
-const LABEL: &[u8; 11] = b"ESP        ";
 
 /// What the partition is to hold.
 #[derive(Debug)]
@@ -52,45 +50,31 @@ impl Esp {
     pub(super) fn partition_size(&self, asked: Option<u64>) -> Result<u64, Failure> {
         let image = self.uki.len() as u64;
         let least = with_tables(image);
-        let Some(asked) = asked else { return Ok(with_tables(2 * image)) };
-        let size = asked.next_multiple_of(ALIGNMENT);
+        let size = asked.map_or_else(|| with_tables(2 * image), |asked| asked.next_multiple_of(ALIGNMENT));
         if (least..=MAXIMUM).contains(&size) {
             return Ok(size);
         }
         let path = self.path.display();
-        let fact =
-            format!("--esp-size: expected {least} bytes, which {path} needs on FAT32, to {MAXIMUM}, found {asked}");
-        Err(Failure::new(ExitStatus::Usage, fact).next("omit it for twice the image's size"))
+        let fact = format!(
+            "EFI system partition: expected {least} bytes, which {path} needs on FAT32, to {MAXIMUM}, found {size}"
+        );
+        Err(Failure::new(ExitStatus::Usage, fact)
+            .next("give another --esp-size; by default there is room for two images"))
     }
 
     /// Makes the file system in a part of a file that reads as zeros.
-    pub(super) fn write(&self, file: &mut File, offset: u64, size: u64) -> io::Result<()> {
-        let mut part = Part { file, offset, size, position: 0 };
-        let options = FormatVolumeOptions::new()
-            .fat_type(FatType::Fat32)
-            .bytes_per_sector(SECTOR as u16)
-            .bytes_per_cluster(cluster(size))
-            .volume_id(self.volume_id)
-            .volume_label(*LABEL);
-        fatfs::format_volume(&mut part, options)?;
-        part.position = 0;
-        // Without a clock, entries have the first day of FAT's calendar: the same input gives the same bytes.
-        let file_system = FileSystem::new(part, FsOptions::new())?;
-        let folder = file_system.root_dir().create_dir("EFI")?.create_dir("BOOT")?;
-        folder.create_file(default_name(self.architecture))?.write_all(&self.uki)?;
-        drop(folder);
-        file_system.unmount()
+    pub(super) fn write(&self, file: &mut File, offset: u64, size: u64, progress: &Progress) -> io::Result<()> {
+        let layout = Layout::new(size, self.volume_id);
+        for (at, bytes) in layout.structures(default_name(self.architecture), self.uki.len() as u64) {
+            copy_sparse(&mut &bytes[..], file, offset + at, progress)?;
+        }
+        copy_sparse(&mut &self.uki[..], file, offset + layout.file_offset(), progress)
     }
 }
 
 /// What so many bytes of files need: tables, 8 bytes a cluster, and some room for folders.
 fn with_tables(files: u64) -> u64 {
     (files + files / 64 + ALIGNMENT).next_multiple_of(ALIGNMENT).max(MINIMUM)
-}
-
-/// Small ones until tables would take more than some megabytes.
-fn cluster(size: u64) -> u32 {
-    if size > 260 << 20 { 4096 } else { SECTOR as u32 }
 }
 
 fn machine(architecture: Architecture) -> Machine {
@@ -100,59 +84,10 @@ fn machine(architecture: Architecture) -> Machine {
     }
 }
 
-fn default_name(architecture: Architecture) -> &'static str {
+/// As a directory entry has it: eight bytes, then three.
+fn default_name(architecture: Architecture) -> &'static [u8; 11] {
     match architecture {
-        Architecture::X86_64 => "BOOTX64.EFI",
-        Architecture::Arm64 => "BOOTAA64.EFI",
-    }
-}
-
-/// A part of a file, as if it were a whole one.
-struct Part<'a> {
-    file: &'a mut File,
-    offset: u64,
-    size: u64,
-    position: u64,
-}
-
-impl Part<'_> {
-    /// How much of so many bytes lies within it, with the file at its position.
-    fn room(&mut self, wanted: usize) -> io::Result<usize> {
-        self.file.seek(SeekFrom::Start(self.offset + self.position))?;
-        Ok(wanted.min(usize::try_from(self.size.saturating_sub(self.position)).unwrap_or(usize::MAX)))
-    }
-}
-
-impl Read for Part<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let room = self.room(buffer.len())?;
-        let count = self.file.read(&mut buffer[..room])?;
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
-impl Write for Part<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.room(bytes.len())?;
-        let count = self.file.write(&bytes[..room])?;
-        self.position += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.file.flush()
-    }
-}
-
-impl Seek for Part<'_> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        let position = match to {
-            SeekFrom::Start(position) => Some(position),
-            SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            SeekFrom::End(by) => self.size.checked_add_signed(by),
-        };
-        self.position = position.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
-        Ok(self.position)
+        Architecture::X86_64 => b"BOOTX64 EFI",
+        Architecture::Arm64 => b"BOOTAA64EFI",
     }
 }

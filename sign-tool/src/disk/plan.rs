@@ -4,25 +4,21 @@ use std::{fs, path::Path};
 
 use iofs_policy::{
     digest::Sha256Digest,
-    manifest::{Architecture, Manifest, Place, Role},
+    manifest::{Manifest, Place, Role},
     verity::RootHash,
 };
-use uuid::{Uuid, uuid};
+use uuid::Uuid;
 
 use super::{
-    ALIGNMENT, Additions, Content, DiskPartition, Planned, READ_ONLY, ROOT_SIGNATURE, SECTOR, UKI, esp::Esp,
+    ALIGNMENT, Additions, Content, DiskPartition, Planned, READ_ONLY, ROOT_SIGNATURE, SECTOR, UKI,
+    esp::Esp,
     root_signature,
+    types::{self, RootTypes},
 };
 use crate::{
     report::{ExitStatus, Failure},
     sealed::{self, SealedDirectory},
 };
-
-/// The type of an EFI system partition (UEFI 2.10, section 5.3.3).
-pub const ESP_TYPE: Uuid = uuid!("c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
-/// The types of signatures of a root's root hash (Discoverable Partitions Specification): x86-64, arm64.
-pub const ROOT_SIGNATURE_TYPES: [Uuid; 2] =
-    [uuid!("41092b05-9fc8-4523-994f-2def0408b176"), uuid!("6db69de6-29f4-4758-a7a5-962190f00ce3")];
 
 /// A partition before it has its place.
 struct Wanted {
@@ -76,7 +72,7 @@ fn esp(directory: &SealedDirectory, manifest: &Manifest, additions: &Additions) 
     Ok(Some(Wanted {
         label: "esp".to_owned(),
         partuuid: derived_uuid("iofs esp partuuid", root_hash),
-        type_uuid: ESP_TYPE,
+        type_uuid: types::ESP,
         // Updates write it.
         flags: 0,
         size: esp.partition_size(additions.esp_size)?,
@@ -136,17 +132,15 @@ fn signature(
             None => Ok(None),
         };
     }
-    let type_uuid = match (manifest.image.role, manifest.image.architecture) {
-        (Role::Root, Architecture::X86_64) => ROOT_SIGNATURE_TYPES[0],
-        (Role::Root, Architecture::Arm64) => ROOT_SIGNATURE_TYPES[1],
-        (Role::InitOverlay, _) => return Ok(None),
-    };
+    if manifest.image.role != Role::Root {
+        return Ok(None);
+    }
     let root_hash = &manifest.verity.root_hash;
     let bytes = root_signature::partition(directory, root_hash, additions.root_certificate.as_deref())?;
     Ok(Some(Wanted {
         label: "root-verity-sig".to_owned(),
         partuuid: derived_uuid("iofs root signature partuuid", root_hash),
-        type_uuid,
+        type_uuid: RootTypes::of(manifest.image.architecture).signature,
         flags: READ_ONLY,
         size: bytes.len() as u64,
         content: Content::Bytes(bytes),
@@ -158,20 +152,12 @@ fn file_size(path: &Path) -> Result<u64, Failure> {
     Ok(metadata.map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?.len())
 }
 
-/// Discoverable Partitions Specification: root and root-verity. A second stage is nobody's root.
+/// A second stage is nobody's root: systemd must not take it for one.
 fn partition_types(manifest: &Manifest) -> [Uuid; 2] {
-    match (manifest.image.role, manifest.image.architecture) {
-        (Role::Root, Architecture::X86_64) => {
-            [uuid!("4f68bce3-e8cd-4db1-96e7-fbcaf984b709"), uuid!("2c7357ed-ebd2-46d9-aec1-23d437ec2bf5")]
-        }
-        (Role::Root, Architecture::Arm64) => {
-            [uuid!("b921b045-1df0-41c3-af44-4c6f280d3fae"), uuid!("df3300ce-d69f-4c92-978c-9bfb0f38d820")]
-        }
-        (Role::InitOverlay, _) => {
-            // Linux file system data: systemd must not take it for a root.
-            let generic = uuid!("0fc63daf-8483-4772-8e79-3d69d8477de4");
-            [generic, generic]
-        }
+    let root = RootTypes::of(manifest.image.architecture);
+    match manifest.image.role {
+        Role::Root => [root.data, root.tree],
+        Role::InitOverlay => [types::GENERIC, types::GENERIC],
     }
 }
 

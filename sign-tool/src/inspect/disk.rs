@@ -8,7 +8,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
-    disk::{DiskPartition, READ_ONLY},
+    disk::{DiskPartition, READ_ONLY, type_name},
     erofs,
     report::{ExitStatus, Failure},
 };
@@ -28,6 +28,8 @@ pub struct InspectedPartition {
     /// What the table says.
     #[serde(flatten)]
     pub entry: DiskPartition,
+    /// What its type says that it is, if this toolkit writes such.
+    pub purpose: Option<&'static str>,
     /// Whether the read-only attribute is set.
     pub read_only: bool,
     /// What it begins with, if that is known.
@@ -56,7 +58,12 @@ pub(super) fn inspect(path: &Path) -> Result<InspectedDisk, Failure> {
                 offset,
                 size: (partition.last_lba + 1).saturating_sub(partition.first_lba).saturating_mul(512),
             };
-            InspectedPartition { entry, read_only: partition.flags & READ_ONLY != 0, content: content(&file, offset) }
+            InspectedPartition {
+                purpose: type_name(&entry.type_uuid),
+                entry,
+                read_only: partition.flags & READ_ONLY != 0,
+                content: content(&file, offset),
+            }
         })
         .collect();
     Ok(InspectedDisk { disk_uuid: *disk.guid(), partitions })
@@ -70,6 +77,13 @@ fn content(file: &File, offset: u64) -> Option<&'static str> {
     }
     if head.starts_with(b"LUKS\xba\xbe") {
         return Some("LUKS header");
+    }
+    // Microsoft, FAT specification: BS_FilSysType and Signature_word of FAT32's boot sector.
+    if head[82..].starts_with(b"FAT32   ") && head[510..].starts_with(&[0x55, 0xaa]) {
+        return Some("FAT32");
+    }
+    if head.starts_with(br#"{"rootHash""#) {
+        return Some("signature of a root hash");
     }
     let magic = erofs::superblock::MAGIC.to_le_bytes();
     let start = erofs::superblock::OFFSET as usize;

@@ -227,7 +227,8 @@ fn partitions(disk: &InspectedDisk, out: &mut Formatter<'_>) -> fmt::Result {
             "partition {} {:?}: {} bytes at {}{read_only}",
             entry.number, entry.label, entry.size, entry.offset
         )?;
-        writeln!(out, "  PARTUUID {}, type {}", entry.partuuid, entry.type_uuid)?;
+        let purpose = one.purpose.map_or_else(String::new, |purpose| format!(" ({purpose})"));
+        writeln!(out, "  PARTUUID {}, type {}{purpose}", entry.partuuid, entry.type_uuid)?;
         writeln!(out, "  begins with: {}", one.content.unwrap_or("something unknown"))?;
     }
     Ok(())
