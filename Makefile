@@ -22,7 +22,7 @@ check:  ## format, lints and the tests that take seconds
 test:  ## everything, with virtual machines
 	@scripts/test
 
-cache:  ## download kernels and make the roots that demo and tests boot
+cache:  ## download kernels and stubs, and make the roots that demo and tests boot
 	@scripts/fill-cache
 
 bench:  ## measure sizes and times, and compare with dracut

@@ -91,3 +91,23 @@ fn default_name(architecture: Architecture) -> &'static [u8; 11] {
         Architecture::Arm64 => b"BOOTAA64EFI",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_to_be_enough_has_room_for_the_file() {
+        for files in (0..3000).map(|number| number * 1_000_003) {
+            let size = with_tables(files);
+            let end = Layout::new(size, 0).file_offset() + files.next_multiple_of(4096);
+            assert!(end <= size || size > MAXIMUM, "{files} bytes: {end} of {size}");
+        }
+    }
+
+    #[test]
+    fn each_processor_has_a_path_of_its_own() {
+        assert_eq!(default_name(Architecture::X86_64), b"BOOTX64 EFI");
+        assert_eq!(default_name(Architecture::Arm64), b"BOOTAA64EFI");
+    }
+}

@@ -53,9 +53,9 @@ impl Layout {
     pub(super) fn new(size: u64, volume_id: u32) -> Self {
         let sectors = size / SECTOR;
         let sectors_per_cluster = if size > LARGE { 8 } else { 1 };
-        // Section "FAT Data Structure", which may find a sector too many.
-        let entries_per_sector = SECTOR / LINK;
-        let sectors_per_table = (sectors - RESERVED).div_ceil(sectors_per_cluster * entries_per_sector + TABLES);
+        // Section "FAT Data Structure", whose formula forgets the two entries of the table's own.
+        let own = Cluster::Root as u64 * sectors_per_cluster;
+        let sectors_per_table = (sectors - RESERVED + own).div_ceil(sectors_per_cluster * (SECTOR / LINK) + TABLES);
         let sectors = u32::try_from(sectors).unwrap_or(u32::MAX);
         Self { sectors, sectors_per_cluster, sectors_per_table, volume_id }
     }
@@ -167,4 +167,38 @@ fn entry(name: &[u8; 11], attributes: Attributes, cluster: u32, size: u32) -> Ve
     set(26, &(cluster as u16).to_le_bytes());
     set(28, &size.to_le_bytes());
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fewer clusters are FAT16 to whoever reads it (section "FAT Type Determination").
+    const LEAST_CLUSTERS: u64 = 65_525;
+
+    #[test]
+    fn every_size_is_fat32_and_its_tables_hold_every_cluster() {
+        for mib in 34..=4096 {
+            let layout = Layout::new(mib << 20, 0);
+            let (clusters, sectors) = (layout.clusters(), u64::from(layout.sectors));
+            assert!(clusters >= LEAST_CLUSTERS, "{mib} MiB: {clusters} clusters");
+            assert!(layout.sectors_per_table * SECTOR / LINK >= clusters + Cluster::Root as u64, "{mib} MiB");
+            assert!(layout.data_start() + clusters * layout.sectors_per_cluster <= sectors, "{mib} MiB");
+        }
+    }
+
+    #[test]
+    fn the_chain_of_a_file_has_its_length_and_an_end() {
+        let layout = Layout::new(34 << 20, 0);
+        for (size, clusters) in [(1, 1), (512, 1), (513, 2), (5000, 10)] {
+            let table = layout.table(size);
+            let links: Vec<u32> = table.as_chunks().0.iter().map(|link| u32::from_le_bytes(*link)).collect();
+            let mut at = Cluster::File as u32;
+            let mut length = 1;
+            while links[at as usize] != END_OF_CHAIN {
+                (at, length) = (links[at as usize], length + 1);
+            }
+            assert_eq!((length, links.len()), (clusters, Cluster::File as usize + clusters), "{size} bytes");
+        }
+    }
 }

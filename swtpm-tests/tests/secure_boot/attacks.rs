@@ -37,38 +37,38 @@ fn flipped_in(sealed: &Sealed, section: &str) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn an_unsigned_image_is_not_started() -> Result<()> {
+fn foreign_image_without_a_signature_is_not_started() -> Result<()> {
     let sealed = Sealed::shared()?;
     firmware_refuses("an_unsigned_image", &sealed, &sealed.unsigned_uki()?)
 }
 
 #[test]
-fn an_image_signed_by_another_key_is_not_started() -> Result<()> {
+fn foreign_image_signed_by_another_key_is_not_started() -> Result<()> {
     let sealed = Sealed::shared()?;
     let uki = Signer::new("somebody else")?.sign(&sealed.unsigned_uki()?)?;
     firmware_refuses("an_image_by_another_key", &sealed, &uki)
 }
 
 #[test]
-fn an_image_with_a_flipped_bit_in_its_kernel_is_not_started() -> Result<()> {
+fn foreign_image_with_a_flipped_bit_in_its_kernel_is_not_started() -> Result<()> {
     let sealed = Sealed::shared()?;
     firmware_refuses("a_flipped_bit_in_the_kernel", &sealed, &flipped_in(&sealed, ".linux")?)
 }
 
 #[test]
-fn an_image_with_a_flipped_bit_in_its_command_line_is_not_started() -> Result<()> {
+fn foreign_image_with_a_flipped_bit_in_its_command_line_is_not_started() -> Result<()> {
     let sealed = Sealed::shared()?;
     firmware_refuses("a_flipped_bit_in_the_command_line", &sealed, &flipped_in(&sealed, ".cmdline")?)
 }
 
 #[test]
-fn an_image_with_a_flipped_bit_in_its_initramfs_is_not_started() -> Result<()> {
+fn foreign_image_with_a_flipped_bit_in_its_initramfs_is_not_started() -> Result<()> {
     let sealed = Sealed::shared()?;
     firmware_refuses("a_flipped_bit_in_the_initramfs", &sealed, &flipped_in(&sealed, ".initrd")?)
 }
 
 #[test]
-fn a_signed_image_with_a_manifest_by_another_key_is_started_and_refused_by_verify_init() -> Result<()> {
+fn foreign_image_a_signed_one_with_a_manifest_by_another_key_is_started_and_refused_by_verify_init() -> Result<()> {
     let sealed = Sealed::shared()?;
     let manifest = sealed.chain.signed_manifest(&[example_key(2)?], |_| ())?;
     let initramfs = sealed.chain.initramfs_with_manifest(Some(&manifest))?;
@@ -77,7 +77,7 @@ fn a_signed_image_with_a_manifest_by_another_key_is_started_and_refused_by_verif
 }
 
 #[test]
-fn a_signed_image_that_trusts_another_key_refuses_the_manifest_of_the_first() -> Result<()> {
+fn foreign_image_a_signed_one_that_trusts_another_key_refuses_the_manifest_of_the_first() -> Result<()> {
     let sealed = Sealed::shared()?;
     let other = Chain::tiny("trixie", "", |request| {
         request.keys = vec![example_key(2).expect("the example keys are there")];
@@ -103,7 +103,7 @@ fn verify_init_refuses(name: &str, sealed: &Sealed, uki: &[u8], stage: &str) -> 
 }
 
 #[test]
-fn words_that_a_host_adds_to_the_command_line_by_smbios_are_judged_as_any_other() -> Result<()> {
+fn stub_inputs_words_that_a_host_adds_by_smbios_are_judged_as_any_other() -> Result<()> {
     let sealed = Sealed::shared()?;
     let (disk, tpm) = (sealed.disk(&sealed.signed_uki()?)?, TpmState::new()?);
     // systemd's stub takes these since 254, under Secure Boot too.
@@ -117,7 +117,7 @@ fn words_that_a_host_adds_to_the_command_line_by_smbios_are_judged_as_any_other(
 }
 
 #[test]
-fn a_credential_put_beside_the_image_shows_in_register_12_and_reaches_no_system() -> Result<()> {
+fn stub_inputs_a_credential_beside_the_image_shows_in_register_12_and_reaches_no_system() -> Result<()> {
     let sealed = Sealed::shared()?;
     let (disk, tpm) = (sealed.disk(&sealed.signed_uki()?)?, TpmState::new()?);
     let machine = sealed.machine("a_planted_credential", &disk, &tpm);
