@@ -177,7 +177,7 @@ pub fn is_exposed(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o077 != 0)
 }
 
-fn read_pem(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
+pub(crate) fn read_pem(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
     let read = || {
         // All room at once: a vector that grows would leave copies of the secret behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
@@ -189,7 +189,7 @@ fn read_pem(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
 }
 
 /// Says what a file holds without showing any of it: only a PEM label is safe to repeat.
-fn describe(pem: &str, error: &dyn std::fmt::Display) -> String {
+pub(crate) fn describe(pem: &str, error: &dyn std::fmt::Display) -> String {
     let label = pem.lines().find_map(|line| line.strip_prefix("-----BEGIN ")?.strip_suffix("-----"));
     match label {
         Some(label) => format!("a PEM file labelled {label:?} ({error})"),

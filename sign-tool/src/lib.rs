@@ -13,6 +13,7 @@ pub mod erofs;
 pub mod initramfs;
 pub mod inspect;
 pub mod keys;
+pub mod pcr_policy;
 pub mod pe;
 pub mod pkcs7;
 pub mod report;

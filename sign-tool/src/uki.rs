@@ -7,6 +7,7 @@ use std::{fmt, fs, path::Path};
 
 use iofs_policy::{
     digest::Sha256Digest,
+    hex,
     pcr::{PcrBank, PcrDigest, PcrError, extend},
 };
 use serde::Serialize;
@@ -204,8 +205,14 @@ pub const PHASES: [&str; 4] = ["enter-initrd", "leave-initrd", "sysinit", "ready
 pub struct PhaseValue {
     /// The words measured since the stub, as systemd-measure(1) writes them: none, then each behind the others.
     pub phase: String,
-    /// The value in hexadecimal.
+    /// The value in hexadecimal, without its bank.
     pub value: String,
+}
+
+impl PhaseValue {
+    fn new(phase: String, value: &PcrDigest) -> Self {
+        Self { phase, value: hex::encode(value.as_bytes()) }
+    }
 }
 
 /// Predicts register 11 in each phase from an assembled image.
@@ -213,6 +220,22 @@ pub struct PhaseValue {
 /// # Errors
 /// The bank has no such digest; which no image causes.
 pub fn predict(headers: &Headers, image: &[u8], bank: PcrBank) -> Result<Vec<PhaseValue>, PcrError> {
+    let mut value = after_stub(headers, image, bank)?;
+    let mut values = vec![PhaseValue::new(String::new(), &value)];
+    let mut words: Vec<&str> = Vec::new();
+    for word in PHASES {
+        words.push(word);
+        value = after_word(&value, word)?;
+        values.push(PhaseValue::new(words.join(":"), &value));
+    }
+    Ok(values)
+}
+
+/// Predicts what register 11 holds when the stub starts the kernel.
+///
+/// # Errors
+/// As [`predict`].
+pub fn after_stub(headers: &Headers, image: &[u8], bank: PcrBank) -> Result<PcrDigest, PcrError> {
     let mut value = PcrDigest::zero(bank);
     for section in measured(headers, image) {
         let name = [section.name.as_bytes(), &[0]].concat();
@@ -220,14 +243,15 @@ pub fn predict(headers: &Headers, image: &[u8], bank: PcrBank) -> Result<Vec<Pha
             value = extend(&value, &PcrDigest::of(bank, &[bytes]))?;
         }
     }
-    let mut values = vec![PhaseValue { phase: String::new(), value: value.to_string() }];
-    let mut words: Vec<&str> = Vec::new();
-    for word in PHASES {
-        words.push(word);
-        value = extend(&value, &PcrDigest::of(bank, &[word.as_bytes()]))?;
-        values.push(PhaseValue { phase: words.join(":"), value: value.to_string() });
-    }
-    Ok(values)
+    Ok(value)
+}
+
+/// What register 11 holds after one more word of a phase.
+///
+/// # Errors
+/// As [`predict`].
+pub fn after_word(value: &PcrDigest, word: &str) -> Result<PcrDigest, PcrError> {
+    extend(value, &PcrDigest::of(value.bank(), &[word.as_bytes()]))
 }
 
 /// The sections that the stub measures, in its order (systemd's `uki.h`, `unified_section_measure`).

@@ -18,6 +18,7 @@ mod enroll_report;
 mod initramfs;
 mod inspect;
 mod keygen;
+mod policy;
 mod predict;
 #[cfg(feature = "enroll")]
 mod prompt;
@@ -60,6 +61,7 @@ enum Verb {
     Uki(Box<uki::Arguments>),
     SignEfi(secure_boot::Arguments),
     Initramfs(initramfs::Arguments),
+    Policy(Box<policy::Arguments>),
     Predict(predict::Arguments),
     Attest(Box<attest::Arguments>),
     #[cfg(feature = "enroll")]
@@ -110,6 +112,7 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Uki(arguments) => uki::run(arguments, output),
         Verb::SignEfi(arguments) => secure_boot::run(arguments, output),
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),
+        Verb::Policy(arguments) => policy::run(arguments, output),
         Verb::Predict(arguments) => predict::run(arguments, output),
         Verb::Attest(arguments) => attest::run(arguments, output),
         #[cfg(feature = "enroll")]

@@ -1,0 +1,197 @@
+//! Signed PCR policies: a key says which values of registers are good ones, and what a TPM sealed under that key opens where
+//! they are found.
+//!
+//! A signature is over what TPM2_PolicyPCR makes of the values (TPM 2.0 Library, Part 3, section 23.7). It goes into
+//! `tpm2-pcr-signature.json`, as `systemd-measure sign` writes it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
+
+use iofs_policy::{
+    digest::Sha256Digest,
+    pcr::{PcrBank, PcrDigest, PcrError, PcrIndex},
+    pcr_signature::{PcrSignature, PcrSignatures},
+};
+use iofs_tpm::{
+    policy::PolicyDigest,
+    policy_key::{PolicyKey, PolicyKeyError},
+};
+
+use crate::{
+    pe::{Headers, PeError},
+    report::{ExitStatus, Failure},
+    uki::{self, Part},
+};
+
+mod key;
+
+pub use key::{PolicySigner, SignError};
+
+/// A moment of the boot: the words that are measured into register 11 until then, in their order (systemd-measure(1),
+/// `--phase`). No word is the moment when the stub starts the kernel.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Phase(String);
+
+impl Phase {
+    /// The initramfs runs: the only moment in which a system that is up cannot unseal again.
+    pub fn initramfs() -> Self {
+        Self("enter-initrd".to_owned())
+    }
+
+    /// Its words.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        self.0.split(':').filter(|word| !word.is_empty())
+    }
+
+    /// Whether the initramfs is over then, or not yet begun: what is sealed could be opened by others than PID 1.
+    pub fn is_exposed(&self) -> bool {
+        *self != Self::initramfs()
+    }
+}
+
+impl FromStr for Phase {
+    type Err = std::convert::Infallible;
+
+    fn from_str(path: &str) -> Result<Self, Self::Err> {
+        // Empty words do not count, as systemd-measure has it.
+        let words: Vec<&str> = path.split(':').filter(|word| !word.is_empty()).collect();
+        Ok(Self(words.join(":")))
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.0.is_empty() { "(none)" } else { &self.0 })
+    }
+}
+
+/// Why nothing was signed.
+#[derive(Debug, thiserror::Error)]
+pub enum PcrPolicyError {
+    /// The image is none.
+    #[error("unified kernel image: {0}")]
+    Image(#[from] PeError),
+    /// The image measures nothing that could be predicted.
+    #[error(
+        "unified kernel image: expected systemd's stub, with a section .sdmagic that names its version, found none"
+    )]
+    ForeignStub,
+    /// The image tells the system another key than the one that signs.
+    #[error("section .pcrpkey: expected the public half of the key that signs, {expected}, found {found}")]
+    OtherKey {
+        /// The fingerprint of the key that signs.
+        expected: Sha256Digest,
+        /// What the section holds.
+        found: String,
+    },
+    /// A register's value cannot be.
+    #[error(transparent)]
+    Register(#[from] PcrError),
+    /// The key did not sign.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+}
+
+impl From<PcrPolicyError> for Failure {
+    fn from(error: PcrPolicyError) -> Self {
+        let fact = error.to_string();
+        match error {
+            PcrPolicyError::Image(_) | PcrPolicyError::ForeignStub => Self::new(ExitStatus::BadInput, fact)
+                .next("give an image that 'iofs-sign uki' or ukify wrote; for registers of another kind, --pcr"),
+            PcrPolicyError::OtherKey { .. } => Self::new(ExitStatus::BadInput, fact)
+                .next("assemble the image with --pcr-public-key, or sign with the key whose public half is in it"),
+            PcrPolicyError::Register(_) => Self::new(ExitStatus::BadInput, fact),
+            PcrPolicyError::Sign(_) => Self::new(ExitStatus::System, fact),
+        }
+    }
+}
+
+/// What is known of the values of registers, one bank after the other.
+pub type Values = BTreeMap<(PcrBank, PcrIndex), PcrDigest>;
+
+/// Signs values: in each bank, its registers hold them together.
+///
+/// # Errors
+/// [`PcrPolicyError::Sign`].
+pub fn sign_values(key: &PolicySigner, values: &Values) -> Result<PcrSignatures, PcrPolicyError> {
+    let mut signatures = PcrSignatures::default();
+    for bank in values.keys().map(|(bank, _)| *bank).collect::<BTreeSet<_>>() {
+        let of_bank: Values = values.iter().filter(|(at, _)| at.0 == bank).map(|(at, value)| (*at, *value)).collect();
+        let policy = PolicyDigest::ZERO.registers(&of_bank);
+        let signature = PcrSignature {
+            registers: of_bank.keys().map(|(_, index)| *index).collect(),
+            key: key.public().fingerprint(),
+            policy: Sha256Digest::from_bytes(*policy.as_bytes()),
+            signature: key.sign(&policy)?,
+        };
+        signatures.insert(bank, signature);
+    }
+    Ok(signatures)
+}
+
+/// Predicts register 11 of a unified kernel image in some phases of its boot, and signs it.
+///
+/// `.pcrsig` is not measured, so that the image may hold signatures already, or get these ones later.
+///
+/// # Errors
+/// See [`PcrPolicyError`].
+pub fn sign_image(
+    image: &[u8],
+    key: &PolicySigner,
+    banks: &BTreeSet<PcrBank>,
+    phases: &BTreeSet<Phase>,
+) -> Result<PcrSignatures, PcrPolicyError> {
+    let headers = headers(image)?;
+    let mut signatures = PcrSignatures::default();
+    for bank in banks {
+        let stub = uki::after_stub(&headers, image, *bank)?;
+        for phase in phases {
+            let value = phase.words().try_fold(stub, |value, word| uki::after_word(&value, word))?;
+            signatures.merge(sign_values(key, &BTreeMap::from([((*bank, PcrIndex::PHASES), value)]))?);
+        }
+    }
+    Ok(signatures)
+}
+
+/// Signs for an image's own section `.pcrsig`: register 11 in the initramfs.
+///
+/// `image` is assembled as a whole but for that section, with the public key in `.pcrpkey`, which is measured. Put the JSON
+/// of the result into [`Part::PcrSignature`] and assemble again: what was predicted stays true.
+///
+/// # Errors
+/// See [`PcrPolicyError`]; [`PcrPolicyError::OtherKey`] where `.pcrpkey` is another key, or is not there.
+pub fn sign_for_stub(
+    image: &[u8],
+    key: &PolicySigner,
+    banks: &BTreeSet<PcrBank>,
+) -> Result<PcrSignatures, PcrPolicyError> {
+    check_public_key(image, key.public())?;
+    sign_image(image, key, banks, &BTreeSet::from([Phase::initramfs()]))
+}
+
+/// Whether the image's `.pcrpkey` is this key.
+///
+/// # Errors
+/// [`PcrPolicyError::OtherKey`], or the image is none.
+pub fn check_public_key(image: &[u8], key: &PolicyKey) -> Result<(), PcrPolicyError> {
+    let headers = headers(image)?;
+    let section = headers.find(Part::PcrPublicKey.section()).map(|section| section.contents(image));
+    let found = match section.map(PolicyKey::from_pem) {
+        // Not the PEM text, which each program may write in its own way.
+        Some(Ok(found)) if found.fingerprint() == key.fingerprint() => return Ok(()),
+        Some(found) => {
+            found.map_or_else(|error: PolicyKeyError| error.to_string(), |key| key.fingerprint().to_string())
+        }
+        None => "no such section".to_owned(),
+    };
+    Err(PcrPolicyError::OtherKey { expected: key.fingerprint(), found })
+}
+
+fn headers(image: &[u8]) -> Result<Headers, PcrPolicyError> {
+    let headers = Headers::parse(image)?;
+    uki::stub_version(&headers, image).ok_or(PcrPolicyError::ForeignStub)?;
+    Ok(headers)
+}
