@@ -1,6 +1,6 @@
 //! Secrets from the TPM, by the tokens in a header. Each failure says what it is: the next step differs.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::ErrorKind};
 
 use iofs_luks::{OpenError, PrimaryAlg, Tpm2Token};
 use iofs_policy::{
@@ -165,18 +165,23 @@ fn pinned(sealed: Option<&SrkPublic>, token: &Tpm2Token) -> Result<Option<Pinned
     PinnedSrk::new(public).map(Some).map_err(|error| broken(&error))
 }
 
-/// The signatures that came with the kernel image, else those that were sealed into the initramfs.
+/// The signatures that came with the kernel image, and those that were sealed into the initramfs. Where both have one for
+/// the same values, the sealed one counts: it was measured, and the other was not.
 fn signatures<S: System>(boot: &mut Boot<'_, S>) -> Result<PcrSignatures, TokenError> {
-    let mut why = String::new();
+    let (mut all, mut found) = (PcrSignatures::default(), false);
     for path in [STUB_PATH, SEALED_PATH] {
         match boot.system.read(path, MAX_SIZE) {
             Ok(bytes) => {
-                return PcrSignatures::parse(&bytes).map_err(|error| TokenError::Broken(format!("{path}: {error}")));
+                let read = PcrSignatures::parse(&bytes);
+                all.merge(read.map_err(|error| TokenError::Broken(format!("{path}: {error}")))?);
+                found = true;
             }
-            Err(error) => why = format!("{path}: {}", text(&error)),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(TokenError::Broken(format!("{path}: {}", text(&error)))),
         }
     }
-    Err(TokenError::Broken(format!("its policy is signed, and no signatures came along: {why}")))
+    let none = || format!("its policy is signed: expected signatures in {STUB_PATH} or {SEALED_PATH}, found neither");
+    found.then_some(all).ok_or_else(|| TokenError::Broken(none()))
 }
 
 /// What the registers of a policy hold, and what this boot added to each.
@@ -219,8 +224,57 @@ fn enrolled_values(token: &Tpm2Token) -> BTreeMap<(PcrBank, PcrIndex), PcrDigest
 #[cfg(test)]
 mod tests {
     use iofs_luks::Token;
+    use nix::errno::Errno;
 
     use super::*;
+    use crate::fake::Fake;
+
+    /// One signature for a policy that consists of this byte.
+    fn signed(policy: u8, signature: &str) -> String {
+        let (key, policy) = ("11".repeat(32), format!("{policy:02x}").repeat(32));
+        format!(r#"{{"sha256":[{{"pcrs":[11],"pkfp":"{key}","pol":"{policy}","sig":"{signature}"}}]}}"#)
+    }
+
+    fn read(files: &[(&str, &str)]) -> Result<Vec<(u8, u8)>, String> {
+        let mut machine = Fake::empty();
+        files.iter().for_each(|(path, text)| machine.put(path, text.as_bytes()));
+        let read = signatures(&mut Boot::new(&mut machine)).map_err(|error| error.to_string())?;
+        Ok(read.iter().map(|(_, one)| (one.policy.as_bytes()[0], one.signature[0])).collect())
+    }
+
+    #[test]
+    fn signatures_of_the_kernel_image_and_sealed_ones_count_together() {
+        let (stub, sealed) = (signed(1, "AQ=="), signed(2, "Ag=="));
+        assert_eq!(read(&[(STUB_PATH, &stub)]), Ok(vec![(1, 1)]));
+        assert_eq!(read(&[(SEALED_PATH, &sealed)]), Ok(vec![(2, 2)]));
+        assert_eq!(read(&[(STUB_PATH, &stub), (SEALED_PATH, &sealed)]), Ok(vec![(1, 1), (2, 2)]));
+        let (stub, sealed) = (signed(1, "AQ=="), signed(1, "Ag=="));
+        assert_eq!(read(&[(STUB_PATH, &stub), (SEALED_PATH, &sealed)]), Ok(vec![(1, 2)]), "the measured one");
+    }
+
+    #[test]
+    fn signatures_that_are_broken_or_absent_are_named() {
+        let good = signed(1, "AQ==");
+        for (path, other) in [(STUB_PATH, SEALED_PATH), (SEALED_PATH, STUB_PATH)] {
+            for broken in
+                ["", "{", "[]", r#"{"sha256":[{}]}"#, &"[".repeat(2000), &signed(1, "A"), &" ".repeat(MAX_SIZE + 1)]
+            {
+                let told = read(&[(path, broken), (other, &good)]).unwrap_err();
+                assert!(told.starts_with(&format!("the token is broken: {path}: ")), "{told}");
+            }
+        }
+        let told = read(&[]).unwrap_err();
+        assert!(
+            told.contains(&format!("expected signatures in {STUB_PATH} or {SEALED_PATH}, found neither")),
+            "{told}"
+        );
+
+        let mut machine = Fake::empty();
+        machine.put(SEALED_PATH, good.as_bytes());
+        machine.broken.push(("read /.extra", Errno::EIO));
+        let told = signatures(&mut Boot::new(&mut machine)).unwrap_err().to_string();
+        assert!(told.contains(STUB_PATH), "{told}");
+    }
 
     fn token(values: &[PcrDigest], policy: PolicyDigest) -> Tpm2Token {
         let hexadecimal = |bytes: &[u8]| format!("\"{}\"", iofs_policy::hex::encode(bytes));
