@@ -1,8 +1,11 @@
-//! Images that others made: erofs, kernels.
+//! Images that others made: erofs, kernels, unified kernel images.
 
+use iofs_policy::pcr::PcrBank;
 use iofs_sign::{
     erofs::superblock::{self, Superblock},
     initramfs::kernel::KernelImage,
+    pe::{Headers, NewSection, Section, append},
+    uki,
 };
 
 /// An erofs superblock that decodes has a block size that a kernel takes; and where its checksum holds, no single bit
@@ -42,4 +45,27 @@ pub fn kernel_image(data: &[u8]) -> bool {
     assert_eq!(first.parse(), Ok(major));
     assert!(rest.trim_start_matches(['0', '+']).starts_with(minor.to_string().trim_start_matches('0')));
     true
+}
+
+/// Sections of a PE image lie within it, and register 11 has a value for each phase. What is appended is read back, and
+/// leaves the sections before it as they are; signatures that are appended leave every predicted value as it is.
+pub fn unified_kernel_image(data: &[u8]) -> bool {
+    let Ok(headers) = Headers::parse(data) else { return false };
+    for section in &headers.sections {
+        assert!(section.raw.end <= data.len() && section.contents(data).len() <= section.size as usize);
+    }
+    let predict = |headers: &Headers, image: &[u8]| uki::predict(headers, image, PcrBank::Sha256).expect("one bank");
+    let values = predict(&headers, data);
+    assert_eq!(values.len(), 1 + uki::PHASES.len());
+    assert!(values.iter().all(|value| value.value.len() == 64));
+    if let Ok(longer) = append(data, &[NewSection { name: ".pcrsig", contents: b"{}" }]) {
+        let after = Headers::parse(&longer).expect("what was written is read");
+        assert_eq!(after.find(".pcrsig").expect("it was appended").contents(&longer), b"{}");
+        // A section that claims the headers as its contents changes with them.
+        let kept = |(before, after): (&Section, &Section)| before.contents(data) == after.contents(&longer);
+        if headers.sections.iter().zip(&after.sections).all(kept) {
+            assert_eq!(predict(&after, &longer), values);
+        }
+    }
+    uki::stub_version(&headers, data).is_some()
 }

@@ -20,7 +20,7 @@ pub use attest::{certificate, evidence, measurement_log, quote, tcg_log};
 pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
-pub use images::{erofs_superblock, kernel_image};
+pub use images::{erofs_superblock, kernel_image, unified_kernel_image};
 pub use luks::{integrity_superblock, luks_header, luks_token};
 pub use modules::{module_alias, module_index};
 pub use texts::{iofs_toml, os_release};
@@ -60,6 +60,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("tpm_structure", tpm_structure),
     ("trust_policy", trust_policy),
     ("uevent", uevent),
+    ("unified_kernel_image", unified_kernel_image),
     ("verity_superblock", verity_superblock),
     ("verity_table", verity_table),
 ];
