@@ -87,6 +87,19 @@ pub enum PcrPolicyError {
         /// What the section holds.
         found: String,
     },
+    /// A signature is for another value than the image leads to.
+    #[error("{bank}: expected a signature for policy {expected}, found one for {found}")]
+    OtherValue {
+        /// The bank.
+        bank: PcrBank,
+        /// The policy that the image leads to.
+        expected: Sha256Digest,
+        /// The signed one.
+        found: Sha256Digest,
+    },
+    /// A signature does not verify.
+    #[error("{0}: the signature does not verify with the key in .pcrpkey")]
+    NotVerified(PcrBank),
     /// A register's value cannot be.
     #[error(transparent)]
     Register(#[from] PcrError),
@@ -103,6 +116,9 @@ impl From<PcrPolicyError> for Failure {
                 .next("give an image that 'iofs-sign uki' or ukify wrote; for registers of another kind, --pcr"),
             PcrPolicyError::OtherKey { .. } => Self::new(ExitStatus::BadInput, fact)
                 .next("assemble the image with --pcr-public-key, or sign with the key whose public half is in it"),
+            PcrPolicyError::OtherValue { .. } | PcrPolicyError::NotVerified(_) => {
+                Self::new(ExitStatus::NotVerified, fact)
+            }
             PcrPolicyError::Register(_) => Self::new(ExitStatus::BadInput, fact),
             PcrPolicyError::Sign(_) => Self::new(ExitStatus::System, fact),
         }
@@ -188,6 +204,27 @@ pub fn check_public_key(image: &[u8], key: &PolicyKey) -> Result<(), PcrPolicyEr
         None => "no such section".to_owned(),
     };
     Err(PcrPolicyError::OtherKey { expected: key.fingerprint(), found })
+}
+
+/// Checks an image's own signatures: each is by the key in `.pcrpkey`, for what register 11 holds in the initramfs.
+///
+/// # Errors
+/// See [`PcrPolicyError`].
+pub fn verify_image(image: &[u8], signatures: &PcrSignatures) -> Result<(), PcrPolicyError> {
+    let headers = headers(image)?;
+    let pem = headers.find(Part::PcrPublicKey.section()).map(|section| section.contents(image)).unwrap_or_default();
+    for (bank, signature) in signatures.iter() {
+        let value = uki::after_word(&uki::after_stub(&headers, image, bank)?, "enter-initrd")?;
+        let expected = PolicyDigest::ZERO.registers(&Values::from([((bank, PcrIndex::PHASES), value)]));
+        let expected = Sha256Digest::from_bytes(*expected.as_bytes());
+        if signature.policy != expected {
+            return Err(PcrPolicyError::OtherValue { bank, expected, found: signature.policy });
+        }
+        if !key::verifies(pem, &signature.policy, &signature.signature) {
+            return Err(PcrPolicyError::NotVerified(bank));
+        }
+    }
+    Ok(())
 }
 
 fn headers(image: &[u8]) -> Result<Headers, PcrPolicyError> {

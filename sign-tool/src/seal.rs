@@ -80,6 +80,8 @@ pub struct KernelRequest {
 pub struct UkiRequest {
     /// systemd's stub; none takes the installed one for the kernel's processor.
     pub stub: Option<PathBuf>,
+    /// The public key of signatures for register 11 (PEM), where those are wanted.
+    pub pcr_public_key: Option<String>,
 }
 
 /// The certificates whose signatures are wanted.
@@ -252,6 +254,8 @@ fn write_uki_base(
     let line = uki_command_line(&request.config)?;
     let mut parts: Vec<(Part, Vec<u8>)> =
         vec![(Part::CommandLine, line.into_bytes()), (Part::Uname, kernel.release.to_string().into_bytes())];
+    let pcr_key = request.uki.as_ref().and_then(|uki| uki.pcr_public_key.as_ref());
+    parts.extend(pcr_key.map(|pem| (Part::PcrPublicKey, pem.clone().into_bytes())));
     parts.extend(os_release.text().map(|text| (Part::OsRelease, text.as_bytes().to_vec())));
     for (part, file) in [
         (Part::Microcode, &section.microcode),

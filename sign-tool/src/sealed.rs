@@ -43,6 +43,8 @@ pub const UKI: &str = "uki.efi";
 pub const UKI_BASE: &str = "uki.base";
 /// The X.509 certificate of who signs the unified kernel image for Secure Boot, in DER.
 pub const SECURE_BOOT_CERTIFICATE: &str = "secure-boot.crt";
+/// The values of register 11 for this image, signed for the TPM: what `.pcrsig` holds.
+pub const PCR_SIGNATURE: &str = "tpm2-pcr-signature.json";
 /// The root hash, signed for the kernel's own check.
 pub const ROOT_HASH_SIGNATURE: &str = "roothash.p7s";
 /// The X.509 certificate of who signs the root hash, in DER.
@@ -56,7 +58,7 @@ pub const TO_SIGN: &str = "to-sign.bin";
 pub const MAX_IMAGE: usize = 512 * 1024 * 1024;
 
 /// Every file that a release statement may list.
-pub const ARTIFACTS: [&str; 11] = [
+pub const ARTIFACTS: [&str; 12] = [
     IMAGE,
     TREE,
     MANIFEST,
@@ -67,6 +69,7 @@ pub const ARTIFACTS: [&str; 11] = [
     KERNEL,
     INITRAMFS,
     UKI,
+    PCR_SIGNATURE,
     SECURE_BOOT_CERTIFICATE,
 ];
 

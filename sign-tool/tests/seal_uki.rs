@@ -23,6 +23,9 @@ impl Sealing {
         place.pair("db", "rsa:2048");
         place.pair("verity", "rsa:2048");
         place.pair("other", "rsa:2048");
+        place.pair("pcr", "rsa:2048");
+        let public = place.path("pcr.pub.pem");
+        openssl(&["pkey", "-in", place.path("pcr.pem").to_str().unwrap(), "-pubout", "-out", public.to_str().unwrap()]);
         Self { bench, place }
     }
 
@@ -95,16 +98,25 @@ fn an_image_is_sealed_signed_and_verified_and_the_same_each_time() {
 #[test]
 fn signatures_made_elsewhere_give_the_same_directory_as_keys_at_hand() {
     let sealing = Sealing::new();
-    let pairs = [sealing.pair("secure-boot", "db"), sealing.pair("verity", "verity")];
+    let pcr = |option: &str, name: &str| vec![option.to_owned(), sealing.text(name)];
+    let pairs = [sealing.pair("secure-boot", "db"), sealing.pair("verity", "verity"), pcr("--pcr-key", "pcr.pem")];
     sealing.seal("direct", &pairs);
     let direct = files(&sealing.bench.path("direct"));
 
-    let certificates = [sealing.certificate("secure-boot", "db"), sealing.certificate("verity", "verity")];
+    let certificates = [
+        sealing.certificate("secure-boot", "db"),
+        sealing.certificate("verity", "verity"),
+        pcr("--pcr-public-key", "pcr.pub.pem"),
+    ];
     sealing.seal_unsigned("attached", &certificates);
     let (directory, to_sign) = (sealing.bench.text("attached"), sealing.bench.text("attached/to-sign.bin"));
     let signature = sealing.text("signature");
-    for signer in ["verity", "key", "db", "key"] {
-        if signer == "key" {
+    for signer in ["verity", "key", "pcr", "db", "key"] {
+        if signer == "pcr" {
+            let refused = fails(&iofs_sign(["attach", &directory, "--signature", &signature]), 2);
+            assert!(refused.contains("waits for signatures for register 11 by key"), "{refused}");
+            passes(&iofs_sign(["sign", &directory, "--pcr-key", &sealing.text("pcr.pem")]));
+        } else if signer == "key" {
             let key = sealing.bench.text("key.pem");
             openssl(&["pkeyutl", "-sign", "-rawin", "-inkey", &key, "-in", &to_sign, "-out", &signature]);
             let public = sealing.bench.text("key.pub.pem");
@@ -127,9 +139,11 @@ fn signatures_made_elsewhere_give_the_same_directory_as_keys_at_hand() {
     let key = vec!["--key".to_owned(), sealing.bench.text("key.pem")];
     assert!(sign(key.clone()).contains("waits for: a signature for roothash.p7s by CN=verity"));
     assert!(sign(sealing.pair("verity", "verity")).contains("a signature over manifest.dsse.json (has 0 of 1)"));
-    assert!(sign(key.clone()).contains("waits for: a signature for uki.efi by CN=db"));
+    assert!(sign(key.clone()).contains("waits for: signatures for register 11 by key"));
+    assert!(sign(pcr("--pcr-key", "pcr.pem")).contains("waits for: a signature for uki.efi by CN=db"));
     assert!(sign([key, sealing.pair("secure-boot", "db")].concat()).contains("complete:"));
     assert_same(&direct, &files(&sealing.bench.path("signed")));
+    passes(&sealing.bench.verify(&sealing.bench.path("signed")));
 }
 
 #[test]

@@ -1,10 +1,14 @@
 //! What firmware and kernel check by themselves: the unified kernel image, which must hold the kernel and the mini-initramfs
 //! that lie beside it, and the signatures by X.509 certificates.
 
-use iofs_policy::manifest::Manifest;
+use iofs_policy::{
+    manifest::Manifest,
+    pcr_signature::{self, PcrSignatures},
+};
 
 use super::Check;
 use crate::{
+    pcr_policy,
     pe::Headers,
     roothash,
     sealed::{self, MAX_IMAGE},
@@ -63,6 +67,7 @@ impl Check<'_> {
             let expected = manifest.command_lines.join("\" or \"");
             self.problem(sealed::UKI, format_args!("{}: expected \"{expected}\", found {line:?}", Part::CommandLine));
         }
+        self.pcr_signature(&image, section(Part::PcrSignature));
         let Some(signers) = self.note(sealed::UKI, secure_boot::signers(&image)) else { return };
         if signers != certificate.iter().cloned().collect::<Vec<_>>() {
             let name = |one: &SigningCertificate| one.name().to_string();
@@ -70,6 +75,23 @@ impl Check<'_> {
             let found: Vec<String> = signers.iter().map(name).collect();
             let found = if found.is_empty() { "nobody".to_owned() } else { found.join(", ") };
             self.problem(sealed::UKI, format_args!("signer: expected {expected}, found {found}"));
+        }
+    }
+
+    /// The signatures for register 11, which the image holds as well.
+    fn pcr_signature(&mut self, image: &[u8], embedded: Option<&[u8]>) {
+        let beside = self.directory.has(sealed::PCR_SIGNATURE);
+        let beside = beside.then(|| self.directory.read(sealed::PCR_SIGNATURE, pcr_signature::MAX_SIZE).ok()).flatten();
+        if beside.as_deref() != embedded {
+            let name = sealed::PCR_SIGNATURE;
+            return self.problem(
+                sealed::UKI,
+                format_args!("{}: expected the bytes of {name}, found others", Part::PcrSignature),
+            );
+        }
+        let Some(bytes) = beside else { return };
+        if let Some(signatures) = self.note(sealed::PCR_SIGNATURE, PcrSignatures::parse(&bytes)) {
+            self.note(sealed::PCR_SIGNATURE, pcr_policy::verify_image(image, &signatures));
         }
     }
 }

@@ -1,15 +1,25 @@
 //! `iofs-sign seal`.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use super::secure_boot::{SecureBootKey, VerityKey};
 use iofs_policy::manifest::{ImageId, ImageVersion, RollbackIndex};
 use iofs_sign::{
+    attest,
     erofs::ImageCompression,
     keys::{self, PrivateKey},
+    pcr_policy::PolicySigner,
     report::{Failure, Output},
     seal::{self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest, config::Config, finish::SigningKeys},
+    sealed::bad_input,
 };
+use iofs_tpm::policy_key::PolicyKey;
+
+/// No public key in PEM is larger.
+const MAX_PEM: usize = 16 * 1024;
 
 /// Seal a root tree: image, hash tree, signed manifest, mini-initramfs, release statement
 ///
@@ -63,6 +73,12 @@ pub(crate) struct Arguments {
     /// configuration; with --uki, else 'ro']
     #[arg(long, value_name = "TEXT")]
     command_line: Option<String>,
+    /// A key (RSA or P-256, PEM) that signs the values of register 11, so that what is bound to the key opens for this image
+    #[arg(long, value_name = "PRIVATE", requires = "uki")]
+    pcr_key: Option<PathBuf>,
+    /// Its public half alone (PEM), where the key is elsewhere
+    #[arg(long, value_name = "PUBLIC", requires = "uki", conflicts_with = "pcr_key")]
+    pcr_public_key: Option<PathBuf>,
     #[command(flatten)]
     secure_boot: SecureBootKey,
     #[command(flatten)]
@@ -135,12 +151,18 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
     let (secure_boot, for_firmware) = arguments.secure_boot.read(output)?;
     let (root_hash, for_kernel) = arguments.verity.read(output)?;
     let certificates = Certificates { root_hash: root_hash.or_else(|| secure_boot.clone()), secure_boot };
+    let pcr = arguments.pcr_key.as_deref().map(PolicySigner::read).transpose()?;
+    let pcr_public_key = match (&pcr, &arguments.pcr_public_key) {
+        (Some(key), _) => Some(key.public_pem().to_owned()),
+        (None, Some(path)) => Some(read_pcr_public_key(path)?),
+        (None, None) => None,
+    };
     let release = arguments.key.iter().map(|path| PrivateKey::read(path)).collect::<Result<_, _>>()?;
     Ok(SealRequest {
         root: arguments.root.clone(),
         kernel: kernel(arguments),
-        keys: SigningKeys { release, x509: for_firmware.into_iter().chain(for_kernel).collect() },
-        uki: arguments.uki.then(|| UkiRequest { stub: arguments.stub.clone() }),
+        keys: SigningKeys { release, x509: for_firmware.into_iter().chain(for_kernel).collect(), pcr },
+        uki: arguments.uki.then(|| UkiRequest { stub: arguments.stub.clone(), pcr_public_key }),
         certificates,
         trusted: arguments.trust.iter().map(|path| keys::read_public(path)).collect::<Result<_, _>>()?,
         config,
@@ -148,6 +170,13 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
         replace: arguments.replace,
         threads: super::threads(arguments.threads),
     })
+}
+
+/// The PEM text of a key that a TPM takes.
+fn read_pcr_public_key(path: &Path) -> Result<String, Failure> {
+    let pem = attest::read(path, MAX_PEM)?;
+    PolicyKey::from_pem(&pem).map_err(|error| bad_input(path, &error))?;
+    String::from_utf8(pem).map_err(|error| bad_input(path, &error))
 }
 
 fn kernel(arguments: &Arguments) -> Option<KernelRequest> {

@@ -5,6 +5,7 @@ use std::{fs::File, io::Read, path::PathBuf};
 use super::secure_boot::{SecureBootKey, VerityKey};
 use iofs_sign::{
     keys::{self, PrivateKey},
+    pcr_policy::PolicySigner,
     report::{ExitStatus, Failure, Output},
     seal::finish::{self, Pending, SigningKeys},
     sealed::{SealedDirectory, TO_SIGN},
@@ -25,8 +26,11 @@ pub(crate) struct SignArguments {
     /// The directory that 'iofs-sign seal --unsigned' wrote
     directory: PathBuf,
     /// A private key (PKCS#8 PEM)
-    #[arg(long, value_name = "PRIVATE", required_unless_present_any = ["secure_boot_key", "verity_key"])]
+    #[arg(long, value_name = "PRIVATE", required_unless_present_any = ["secure_boot_key", "verity_key", "pcr_key"])]
     key: Vec<PathBuf>,
+    /// A key that signs the values of register 11 (RSA or P-256, PEM)
+    #[arg(long, value_name = "PRIVATE")]
+    pcr_key: Option<PathBuf>,
     #[command(flatten)]
     secure_boot: SecureBootKey,
     #[command(flatten)]
@@ -39,7 +43,8 @@ pub(crate) fn sign(arguments: &SignArguments, output: Output) -> Result<(), Fail
         super::warn_example(key.public().id(), output);
     }
     let x509 = [arguments.secure_boot.read(output)?, arguments.verity.read(output)?].into_iter();
-    let keys = SigningKeys { release: keys, x509: x509.filter_map(|(_, signer)| signer).collect() };
+    let pcr = arguments.pcr_key.as_deref().map(PolicySigner::read).transpose()?;
+    let keys = SigningKeys { release: keys, x509: x509.filter_map(|(_, signer)| signer).collect(), pcr };
     let pending = finish::sign(&SealedDirectory::new(&arguments.directory), &keys)?;
     output.result(&pending, || describe(&pending, &arguments.directory.display().to_string()));
     Ok(())
@@ -101,6 +106,9 @@ pub(crate) fn describe(pending: &Pending, directory: &str) -> String {
              sha256:{to_sign_sha256}\n next: iofs-sign sign {directory} --key PRIVATE, or sign these bytes elsewhere and \
              iofs-sign attach",
             signed_by.len()
+        ),
+        Pending::PcrSignature { key } => format!(
+            "waits for: signatures for register 11 by key {key}\n next: iofs-sign sign {directory} --pcr-key PRIVATE"
         ),
         Pending::X509Signature { document, signer, to_sign_sha256 } => format!(
             "waits for: a signature for {document} by {signer}\nto sign:   {directory}/{TO_SIGN}\n           \

@@ -3,12 +3,13 @@
 use std::{fmt, path::Path};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use iofs_policy::digest::Sha256Digest;
 use iofs_tpm::{policy::PolicyDigest, policy_key::PolicyKey};
-use p256::ecdsa::signature::hazmat::PrehashSigner;
+use p256::ecdsa::signature::hazmat::{PrehashSigner, PrehashVerifier};
 use rsa::{
     Pkcs1v15Sign, PrivateKey,
     pkcs1::DecodeRsaPrivateKey,
-    pkcs8::{DecodePrivateKey, EncodePublicKey, LineEnding},
+    pkcs8::{DecodePrivateKey, DecodePublicKey, EncodePublicKey, LineEnding},
 };
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
@@ -104,6 +105,18 @@ impl Secret {
             Self::P256(key) => key.verifying_key().to_public_key_pem(LineEnding::LF).ok(),
         }
     }
+}
+
+/// Whether a signature over a policy's digest verifies with a public key in PEM.
+pub(super) fn verifies(pem: &[u8], policy: &Sha256Digest, signature: &[u8]) -> bool {
+    let digest = Sha256::digest(policy.as_bytes());
+    let Ok(pem) = std::str::from_utf8(pem) else { return false };
+    if let Ok(key) = rsa::PublicKey::from_public_key_pem(pem) {
+        return key.verify(Pkcs1v15Sign::new::<Sha256>(), &digest, signature).is_ok();
+    }
+    let key = p256::ecdsa::VerifyingKey::from_public_key_pem(pem);
+    let signature = p256::ecdsa::Signature::from_der(signature);
+    key.is_ok_and(|key| signature.is_ok_and(|signature| key.verify_prehash(&digest, &signature).is_ok()))
 }
 
 fn secret(pem: &str) -> Result<Secret, &'static str> {

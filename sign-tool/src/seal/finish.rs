@@ -19,6 +19,7 @@ use crate::{
     authenticode::{self, AuthenticodeError},
     initramfs::{self, EmbeddedFile, Format, in_archive},
     keys::PrivateKey,
+    pcr_policy::PolicySigner,
     report::{ExitStatus, Failure},
     sealed::{self, MAX_IMAGE, SealedDirectory},
     x509::{SignerName, X509Signer},
@@ -50,6 +51,11 @@ pub enum Pending {
         /// SHA-256 of the bytes to be signed, which lie in `to-sign.bin`.
         to_sign_sha256: Sha256Digest,
     },
+    /// Signatures for the values of register 11, by the key whose public half the unified kernel image holds.
+    PcrSignature {
+        /// The key's fingerprint, as `pkfp` in signatures.
+        key: Sha256Digest,
+    },
     /// Nothing: the release is complete.
     Nothing,
 }
@@ -61,6 +67,8 @@ pub struct SigningKeys {
     pub release: Vec<PrivateKey>,
     /// What signs root hash and unified kernel image.
     pub x509: Vec<X509Signer>,
+    /// What signs the values of register 11.
+    pub pcr: Option<PolicySigner>,
 }
 
 /// Signs what waits for a signature with a key, and goes on as far as that leads.
@@ -79,7 +87,7 @@ pub(super) fn sign_locked(directory: &SealedDirectory, keys: &SigningKeys) -> Re
         check_trusted(&trust, &key.public())?;
     }
     loop {
-        let pending = advance(directory, &keys.x509)?;
+        let pending = advance(directory, keys)?;
         let Pending::Signature { document, .. } = pending else { return Ok(pending) };
         let mut envelope = directory.envelope(document, payload_type(document))?;
         let before = envelope.signatures().len();
@@ -104,7 +112,7 @@ pub fn attach(directory: &SealedDirectory, key: Option<&TrustedKey>, signature: 
     let _lock = directory.lock()?;
     let trust = directory.trust()?;
     key.map(|key| check_trusted(&trust, key)).transpose()?;
-    match (advance(directory, &[])?, key) {
+    match (advance(directory, &SigningKeys::default())?, key) {
         (Pending::Signature { document, .. }, Some(key)) => attach_ed25519(directory, document, key, signature)?,
         (Pending::X509Signature { document, .. }, None) => firmware::attach(directory, document, signature)?,
         (Pending::Signature { document, .. }, None) => {
@@ -115,12 +123,18 @@ pub fn attach(directory: &SealedDirectory, key: Option<&TrustedKey>, signature: 
             return Err(Failure::new(ExitStatus::Usage, format!("{document} waits for a signature by {signer}"))
                 .next("leave --key out: the certificate is in the directory"));
         }
+        (Pending::PcrSignature { key }, _) => {
+            let fact = format!("{} waits for signatures for register 11 by key {key}", directory.path().display());
+            return Err(
+                Failure::new(ExitStatus::Usage, fact).next("sign them with: iofs-sign sign DIR --pcr-key PRIVATE")
+            );
+        }
         (Pending::Nothing, _) => {
             return Err(Failure::new(ExitStatus::Usage, format!("{} is complete", directory.path().display()))
                 .next("there is nothing to attach: check it with 'iofs-sign verify'"));
         }
     }
-    advance(directory, &[])
+    advance(directory, &SigningKeys::default())
 }
 
 fn attach_ed25519(
@@ -143,9 +157,9 @@ fn attach_ed25519(
 
 /// Writes what the signatures present allow: the signed root hash, the mini-initramfs and the unified kernel image once the
 /// manifest is signed, the release statement once those are there, and the bytes that the next signature is to cover.
-fn advance(directory: &SealedDirectory, signers: &[X509Signer]) -> Result<Pending, Failure> {
+fn advance(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, Failure> {
     let trust = directory.trust()?;
-    let (to_sign, pending) = match next(directory, &trust, signers)? {
+    let (to_sign, pending) = match next(directory, &trust, keys)? {
         Some(wanted) => wanted,
         None => {
             for name in [sealed::INITRAMFS_BASE, sealed::UKI_BASE, sealed::TO_SIGN] {
@@ -154,7 +168,11 @@ fn advance(directory: &SealedDirectory, signers: &[X509Signer]) -> Result<Pendin
             return Ok(Pending::Nothing);
         }
     };
-    atomic::write(&directory.file(sealed::TO_SIGN), 0o644, &to_sign)?;
+    match &pending {
+        // No bytes stand for these: they are many, one for each bank.
+        Pending::PcrSignature { .. } => remove(directory, sealed::TO_SIGN)?,
+        _ => atomic::write(&directory.file(sealed::TO_SIGN), 0o644, &to_sign)?,
+    }
     Ok(pending)
 }
 
@@ -162,11 +180,11 @@ fn advance(directory: &SealedDirectory, signers: &[X509Signer]) -> Result<Pendin
 fn next(
     directory: &SealedDirectory,
     trust: &TrustPolicy,
-    signers: &[X509Signer],
+    keys: &SigningKeys,
 ) -> Result<Option<(Vec<u8>, Pending)>, Failure> {
     let manifest = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
     if !directory.has(sealed::RELEASE) {
-        if let Some(wanted) = firmware::sign_root_hash(directory, &parse_manifest(directory, &manifest)?, signers)? {
+        if let Some(wanted) = firmware::sign_root_hash(directory, &parse_manifest(directory, &manifest)?, &keys.x509)? {
             return Ok(Some(wanted));
         }
         if !enough(&manifest, trust) {
@@ -175,7 +193,7 @@ fn next(
         if directory.has(sealed::INITRAMFS_BASE) {
             write_initramfs(directory, &manifest, trust)?;
         }
-        if let Some(wanted) = firmware::write_uki(directory, signers)? {
+        if let Some(wanted) = firmware::write_uki(directory, keys)? {
             return Ok(Some(wanted));
         }
         let release = release_statement(directory, &manifest)?;

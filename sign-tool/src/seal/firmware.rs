@@ -2,11 +2,16 @@
 //!
 //! The certificate lies in the sealed directory from the start, and says that its signature is wanted.
 
-use iofs_policy::{digest::Sha256Digest, manifest::Manifest};
+use std::collections::BTreeSet;
 
-use super::finish::Pending;
+use iofs_policy::{digest::Sha256Digest, manifest::Manifest, pcr::PcrBank};
+use iofs_tpm::policy_key::PolicyKey;
+
+use super::finish::{Pending, SigningKeys};
 use crate::{
     atomic, authenticode,
+    pcr_policy::{self, PolicySigner},
+    pe::Headers,
     report::{ExitStatus, Failure},
     roothash,
     sealed::{self, MAX_IMAGE, SealedDirectory},
@@ -60,10 +65,14 @@ pub(super) fn sign_root_hash(
     Ok(None)
 }
 
-/// Completes the unified kernel image, where one is wanted, and signs it where that is; says so where the key is elsewhere.
-pub(super) fn write_uki(directory: &SealedDirectory, signers: &[X509Signer]) -> Result<Option<Wanted>, Failure> {
+/// Completes the unified kernel image, where one is wanted, and signs what of it is to be signed; says so where the key is
+/// elsewhere.
+pub(super) fn write_uki(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Option<Wanted>, Failure> {
     if !directory.has(sealed::UKI_BASE) {
         return Ok(None);
+    }
+    if let Some(wanted) = sign_registers(directory, keys.pcr.as_ref())? {
+        return Ok(Some(wanted));
     }
     let unsigned = unsigned_uki(directory)?;
     let path = directory.file(sealed::UKI);
@@ -78,10 +87,27 @@ pub(super) fn write_uki(directory: &SealedDirectory, signers: &[X509Signer]) -> 
             return Ok(None);
         }
     }
-    let Some(signer) = signer(signers, &certificate) else {
+    let Some(signer) = signer(&keys.x509, &certificate) else {
         return Ok(Some(wanted(sealed::UKI, &certificate, secure_boot::to_sign(&unsigned)?)));
     };
     atomic::write(&path, 0o644, &secure_boot::sign(&unsigned, signer)?)?;
+    Ok(None)
+}
+
+/// Signs the values of register 11, where the image holds a key for that.
+fn sign_registers(directory: &SealedDirectory, key: Option<&PolicySigner>) -> Result<Option<Wanted>, Failure> {
+    let base = directory.read(sealed::UKI_BASE, MAX_IMAGE)?;
+    let headers =
+        Headers::parse(&base).map_err(|error| sealed::bad_input(&directory.file(sealed::UKI_BASE), &error))?;
+    let Some(section) = headers.find(Part::PcrPublicKey.section()) else { return Ok(None) };
+    if directory.has(sealed::PCR_SIGNATURE) {
+        return Ok(None);
+    }
+    let public = PolicyKey::from_pem(section.contents(&base));
+    let public = public.map_err(|error| sealed::bad_input(&directory.file(sealed::UKI_BASE), &error))?;
+    let Some(key) = key else { return Ok(Some((Vec::new(), Pending::PcrSignature { key: public.fingerprint() }))) };
+    let signatures = pcr_policy::sign_for_stub(&unsigned_uki(directory)?, key, &BTreeSet::from([PcrBank::Sha256]))?;
+    atomic::write(&directory.file(sealed::PCR_SIGNATURE), 0o644, &signatures.to_json())?;
     Ok(None)
 }
 
@@ -100,9 +126,13 @@ pub(super) fn attach(directory: &SealedDirectory, document: &str, signature: &[u
     atomic::write(&directory.file(document), 0o644, &bytes)
 }
 
-/// The image without its signature: from what it was begun with, the kernel and the finished mini-initramfs.
+/// The image without its Secure Boot signature: from what it was begun with, the kernel, the finished mini-initramfs, and the
+/// signatures for register 11 once they are there, which that register does not depend on.
 fn unsigned_uki(directory: &SealedDirectory) -> Result<Vec<u8>, Failure> {
     let read = |name| directory.read(name, MAX_IMAGE);
     let (base, kernel, initramfs) = (read(sealed::UKI_BASE)?, read(sealed::KERNEL)?, read(sealed::INITRAMFS)?);
-    Ok(uki::complete(&base, &[(Part::Initrd, &initramfs), (Part::Linux, &kernel)])?.bytes)
+    let signatures = directory.has(sealed::PCR_SIGNATURE).then(|| read(sealed::PCR_SIGNATURE)).transpose()?;
+    let mut parts: Vec<(Part, &[u8])> = vec![(Part::Initrd, &initramfs), (Part::Linux, &kernel)];
+    parts.extend(signatures.as_deref().map(|signatures| (Part::PcrSignature, signatures)));
+    Ok(uki::complete(&base, &parts)?.bytes)
 }
