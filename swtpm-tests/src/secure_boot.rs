@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use iofs_policy::{digest::Sha256Digest, hex};
 use tempfile::TempDir;
 
 use crate::{cache, tools};
@@ -89,9 +90,8 @@ impl SecureBoot {
         let store = folder.path().join("variables.fd");
         let [platform, exchange, image_signer] = ["PK", "KEK", "db"].map(Signer::new);
         let (platform, exchange, image_signer) = (platform?, exchange?, image_signer?);
-        // Not by the program's own script, whose first line names the folder that it was installed in.
-        let mut command = Command::new(cache::virt_firmware_python()?);
-        command.args(["-m", "virt.firmware.vars", "--secure-boot", "--input", OVMF_VARIABLES, "--output"]).arg(&store);
+        let mut command = virt_fw_vars()?;
+        command.args(["--secure-boot", "--input", OVMF_VARIABLES, "--output"]).arg(&store);
         for (option, signer) in [("--set-pk", &platform), ("--add-kek", &exchange), ("--add-db", &image_signer)] {
             command.args([option, OWNER]).arg(&signer.certificate);
         }
@@ -104,10 +104,40 @@ impl SecureBoot {
         &self.image_signer
     }
 
+    /// From now on this firmware starts the image of this Authenticode digest, signed or not.
+    ///
+    /// # Errors
+    ///
+    /// Where `virt-fw-vars` fails.
+    pub fn trust(&self, digest: &Sha256Digest) -> Result<()> {
+        self.list("--add-db-hash", digest)
+    }
+
+    /// From now on this firmware does not start the image of this Authenticode digest, whoever signed it.
+    ///
+    /// # Errors
+    ///
+    /// Where `virt-fw-vars` fails.
+    pub fn revoke(&self, digest: &Sha256Digest) -> Result<()> {
+        self.list("--add-dbx-hash", digest)
+    }
+
+    fn list(&self, option: &str, digest: &Sha256Digest) -> Result<()> {
+        let digest = hex::encode(digest.as_bytes());
+        run(virt_fw_vars()?.arg("--inplace").arg(&self.store).args([option, OWNER, &digest]))
+    }
+
     /// The variable store.
     pub(crate) fn store(&self) -> &Path {
         &self.store
     }
+}
+
+/// Not the program's own script, whose first line names the folder that it was installed in.
+fn virt_fw_vars() -> Result<Command> {
+    let mut command = Command::new(cache::virt_firmware_python()?);
+    command.args(["-m", "virt.firmware.vars"]);
+    Ok(command)
 }
 
 fn run(command: &mut Command) -> Result<()> {

@@ -3,9 +3,9 @@
 use std::{path::Path, process::Command};
 
 use anyhow::{Context, Result, ensure};
-use iofs_sign::pe::Headers;
+use iofs_sign::{authenticode, pe::Headers};
 use swtpm_tests::{
-    Ending, Line, Machine, Signer, TpmState, cache,
+    Ending, Line, Machine, SecureBoot, Signer, TpmState, cache,
     chain::{Chain, ROOT_REACHED, example_key},
     tools,
 };
@@ -15,7 +15,11 @@ use crate::support::{FIRMWARE, Sealed, TINY, kernel_has_started, register};
 /// Boots this image, and waits until firmware says that it does not start it.
 fn firmware_refuses(name: &str, sealed: &Sealed, uki: &[u8]) -> Result<()> {
     let (disk, tpm) = (sealed.disk(uki)?, TpmState::new()?);
-    let vm = sealed.machine(name, &disk, &tpm).start()?;
+    is_refused(&sealed.machine(name, &disk, &tpm))
+}
+
+fn is_refused(machine: &Machine) -> Result<()> {
+    let vm = machine.start()?;
     // As edk2's boot manager says it. The disk is its first option; its shell is none under Secure Boot.
     let refused = Line::matching("the refusal of the disk's image", |line| {
         line.text.contains("failed to load Boot0001") && line.text.ends_with(": Access Denied")
@@ -65,6 +69,15 @@ fn foreign_image_with_a_flipped_bit_in_its_command_line_is_not_started() -> Resu
 fn foreign_image_with_a_flipped_bit_in_its_initramfs_is_not_started() -> Result<()> {
     let sealed = Sealed::shared()?;
     firmware_refuses("a_flipped_bit_in_the_initramfs", &sealed, &flipped_in(&sealed, ".initrd")?)
+}
+
+#[test]
+fn foreign_image_a_signed_one_whose_digest_is_revoked_is_not_started() -> Result<()> {
+    let (sealed, keys, tpm) = (Sealed::shared()?, SecureBoot::new()?, TpmState::new()?);
+    let uki = keys.image_signer().sign(&sealed.unsigned_uki()?)?;
+    keys.revoke(&authenticode::digest(&uki)?)?;
+    let disk = sealed.disk(&uki)?;
+    is_refused(&sealed.machine("a_revoked_image", &disk, &tpm).secure_boot(&keys))
 }
 
 #[test]
