@@ -21,7 +21,7 @@ use iofs_sign::{
     inspect::initramfs::inspect,
     keys::PrivateKey,
     report::Output,
-    seal::{KernelRequest, SealRequest, config::Config, seal},
+    seal::{Certificates, KernelRequest, SealRequest, config::Config, finish::SigningKeys, seal},
     sealed::{self, SealedDirectory},
     uki::{self, Part},
 };
@@ -110,7 +110,9 @@ impl Chain {
         let mut request = SealRequest {
             root: root.to_owned(),
             kernel: Some(KernelRequest { image: kernel.vmlinuz, modules: kernel.modules, init: Some(verify_inits()?) }),
-            keys: vec![example_key(1)?],
+            keys: SigningKeys { release: vec![example_key(1)?], ..SigningKeys::default() },
+            uki: None,
+            certificates: Certificates::default(),
             trusted: Vec::new(),
             config: Config::default(),
             out: folder.path().join("sealed"),

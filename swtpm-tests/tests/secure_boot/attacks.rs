@@ -93,7 +93,7 @@ fn foreign_image_a_signed_one_with_a_manifest_by_another_key_is_started_and_refu
 fn foreign_image_a_signed_one_that_trusts_another_key_refuses_the_manifest_of_the_first() -> Result<()> {
     let sealed = Sealed::shared()?;
     let other = Chain::tiny("trixie", "", |request| {
-        request.keys = vec![example_key(2).expect("the example keys are there")];
+        request.keys.release = vec![example_key(2).expect("the example keys are there")];
     })?;
     let directory = (sealed.chain.directory(), other.directory());
     let manifest = directory.0.read(iofs_sign::sealed::MANIFEST, 1 << 20)?;
