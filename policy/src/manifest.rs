@@ -143,6 +143,30 @@ pub struct SealedVerity {
     pub superblock_uuid: Option<Uuid>,
     /// What the kernel does about a block that does not verify.
     pub on_corruption: CorruptionAction,
+    /// Whether the kernel checks a signature of the root hash itself. Images that leave it alone do not mention it.
+    #[serde(default, skip_serializing_if = "RootHashSignature::is_off")]
+    pub root_hash_signature: RootHashSignature,
+}
+
+/// Whether the kernel checks a signature of the root hash itself (`DM_VERITY_VERIFY_ROOTHASH_SIG`), besides that of the
+/// manifest: by keys that are built into it, or that firmware trusts. Only then does IPE see a signed volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RootHashSignature {
+    /// It is not asked to.
+    #[default]
+    Off,
+    /// It is asked to; where it cannot, or does not know the key, the boot goes on without.
+    Preferred,
+    /// The boot goes on only where the kernel accepts the signature.
+    Required,
+}
+
+impl RootHashSignature {
+    /// Whether the kernel is not asked.
+    pub fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
 }
 
 impl SealedVerity {

@@ -4,6 +4,8 @@
 pub const MANIFEST: &str = "/etc/iofs/manifest.dsse.json";
 /// The trust policy, inside the mini-initramfs: what authenticates it is whatever authenticates the initramfs.
 pub const TRUST: &str = "/etc/iofs/trust.json";
+/// The root hash, signed for the kernel's own check, inside the mini-initramfs: PKCS #7 in DER.
+pub const ROOT_HASH_SIGNATURE: &str = "/etc/iofs/roothash.p7s";
 /// The index of kernel modules, inside the mini-initramfs.
 pub const MODULE_INDEX: &str = "/etc/iofs/modules";
 /// The record of the boot, on the `/run` that survives into the real system.

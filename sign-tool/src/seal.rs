@@ -121,6 +121,7 @@ pub struct Sealed {
 /// # Errors
 /// A [`Failure`] that names the input and what is wrong with it.
 pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
+    check_root_hash_signature(request)?;
     let trust_keys = trusted_keys(request)?;
     let kernel = read_kernel(request)?;
     let init = read_init(request)?;
@@ -146,6 +147,15 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let pending = finish::sign_locked(&inside, &request.keys)?;
     directory.commit()?;
     describe(request, &manifest, pending)
+}
+
+/// A signature that the boot asks for needs somebody who signs.
+fn check_root_hash_signature(request: &SealRequest) -> Result<(), Failure> {
+    if request.config.verity.root_hash_signature.is_off() || request.certificates.root_hash.is_some() {
+        return Ok(());
+    }
+    Err(Failure::new(ExitStatus::Usage, "verity.root_hash_signature: nobody is named who signs the root hash")
+        .next("give --verity-key and --verity-certificate, or those for Secure Boot"))
 }
 
 fn is_sealed(path: &Path) -> bool {

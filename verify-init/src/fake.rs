@@ -10,7 +10,10 @@ use ed25519_dalek::{Signer, SigningKey};
 use iofs_policy::{
     dsse::{Envelope, PayloadType},
     failure::FailureAction,
-    manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, Role, RollbackIndex, SealedVerity, TpmRules},
+    manifest::{
+        Architecture, ImageIdentity, Manifest, Overlay, Place, Role, RollbackIndex, RootHashSignature, SealedVerity,
+        TpmRules,
+    },
     paths::{MANIFEST, MEASUREMENT_LOG, MODULE_INDEX, TRUST},
     trust::{TrustPolicy, TrustedKey, TrustedKeys},
     verity::{
@@ -25,7 +28,7 @@ use zeroize::Zeroizing;
 use crate::{
     fake_tpm::FakeTpm,
     gpt,
-    system::{Access, KeySerial, MappedTarget, Mapping, Mount, Question, System},
+    system::{Access, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System},
 };
 
 pub(crate) const RELEASE: &str = "6.1.0-test";
@@ -59,6 +62,9 @@ pub(crate) enum End {
     /// It stopped.
     Stopped(FailureAction),
 }
+
+/// The signature of the root hash that the kernel accepts.
+pub(crate) const KNOWN_SIGNATURE: &[u8] = b"by a key in db";
 
 /// What a module of that path brings when it is loaded: files, and an event.
 pub(crate) type Effect = (&'static str, Vec<(String, Vec<u8>)>, Vec<u8>);
@@ -250,6 +256,7 @@ pub(crate) fn manifest() -> Manifest {
             hash_offset: 0,
             superblock_uuid: Some(Uuid::from_u128(9)),
             on_corruption: CorruptionAction::Panic,
+            root_hash_signature: RootHashSignature::Off,
         },
         mount_options: vec!["nodev".parse().unwrap(), "cache_strategy=readahead".parse().unwrap()],
         overlay: Some(Overlay { tmpfs_size: "50%".parse().unwrap() }),
@@ -389,6 +396,11 @@ impl System for Fake {
             };
             self.keys.iter().any(described).then_some(()).ok_or(Errno::ENOKEY)?;
         }
+        if let Some((_, description)) = mapping.parameters.split_once("root_hash_sig_key_desc ") {
+            let signature = self.keys.iter().find(|(_, name, _)| description.starts_with(name));
+            // As the kernel does with a signature by a key that it does not have.
+            signature.filter(|(.., bytes)| bytes == KNOWN_SIGNATURE).ok_or(Errno::ENOKEY)?;
+        }
         let minor = 3 + u32::try_from(self.tables.len()).unwrap();
         let target = MappedTarget {
             start: 0,
@@ -425,8 +437,9 @@ impl System for Fake {
         Ok(Zeroizing::new(answer.as_bytes().to_vec()))
     }
 
-    fn add_key(&mut self, description: &str, key: &[u8]) -> io::Result<KeySerial> {
-        self.call(format!("add_key {description}"))?;
+    fn add_key(&mut self, kind: KeyKind, description: &str, key: &[u8]) -> io::Result<KeySerial> {
+        let kind = if kind == KeyKind::User { "user " } else { "" };
+        self.call(format!("add_key {kind}{description}"))?;
         let serial = 100 + i32::try_from(self.keys_seen.len()).unwrap();
         self.keys.push((serial, description.to_owned(), key.to_vec()));
         self.keys_seen.push(key.to_vec());

@@ -1,6 +1,6 @@
 //! The fourth stage: dm-verity stands over the data. No byte of the image is read before that.
 
-use std::fmt;
+use std::{fmt, io};
 
 use iofs_policy::{
     failure::{FailureReport, Stage},
@@ -18,6 +18,10 @@ use crate::{
     unlocked::{OpenVolume, Unlocked},
     verified::Verified,
 };
+
+mod signature;
+
+use signature::Loaded;
 
 const STAGE: Stage = Stage::Mapped;
 const TARGET: &str = "verity";
@@ -43,24 +47,7 @@ impl Unlocked {
         let manifest = self.verified.manifest.manifest();
         let ImageDevices { data, tree, .. } = &self.image;
         compare_superblock(boot, &manifest.verity, &tree.path)?;
-        let table = table(&self.image, &manifest.verity)?;
-        let mapping = Mapping {
-            name: ROOT_MAPPING,
-            uuid: &mapper_uuid(&manifest.verity),
-            sectors: table.sectors(),
-            target: TARGET,
-            parameters: &table.to_string(),
-            access: Access::ReadOnly,
-        };
-        let number = boot.system.create_mapping(&mapping).map_err(|error| {
-            refusal(
-                STAGE,
-                "the verity device cannot be mapped",
-                mapping.parameters,
-                text(&error),
-                "see the kernel's messages above",
-            )
-        })?;
+        let Loaded { table, number, signed } = signature::create(boot, &self.image, &manifest.verity)?;
         let confirmed = confirm(boot, &table, data.number, tree.number)?;
         let path = format!("/dev/dm-{}", number.minor);
         // For tools that look for the name; udev makes the same link later.
@@ -68,16 +55,17 @@ impl Unlocked {
         {
             boot.warn(format!("/dev/mapper/{ROOT_MAPPING}: {}", text(&error)));
         }
-        boot.reached(STAGE, &description(manifest, &path));
+        boot.reached(STAGE, &description(manifest, &path, signed));
         let Self { verified, image: ImageDevices { data, tree, .. }, volumes } = self;
         let (data_device, hash_device, data) = (data.path, tree.path, data.number);
         Ok(Mapped { verified, volumes, path, data, data_device, hash_device, table: confirmed })
     }
 }
 
-fn table(image: &ImageDevices, sealed: &SealedVerity) -> Result<VerityTable, FailureReport> {
+/// The table, with these options besides the sealed ones.
+fn table(image: &ImageDevices, sealed: &SealedVerity, more: &[&str]) -> Result<VerityTable, FailureReport> {
     let devices = [image.data.number.to_string(), image.tree.number.to_string()];
-    let options = sealed.on_corruption.option().map(str::to_owned).into_iter().collect();
+    let options = sealed.on_corruption.option().into_iter().chain(more.iter().copied()).map(str::to_owned).collect();
     let (parameters, root_hash) = (sealed.parameters.clone(), sealed.root_hash.clone());
     VerityTable::new(devices, parameters, image.hash_start_block, root_hash, options).map_err(|error| {
         refusal(
@@ -90,9 +78,27 @@ fn table(image: &ImageDevices, sealed: &SealedVerity) -> Result<VerityTable, Fai
     })
 }
 
-fn description(manifest: &Manifest, path: &str) -> String {
+/// Asks the kernel for the device.
+fn load<S: System>(boot: &mut Boot<'_, S>, sealed: &SealedVerity, table: &VerityTable) -> io::Result<DeviceNumber> {
+    boot.system.create_mapping(&Mapping {
+        name: ROOT_MAPPING,
+        uuid: &mapper_uuid(sealed),
+        sectors: table.sectors(),
+        target: TARGET,
+        parameters: &table.to_string(),
+        access: Access::ReadOnly,
+    })
+}
+
+fn not_mapped(table: &VerityTable, error: &io::Error) -> FailureReport {
+    let fact = "the verity device cannot be mapped";
+    refusal(STAGE, fact, table.to_string(), text(error), "see the kernel's messages above")
+}
+
+fn description(manifest: &Manifest, path: &str, signed: bool) -> String {
     let root_hash = manifest.verity.root_hash.to_string();
-    format!("mapped {path} with root hash {}", &root_hash[..SHORT.min(root_hash.len())])
+    let by_kernel = if signed { ", signed as the kernel demands" } else { "" };
+    format!("mapped {path} with root hash {}{by_kernel}", &root_hash[..SHORT.min(root_hash.len())])
 }
 
 /// cryptsetup's form, by which it and systemd know a verity device.
@@ -145,3 +151,6 @@ fn confirm<S: System>(
     check_status(&one.text).map_err(|error| differs(&error))?;
     Ok(format!("{} {} {} {}", target.start, target.sectors, target.target, target.text))
 }
+
+#[cfg(test)]
+mod tests;

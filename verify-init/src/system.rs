@@ -35,6 +35,15 @@ pub enum Access {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KeySerial(pub i32);
 
+/// Who may do what with a key in a keyring.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyKind {
+    /// The kernel's own code alone reads it: a volume key.
+    Logon,
+    /// Whoever has the keyring reads it, too: a signature, which is no secret.
+    User,
+}
+
 /// A question on the console, whose answer is not shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
@@ -133,8 +142,8 @@ pub trait System {
     /// Asks on the console, without showing the answer. An error where there is no console, where it was closed, and
     /// where nobody answered in time.
     fn ask_secret(&mut self, question: &Question<'_>) -> io::Result<Zeroizing<Vec<u8>>>;
-    /// Puts a key where device-mapper finds it and nobody can read it: a logon key, in a keyring of this process.
-    fn add_key(&mut self, description: &str, key: &[u8]) -> io::Result<KeySerial>;
+    /// Puts a key where device-mapper finds it: into a keyring of this process.
+    fn add_key(&mut self, kind: KeyKind, description: &str, key: &[u8]) -> io::Result<KeySerial>;
     /// Takes a key out of the keyring, and makes it useless.
     fn remove_key(&mut self, key: KeySerial) -> io::Result<()>;
 

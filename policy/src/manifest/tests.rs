@@ -29,6 +29,7 @@ pub(crate) fn manifest() -> Manifest {
             hash_offset: 0,
             superblock_uuid: None,
             on_corruption: CorruptionAction::Panic,
+            root_hash_signature: RootHashSignature::Off,
         },
         data: Place::PartUuid(Uuid::from_bytes([1; 16])),
         tree: Place::PartLabel("tree".parse().unwrap()),

@@ -13,12 +13,15 @@ use crate::{
         input::Input,
     },
     initramfs::in_archive,
-    sealed,
+    roothash, sealed,
 };
 
 /// The embedded files that have a twin in the sealed directory.
-const TWINS: [(&str, &str, usize); 2] =
-    [(paths::MANIFEST, sealed::MANIFEST, MAX_ENVELOPE_SIZE), (paths::TRUST, sealed::TRUST, MAX_TRUST_SIZE)];
+const TWINS: [(&str, &str, usize); 3] = [
+    (paths::MANIFEST, sealed::MANIFEST, MAX_ENVELOPE_SIZE),
+    (paths::TRUST, sealed::TRUST, MAX_TRUST_SIZE),
+    (paths::ROOT_HASH_SIGNATURE, sealed::ROOT_HASH_SIGNATURE, roothash::MAX_SIZE),
+];
 
 /// Collects the twins. A later entry replaces an earlier one, as it does when the kernel unpacks them.
 #[derive(Default)]

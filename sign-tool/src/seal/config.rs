@@ -11,7 +11,7 @@ use iofs_policy::{
     failure::FailureAction,
     manifest::{
         Architecture, ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, Place, Role, RollbackIndex,
-        RootPath, SrkPublic, TpmRules, TpmUse, UnlockRules, Volume, VolumeName, VolumeUse,
+        RootHashSignature, RootPath, SrkPublic, TpmRules, TpmUse, UnlockRules, Volume, VolumeName, VolumeUse,
     },
     verity::{BlockSize, CorruptionAction, HashAlgorithm, Salt},
 };
@@ -111,6 +111,8 @@ pub struct VeritySection {
     pub salt: Option<Salt>,
     /// Whether the tree begins with a superblock, for other tools.
     pub superblock: bool,
+    /// Whether the kernel checks the signed root hash itself.
+    pub root_hash_signature: RootHashSignature,
 }
 
 impl Default for VeritySection {
@@ -121,6 +123,7 @@ impl Default for VeritySection {
             hash_block_size: BlockSize::DEFAULT,
             salt: None,
             superblock: true,
+            root_hash_signature: RootHashSignature::Off,
         }
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     keys::PrivateKey,
     pcr_policy::PolicySigner,
     report::{ExitStatus, Failure},
+    roothash,
     sealed::{self, MAX_IMAGE, SealedDirectory},
     x509::{SignerName, X509Signer},
 };
@@ -244,8 +245,12 @@ fn bad_envelope(error: &EnvelopeError) -> Failure {
 fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &TrustPolicy) -> Result<(), Failure> {
     let mut bytes = directory.read(sealed::INITRAMFS_BASE, MAX_IMAGE)?;
     let embedded = |path: &str, bytes| EmbeddedFile { path: in_archive(path).to_owned(), mode: 0o644, bytes };
-    let files = [embedded(paths::MANIFEST, manifest.to_json()), embedded(paths::TRUST, trust.to_json())];
-    // Two small files: not worth a compression that the kernel might lack.
+    let mut files = vec![embedded(paths::MANIFEST, manifest.to_json()), embedded(paths::TRUST, trust.to_json())];
+    if directory.has(sealed::ROOT_HASH_SIGNATURE) {
+        let signature = directory.read(sealed::ROOT_HASH_SIGNATURE, roothash::MAX_SIZE)?;
+        files.push(embedded(paths::ROOT_HASH_SIGNATURE, signature));
+    }
+    // Small files: not worth a compression that the kernel might lack.
     let (segment, _) = initramfs::image_segment(&files, Format::None, 0)?;
     bytes.extend_from_slice(&segment);
     atomic::write(&directory.file(sealed::INITRAMFS), 0o644, &bytes)

@@ -115,8 +115,8 @@ pub(super) fn write_tree(
     let progress = output.progress("hashing every block", content.1);
     let root_hash = verity::format(&job, &progress)?;
     progress.finish();
-    let on_corruption = request.config.boot.on_corruption;
-    Ok(SealedVerity { parameters, root_hash, hash_offset, superblock_uuid, on_corruption })
+    let (on_corruption, root_hash_signature) = (request.config.boot.on_corruption, section.root_hash_signature);
+    Ok(SealedVerity { parameters, root_hash, hash_offset, superblock_uuid, on_corruption, root_hash_signature })
 }
 
 /// What the image's writer is told.

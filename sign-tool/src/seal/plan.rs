@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use iofs_policy::trust::{KeyId, TrustedKey};
 
-use super::{SealRequest, image::image_options, is_sealed, read_init, read_kernel, trusted_keys};
+use super::{
+    SealRequest, check_root_hash_signature, image::image_options, is_sealed, read_init, read_kernel, trusted_keys,
+};
 use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Failure, tree::source::Source};
 
 /// What `seal` would do, for `--dry-run`.
@@ -46,6 +48,7 @@ impl Plan {
 /// As [`seal`].
 pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
     AtomicDirectory::check(&request.out, request.replace, is_sealed)?;
+    check_root_hash_signature(request)?;
     let keys = trusted_keys(request)?;
     let kernel = read_kernel(request)?;
     read_init(request)?;

@@ -18,7 +18,7 @@ use nix::{
 };
 use zeroize::Zeroizing;
 
-use crate::system::{Access, KeySerial, MappedTarget, Mapping, Mount, Question, System};
+use crate::system::{Access, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System};
 
 mod console;
 mod end;
@@ -164,8 +164,8 @@ impl System for Linux {
         secret::ask(console::CONSOLE.as_ref(), question)
     }
 
-    fn add_key(&mut self, description: &str, key: &[u8]) -> io::Result<KeySerial> {
-        keyring::add(description, key)
+    fn add_key(&mut self, kind: KeyKind, description: &str, key: &[u8]) -> io::Result<KeySerial> {
+        keyring::add(kind, description, key)
     }
 
     fn remove_key(&mut self, key: KeySerial) -> io::Result<()> {

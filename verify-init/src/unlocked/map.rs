@@ -12,7 +12,7 @@ use crate::{
     boot::Boot,
     devices::BlockDevice,
     report::{refusal, text},
-    system::{Access, MappedTarget, Mapping, System},
+    system::{Access, KeyKind, MappedTarget, Mapping, System},
 };
 
 const SECTOR: u64 = 512;
@@ -99,7 +99,7 @@ impl Job<'_> {
         let reference = KeyReference { bytes: key.as_bytes().len(), description: description.clone() };
         let table = self.header.crypt_table(&on.number.to_string(), below, &reference);
         let table = table.map_err(|error| self.impossible(&error))?;
-        let serial = boot.system.add_key(&description, key.as_bytes()).map_err(|error| {
+        let serial = boot.system.add_key(KeyKind::Logon, &description, key.as_bytes()).map_err(|error| {
             self.refused("its key cannot be given to the kernel", "room for a key in the keyring", text(&error))
         })?;
         let (uuid, parameters) = (format!("CRYPT-LUKS2-{}-{name}", uuid.simple()), table.to_string());
