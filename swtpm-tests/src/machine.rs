@@ -316,6 +316,14 @@ mod tests {
     }
 
     #[test]
+    fn firmware_that_enforces_secure_boot_alone_may_write_its_variables() {
+        let firmware = Firmware::SecureBoot(PathBuf::from("/keys.fd"));
+        let line = line(&Machine { firmware, ..Machine::named("x") });
+        assert!(line.contains("-machine q35,smm=on ") && line.contains("property=secure,value=on"), "{line}");
+        assert!(line.contains("unit=1,format=raw,snapshot=on,file=/keys.fd"), "{line}");
+    }
+
+    #[test]
     fn every_disk_has_a_number_of_its_own() {
         let line = line(&Machine::named("x").disk(Disk::raw("a").on(Bus::Usb)).disk(Disk::raw("b").on(Bus::Ahci)));
         assert!(line.contains("usb-storage,bus=xhci0.0,drive=disk0"), "{line}");
