@@ -84,7 +84,7 @@ fn a_signature_by_openssl_over_the_written_bytes_gives_the_same_image() {
 fn a_changed_byte_of_a_signed_image_is_noticed_wherever_it_is() {
     let place = Place::new();
     // A stub is a PE image too, and a small one.
-    let parts: [(Part, &[u8]); 2] = [(Part::Linux, &stub()), (Part::CommandLine, b"quiet")];
+    let parts: [(Part, &[u8]); 3] = [(Part::Linux, &stub()), (Part::CommandLine, b"quiet"), (Part::Initrd, b"070701")];
     let image = uki::assemble(&stub(), &parts).unwrap().bytes;
     let signed = secure_boot::sign(&image, &place.signer("db")).unwrap();
     let signers = secure_boot::signers(&signed).unwrap();

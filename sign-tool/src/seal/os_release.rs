@@ -27,7 +27,7 @@ impl OsRelease {
         ["etc/os-release", "usr/lib/os-release"]
             .into_iter()
             .find_map(|path| read_inside(tree, path))
-            .map_or_else(Self::default, |text| Self::parse(&text))
+            .map_or_else(Self::default, |text| Self { text: Some(text.clone()), ..Self::parse(&text) })
     }
 
     /// Parses the file's text (os-release(5)). What is malformed is passed over, since it only gives defaults.
@@ -41,7 +41,7 @@ impl OsRelease {
         Self {
             id: field("IMAGE_ID").or_else(|| field("ID")),
             version: field("IMAGE_VERSION").or_else(|| field("VERSION_ID")),
-            text: Some(text.to_owned()),
+            text: None,
         }
     }
 
