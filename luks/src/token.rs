@@ -25,6 +25,11 @@ const TPM2: &str = "systemd-tpm2";
 const RECOVERY: &str = "systemd-recovery";
 /// Objects that are kept in a TPM have such handles (TPM 2.0 Library, Part 2, section 7.2).
 const PERSISTENT: std::ops::RangeInclusive<u32> = 0x8100_0000..=0x81ff_ffff;
+/// NV indices have such handles.
+const NV_INDICES: std::ops::RangeInclusive<u32> = 0x0100_0000..=0x01ff_ffff;
+const ROLLBACK_COUNTER: &str = "iofs-rollback-counter";
+const ROLLBACK_LIMIT: &str = "iofs-rollback-limit";
+const ROLLBACK_INDEX: &str = "iofs-rollback-index";
 /// A sealed object has some hundred bytes, a PEM key less than a thousand.
 const MAX_BYTES: usize = 8192;
 /// As many parts as a secret may be in.
@@ -191,6 +196,19 @@ pub struct TokenSrk {
     pub public: Vec<u8>,
 }
 
+/// What ties a token to the TPM's rollback counter: it opens until the counter is above the limit.
+///
+/// The counter of each TPM starts somewhere else, and counts up by one for each rollback index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RollbackLimit {
+    /// The counter: an NV index.
+    pub counter: u32,
+    /// The highest value of the counter at which the token opens.
+    pub limit: u64,
+    /// The rollback index of the release that the token is for: what the counter stands for at the limit.
+    pub index: u64,
+}
+
 /// A token of type `systemd-tpm2`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tpm2Token {
@@ -223,11 +241,14 @@ pub struct Tpm2Token {
     /// our own key `iofs-pcr-values`, which systemd passes over. Empty where it is not there. Nobody vouches for it but the
     /// policy's digest.
     pub pcr_values: Vec<Vec<u8>>,
+    /// The rollback counter in the token's policy: our own keys `iofs-rollback-counter`, `iofs-rollback-limit` and
+    /// `iofs-rollback-index`, which systemd passes over. It then makes a policy without the counter, which opens nothing.
+    pub rollback: Option<RollbackLimit>,
     /// The names of fields that are not known here. A token that has some is not written anew.
     pub unknown: Vec<String>,
 }
 
-const KNOWN: [&str; 16] = [
+const KNOWN: [&str; 19] = [
     "type",
     "keyslots",
     "tpm2-blob",
@@ -244,6 +265,9 @@ const KNOWN: [&str; 16] = [
     "tpm2_pcrlock_nv",
     "iofs-handle",
     "iofs-pcr-values",
+    ROLLBACK_COUNTER,
+    ROLLBACK_LIMIT,
+    ROLLBACK_INDEX,
 ];
 
 impl Tpm2Token {
@@ -265,6 +289,7 @@ impl Tpm2Token {
                 .map(|handle| handle.number(*PERSISTENT.start(), *PERSISTENT.end()))
                 .transpose()?,
             pcr_values: optional("iofs-pcr-values")?.map_or(Ok(Vec::new()), pcr_values)?,
+            rollback: rollback(field)?,
             unknown: field
                 .members()?
                 .into_iter()
@@ -327,6 +352,12 @@ impl Tpm2Token {
             let values = self.pcr_values.iter().map(|value| format!("\"{}\"", hex::encode(value)));
             put("iofs-pcr-values", &format!("[{}]", values.collect::<Vec<_>>().join(",")));
         }
+        if let Some(rule) = &self.rollback {
+            put(ROLLBACK_COUNTER, &rule.counter.to_string());
+            // Numbers of 64 bits are text in LUKS2's JSON.
+            put(ROLLBACK_LIMIT, &format!("\"{}\"", rule.limit));
+            put(ROLLBACK_INDEX, &format!("\"{}\"", rule.index));
+        }
         text.push('}');
         text
     }
@@ -366,6 +397,17 @@ fn pcr_values(field: Field<'_>) -> Result<Vec<Vec<u8>>, Fault> {
         value.ok_or_else(|| field.error("up to 128 lower-case hexadecimal digits"))
     };
     field.list()?.into_iter().map(value).collect()
+}
+
+/// All three fields, or none.
+fn rollback(field: Field<'_>) -> Result<Option<RollbackLimit>, Fault> {
+    let [counter, limit, index] =
+        [field.member(ROLLBACK_COUNTER)?, field.member(ROLLBACK_LIMIT)?, field.member(ROLLBACK_INDEX)?];
+    if counter.is_absent() && limit.is_absent() && index.is_absent() {
+        return Ok(None);
+    }
+    let counter = counter.number(*NV_INDICES.start(), *NV_INDICES.end())?;
+    Ok(Some(RollbackLimit { counter, limit: limit.decimal()?, index: index.decimal()? }))
 }
 
 /// Policies are made by sessions of SHA-256.

@@ -15,7 +15,7 @@ use common::{
     edit::{Both, DEBIAN_12, DEBIAN_13},
     run, slot,
 };
-use iofs_luks::{Header, PrimaryAlg, SignedPcrs, Token, TokenSrk, Tpm2Token};
+use iofs_luks::{Header, PrimaryAlg, RollbackLimit, SignedPcrs, Token, TokenSrk, Tpm2Token};
 use iofs_policy::{
     digest::Sha256Digest,
     hex,
@@ -273,6 +273,7 @@ prop_compose! {
         public in prop::option::of((0x8100_0000..=0x81ff_ffff_u32, prop::collection::vec(any::<u8>(), 1..120))),
         persistent in prop::option::of(0x8100_0000..=0x81ff_ffff_u32),
         values in prop::collection::vec(any::<[u8; 32]>(), 0..24),
+        rollback in prop::option::of((0x0100_0000_u32..0x0200_0000, any::<u64>(), any::<u64>())),
     ) -> Tpm2Token {
         let registers = |set: BTreeSet<u8>| set.into_iter().map(|index| PcrIndex::new(index).unwrap()).collect();
         let (blobs, policy_hashes) = parts.into_iter().map(|(blob, hash)| (blob, hash.to_vec())).unzip();
@@ -294,6 +295,7 @@ prop_compose! {
             pcrlock: false,
             persistent,
             pcr_values: values.into_iter().map(|value| value.to_vec()).collect(),
+            rollback: rollback.map(|(counter, limit, index)| RollbackLimit { counter, limit, index }),
             unknown: Vec::new(),
         }
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     digest::Sha256Digest,
     failure::Stage,
-    manifest::{Architecture, ImageId, Role, RollbackIndex, VolumeName},
+    manifest::{Architecture, ImageId, Role, RollbackIndex, RollbackRule, VolumeName},
     trust::KeyId,
     verity::RootHash,
 };
@@ -49,6 +49,9 @@ pub struct BootRecord {
     /// The volumes that were opened, in this order. Nothing secret is among what is told of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<UnlockedVolume>,
+    /// What the TPM's rollback counter stands for, where the manifest says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRule>,
     /// The kernel's release.
     pub kernel_release: String,
     /// What was odd, but not refused.

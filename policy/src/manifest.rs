@@ -17,7 +17,7 @@ mod tpm;
 mod values;
 mod volume;
 
-pub use tpm::{SrkPublic, TpmRules, TpmUse};
+pub use tpm::{RollbackRule, SrkPublic, TpmRules, TpmUse};
 pub use values::{ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, RootPath, ValueError};
 pub use volume::{
     DataUse, FileSystem, MAX_MEMORY_KIB, MAX_TRIES, MAX_VOLUMES, UnlockRules, UpperUse, Volume, VolumeError,
@@ -240,6 +240,9 @@ pub enum ManifestError {
     /// A TPM is pinned and not required.
     #[error("manifest: tpm: expected use \"required\" beside a pinned srk, found \"{0}\"")]
     PinnedTpm(TpmUse),
+    /// A rollback counter is named, and not whose.
+    #[error("manifest: tpm.rollback: expected a pinned srk beside it, found none: whoever is on the bus could answer")]
+    UnpinnedRollback,
     /// A volume contradicts something.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -280,6 +283,9 @@ impl Manifest {
         }
         if self.tpm.srk.is_some() && self.tpm.usage != TpmUse::Required {
             return Err(ManifestError::PinnedTpm(self.tpm.usage));
+        }
+        if self.tpm.rollback.is_some() && self.tpm.srk.is_none() {
+            return Err(ManifestError::UnpinnedRollback);
         }
         self.check_volumes(geometry.data_bytes())?;
         Ok(())

@@ -29,6 +29,8 @@ pub enum CommandCode {
     LoadExternal,
     /// `TPM2_NV_ReadPublic` (Part 3, section 31.6)
     NvReadPublic,
+    /// `TPM2_PolicyNV` (Part 3, section 23.9)
+    PolicyNv,
     /// `TPM2_PolicyAuthorize` (Part 3, section 23.16)
     PolicyAuthorize,
     /// `TPM2_PolicyAuthValue` (Part 3, section 23.17)
@@ -60,6 +62,7 @@ impl CommandCode {
             Self::CreatePrimary => (0x131, "TPM2_CreatePrimary"),
             Self::NvIncrement => (0x134, "TPM2_NV_Increment"),
             Self::PcrEvent => (0x13c, "TPM2_PCR_Event"),
+            Self::PolicyNv => (0x149, "TPM2_PolicyNV"),
             Self::NvRead => (0x14e, "TPM2_NV_Read"),
             Self::Import => (0x156, "TPM2_Import"),
             Self::Load => (0x157, "TPM2_Load"),

@@ -26,6 +26,7 @@ pub mod policy_key;
 pub mod presence;
 pub mod protected;
 pub mod response;
+pub mod rollback;
 pub mod sealed;
 pub mod session;
 pub mod srk;

@@ -10,6 +10,7 @@ use crate::{
     crypto::{SIZE, sha256},
     name::Name,
     pcr,
+    rollback::{self, CounterLimit, NOT_HIGHER},
 };
 
 /// Registers of banks.
@@ -40,6 +41,14 @@ impl PolicyDigest {
         // In the order of the selection: bank by bank, then by register.
         let parts: Vec<&[u8]> = values.values().map(PcrDigest::as_bytes).collect();
         self.step(CommandCode::PolicyPcr, &[&pcr::selection(&wanted), &sha256(&parts)])
+    }
+
+    /// TPM2_PolicyNV (Part 3, section 23.9): the rollback counter is not above this value.
+    #[must_use]
+    pub fn counter(self, limit: CounterLimit) -> Self {
+        // operandB, offset, operation.
+        let compared = sha256(&[&limit.value.to_be_bytes(), &[0, 0], &NOT_HIGHER.to_be_bytes()]);
+        self.step(CommandCode::PolicyNv, &[&compared, rollback::name(limit.index).as_bytes()])
     }
 
     /// TPM2_PolicyAuthValue (Part 3, section 23.17): whoever asks knows the object's authorization value.

@@ -327,7 +327,8 @@ impl Unlocking<'_> {
 }
 
 fn request<'a>(scene: &'a Scene, sealed: &'a Sealed, auth_value: Option<&'a [u8]>) -> UnsealRequest<'a> {
-    let policy = UnsealPolicy { signed: None, registers: BTreeSet::from([(PcrBank::Sha256, index(7))]), auth_value };
+    let registers = BTreeSet::from([(PcrBank::Sha256, index(7))]);
+    let policy = UnsealPolicy { registers, auth_value, ..UnsealPolicy::default() };
     let parent = Parent::Pinned { handle: SRK_HANDLE, pin: &scene.pin };
     UnsealRequest { parent, sealed, persistent: None, policy }
 }

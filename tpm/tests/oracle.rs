@@ -30,7 +30,7 @@ fn request<'a>(
     registers: &[u8],
     auth_value: Option<&'a [u8]>,
 ) -> UnsealRequest<'a> {
-    let policy = UnsealPolicy { signed: None, registers: sha256(registers), auth_value };
+    let policy = UnsealPolicy { registers: sha256(registers), auth_value, ..UnsealPolicy::default() };
     UnsealRequest { parent: Parent::Pinned { handle: SRK_HANDLE, pin }, sealed, persistent: None, policy }
 }
 

@@ -3,7 +3,7 @@
 mod host_common;
 mod unlock_common;
 
-use std::{collections::BTreeSet, process::Command};
+use std::process::Command;
 
 use host_common::SoftwareTpm;
 use iofs_policy::{
@@ -56,7 +56,7 @@ fn sealed(auth_value: Option<&[u8]>) -> (SoftwareTpm, PinnedSrk, Sealed) {
 }
 
 fn request<'a>(pin: &'a PinnedSrk, sealed: &'a Sealed, auth_value: Option<&'a [u8]>) -> UnsealRequest<'a> {
-    let policy = UnsealPolicy { signed: None, registers: sha256(&[7]), auth_value };
+    let policy = UnsealPolicy { registers: sha256(&[7]), auth_value, ..UnsealPolicy::default() };
     UnsealRequest { parent: Parent::Pinned { handle: SRK_HANDLE, pin }, sealed, persistent: None, policy }
 }
 
@@ -293,7 +293,7 @@ fn policies_signed_by_rsa_and_ecdsa_open_by_either_of_the_keys_names() {
             let object = Sealed::parse(&blob).unwrap();
             let (bank, registers) = (PcrBank::Sha256, indices(&[7]));
             let signed = Some(SignedPolicy { bank, registers, key: &key, signatures: &signatures });
-            let policy = UnsealPolicy { signed, registers: BTreeSet::new(), auth_value: None };
+            let policy = UnsealPolicy { signed, ..UnsealPolicy::default() };
             let request = UnsealRequest { policy, ..request(&pin, &object, None) };
             let (secret, commands) = counted(&software, &request);
             assert_eq!(secret.unwrap().as_slice(), SECRET, "{options:?}");
@@ -329,7 +329,7 @@ fn a_signed_policy_with_registers_beside_it_opens_by_either_of_the_keys_names() 
             let (bank, registers) = (PcrBank::Sha256, indices(&[7]));
             Some(SignedPolicy { bank, registers, key, signatures: &signatures })
         };
-        let policy = UnsealPolicy { signed: signed(&key), registers: sha256(&[8]), auth_value: None };
+        let policy = UnsealPolicy { signed: signed(&key), registers: sha256(&[8]), ..UnsealPolicy::default() };
         let request = UnsealRequest { policy, ..request(&pin, &object, None) };
         assert_eq!(counted(&software, &request).0.unwrap().as_slice(), SECRET);
         // Without the registers beside, it is another policy.

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use iofs_policy::{
     failure::{FailureReport, Stage},
-    manifest::{TpmRules, TpmUse},
+    manifest::{RollbackIndex, RollbackRule, TpmRules, TpmUse},
     measurement::Measurement,
     measurement_log::Record,
     paths::MEASUREMENT_LOG,
@@ -15,6 +15,7 @@ use iofs_tpm::{
     Tpm,
     pcr::{self, ActiveBanks, ExtendError, Judgement, PcrValues, ReadError},
     presence::{Facts, Presence},
+    rollback::CounterError,
     transport::{Transport, TransportError},
 };
 
@@ -59,7 +60,8 @@ impl Verified {
     /// Measures the phase, the command line and the manifest.
     pub(crate) fn measure<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Measured, FailureReport> {
         let rules = self.manifest.manifest().tpm.clone();
-        let what = match open(boot, &rules) {
+        let index = self.manifest.manifest().image.rollback_index;
+        let what = match open(boot, &rules, index) {
             Ok(Some(measuring)) => {
                 boot.measuring = Some(measuring);
                 let debug = self.manifest.manifest().image.debug;
@@ -305,7 +307,11 @@ fn boot_id<S: System>(boot: &mut Boot<'_, S>) -> Option<String> {
 }
 
 /// Finds the TPM and its banks. `None` where there is none and none is required.
-fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<Measuring>, FailureReport> {
+fn open<S: System>(
+    boot: &mut Boot<'_, S>,
+    rules: &TpmRules,
+    image: RollbackIndex,
+) -> Result<Option<Measuring>, FailureReport> {
     let Some(patience) = patience(boot, rules.usage) else {
         return Ok(None);
     };
@@ -314,7 +320,14 @@ fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<Me
         refusal(Stage::Measured, "there is no TPM to measure into", "a TPM 2.0 with an active bank", found, next)
     };
     boot.system.open_tpm(patience).map_err(|error| fail(error.to_string()))?;
-    let session = rules.srk.as_ref().map(|srk| Session::start(boot, srk)).transpose()?;
+    let mut session = rules.srk.as_ref().map(|srk| Session::start(boot, srk)).transpose()?;
+    if let Some(rule) = &rules.rollback {
+        // A manifest with the rule pins a TPM. Without a session nothing would be known, and nothing older refused.
+        let read = session.take().map(|session| session.counter(&mut Tpm::new(Wire(boot.system)), rule.counter));
+        let (kept, counter) = read.unwrap_or((None, Err(CounterError::Absent { index: rule.counter })));
+        session = kept;
+        not_older(rule, image, counter)?;
+    }
     let tpm = &mut Tpm::new(Wire(boot.system));
     let banks = pcr::active_banks(tpm).map_err(|error| fail(error.to_string()))?;
     if !banks.unknown().is_empty() {
@@ -323,6 +336,32 @@ fn open<S: System>(boot: &mut Boot<'_, S>, rules: &TpmRules) -> Result<Option<Me
     }
     boot.system.create_folder(LOG_FOLDER, 0o755).map_err(|error| fail(text(&error)))?;
     Ok(Some(Measuring { banks, must_hold: rules.usage == TpmUse::Required, closed: None, events: Vec::new(), session }))
+}
+
+/// The image is not older than what was confirmed on this machine. Before anything is measured: a boot that is refused adds
+/// nothing to the registers.
+fn not_older(
+    rule: &RollbackRule,
+    image: RollbackIndex,
+    counter: Result<u64, CounterError>,
+) -> Result<(), FailureReport> {
+    let refused = |fact, expected, found, next| Err(refusal(Stage::Measured, fact, expected, found, next));
+    match counter.map(|counter| (counter, rule.floor(counter))) {
+        Ok((_, floor)) if image >= floor => Ok(()),
+        Ok((counter, floor)) => refused(
+            "the image is older than this machine accepts",
+            format!("rollback index {floor} or higher, as the TPM's counter says ({counter})"),
+            format!("rollback index {image}"),
+            "boot the release that was confirmed last, or a newer one",
+        ),
+        Err(error) => refused(
+            "the TPM's rollback counter cannot be read",
+            format!("the counter that was enrolled, at NV index {:#010x}", rule.counter),
+            error.to_string(),
+            "open the volumes with their recovery keys on another system, enrol the counter again with iofs-sign enroll \
+             --rollback-counter, and seal a release with what it prints",
+        ),
+    }
 }
 
 /// How long to wait for a TPM, if at all.
@@ -346,5 +385,29 @@ pub(crate) struct Wire<'a, S>(pub(crate) &'a mut S);
 impl<S: System> Transport for Wire<'_, S> {
     fn exchange(&mut self, command: &[u8]) -> Result<Vec<u8>, TransportError> {
         self.0.tpm(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rollback_an_image_older_than_the_counter_says_is_refused() {
+        let rule = RollbackRule { counter: 0x0180_494f, value: 7, index: RollbackIndex(3) };
+        let check = |image, counter| not_older(&rule, RollbackIndex(image), counter);
+        assert_eq!(check(3, Ok(7)), Ok(()));
+        assert_eq!(check(9, Ok(8)), Ok(()));
+        let refused = check(3, Ok(8)).unwrap_err().to_string();
+        for text in [
+            "the image is older than this machine accepts",
+            "rollback index 4 or higher, as the TPM's counter says (8)",
+            "found:    rollback index 3",
+            "boot the release that was confirmed last",
+        ] {
+            assert!(refused.contains(text), "{refused}");
+        }
+        let gone = check(3, Err(CounterError::Absent { index: rule.counter })).unwrap_err().to_string();
+        assert!(gone.contains("NV index 0x0180494f") && gone.contains("found nothing"), "{gone}");
     }
 }

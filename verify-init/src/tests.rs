@@ -655,7 +655,11 @@ fn bus_interposer_a_tpm_that_is_not_the_pinned_one_stops_the_boot() {
     let area = hex::decode("0023000b000304720000000600800043001000030010").unwrap();
     let area = [area, point].concat();
     let size = u16::try_from(area.len()).unwrap().to_be_bytes();
-    pinned.tpm = TpmRules { usage: TpmUse::Required, srk: Some(SrkPublic::new([&size[..], &area].concat()).unwrap()) };
+    pinned.tpm = TpmRules {
+        usage: TpmUse::Required,
+        srk: Some(SrkPublic::new([&size[..], &area].concat()).unwrap()),
+        rollback: None,
+    };
     let mut fake = Fake::sealed(&pinned);
     fake.tpm = Some(FakeTpm::with_banks(&[PcrBank::Sha256]));
     let (text, fake) = refused_by(fake);

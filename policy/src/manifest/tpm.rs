@@ -5,6 +5,8 @@ use std::fmt;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Serialize};
 
+use super::RollbackIndex;
+
 /// The longest public area that is taken, in bytes: an RSA-4096 key has less than this.
 const MAX_PUBLIC: usize = 1024;
 
@@ -41,6 +43,37 @@ pub struct TpmRules {
     /// The storage root key of the one TPM that this image is for. With it, every command that extends a register runs in a
     /// session that only that TPM can answer.
     pub srk: Option<SrkPublic>,
+    /// The rollback counter of that TPM: images that are older than it says are refused. Images without the rule do not
+    /// mention it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRule>,
+}
+
+/// What a TPM's rollback counter says. It only counts up, by one for each rollback index, and starts at another value on each
+/// TPM: so one of its values is sealed with the index that it stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRule {
+    /// The counter: an NV index.
+    pub counter: u32,
+    /// A value of it.
+    pub value: u64,
+    /// The oldest rollback index that may boot at this value.
+    pub index: RollbackIndex,
+}
+
+impl RollbackRule {
+    /// The value of the counter at which this rollback index is the oldest that may boot. `None` beyond what a counter holds.
+    pub fn value_of(&self, index: RollbackIndex) -> Option<u64> {
+        u64::try_from(i128::from(self.value) + i128::from(index.0) - i128::from(self.index.0)).ok()
+    }
+
+    /// The oldest rollback index that may boot while the counter has this value.
+    pub fn floor(&self, counter: u64) -> RollbackIndex {
+        let floor = i128::from(self.index.0) + i128::from(counter) - i128::from(self.value);
+        let nearest = if floor < 0 { 0 } else { u64::MAX };
+        RollbackIndex(u64::try_from(floor).unwrap_or(nearest))
+    }
 }
 
 /// A storage root key's public part: a TPM2B_PUBLIC (TPM 2.0 Library, Part 2, section 12.2.5), as `tpm2_readpublic -o`
@@ -106,6 +139,18 @@ mod tests {
         let rules: TpmRules = serde_json::from_str(r#"{"use": "required", "srk": "AAEH"}"#).unwrap();
         assert_eq!(rules.srk.as_ref().map(SrkPublic::as_bytes), Some(&[0, 1, 7][..]));
         assert_eq!(serde_json::to_string(&rules).unwrap(), r#"{"use":"required","srk":"AAEH"}"#);
+    }
+
+    #[test]
+    fn the_floor_rises_with_the_counter_and_stays_within_bounds() {
+        let rule: RollbackRule = serde_json::from_str(r#"{"counter": 25184591, "value": 7, "index": 3}"#).unwrap();
+        let floors = [(7, 3), (8, 4), (6, 2), (0, 0), (u64::MAX, u64::MAX - 4)];
+        assert!(floors.iter().all(|(counter, floor)| rule.floor(*counter) == RollbackIndex(*floor)));
+        assert!([3, 4, 2, 0].iter().all(|index| rule.floor(rule.value_of(RollbackIndex(*index)).unwrap()).0 == *index));
+        let high = RollbackRule { value: 0, index: RollbackIndex(u64::MAX), ..rule };
+        assert_eq!(high.floor(1), RollbackIndex(u64::MAX));
+        let low = RollbackRule { value: u64::MAX, index: RollbackIndex(0), ..rule };
+        assert_eq!(low.floor(0), RollbackIndex(0));
     }
 
     #[test]

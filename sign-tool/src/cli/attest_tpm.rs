@@ -73,6 +73,16 @@ pub(super) fn parse_owner_handle(text: &str) -> Result<Handle, String> {
     }
 }
 
+/// An NV index that the owner can define.
+#[cfg(feature = "enroll")]
+pub(super) fn parse_nv_index(text: &str) -> Result<Handle, String> {
+    let index = parse_handle(text)?;
+    match iofs_tpm::rollback::OWNER_INDICES.contains(&index.0) {
+        true => Ok(index),
+        false => Err("expected 0x01800000 to 0x01bfffff".to_owned()),
+    }
+}
+
 /// An algorithm on the command line.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 pub(super) enum Algorithm {

@@ -147,6 +147,11 @@ impl Arguments {
                 "give --release SEALED --key PUBLIC or --pcr-policy PUBLIC; --pcrs '' means none, for PINs alone",
             ),
             (
+                self.systemd_252 && self.registers.have_counter(),
+                "--systemd-252: no systemd opens a key that ends with a rollback counter",
+                "leave --systemd-252 or --rollback-counter out",
+            ),
+            (
                 self.systemd_252 && !self.wants_tpm(),
                 "--systemd-252: expected something that a TPM is to open, found none",
                 "see --release and --pcr-policy",
@@ -180,7 +185,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let replaced = replaced(arguments, &volume)?;
     check_before(arguments, &volume, &replaced)?;
     let mut tpm = arguments.wants_tpm().then(|| open_tpm(arguments)).transpose()?;
-    let mut plan = tpm.as_mut().map(|tpm| plan(arguments, tpm, output)).transpose()?;
+    let mut plan = tpm.as_mut().map(|tpm| plan(arguments, &volume, tpm, output)).transpose()?;
     if arguments.dry_run {
         let dry_run = DryRun {
             uuid: volume.header.uuid.to_string(),
@@ -271,9 +276,9 @@ fn leftovers(volume: &Volume) -> Vec<u8> {
 }
 
 /// What the key is bound to, without the PIN.
-fn plan(arguments: &Arguments, tpm: &mut TpmSide, output: Output) -> Result<TpmPlan, Failure> {
+fn plan(arguments: &Arguments, volume: &Volume, tpm: &mut TpmSide, output: Output) -> Result<TpmPlan, Failure> {
     tpm.check_open()?;
-    let mut plan = arguments.registers.plan(tpm, output)?;
+    let mut plan = arguments.registers.plan(volume, arguments.dry_run, tpm, output)?;
     plan.legacy = arguments.systemd_252;
     plan.persistent = match arguments.persistent {
         None => None,

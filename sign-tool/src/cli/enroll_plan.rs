@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use iofs_luks::RollbackLimit;
 use iofs_policy::{
     pcr::{PcrBank, PcrDigest, PcrIndex},
     pcr_signature::PcrSignatures,
@@ -14,12 +15,19 @@ use iofs_sign::{
     attest::{self, references},
     enroll::{
         registers::{self, Registers},
+        rollback,
         tpm::{SignedPlan, TpmPlan, TpmSide},
+        volume::Volume,
     },
     report::{ExitStatus, Failure, Output},
     sealed::bad_input,
 };
-use iofs_tpm::policy_key::{MAX_PEM, PolicyKey};
+use iofs_tpm::{
+    policy_key::{MAX_PEM, PolicyKey},
+    rollback::DEFAULT_INDEX,
+};
+
+use super::attest_tpm::{Handle, parse_nv_index};
 
 /// The largest file of signatures, in bytes.
 const MAX_SIGNATURES: usize = 1 << 20;
@@ -46,6 +54,10 @@ pub(super) struct RegisterArguments {
     /// [default: 11+12+13 with --release, else none]
     #[arg(long, value_name = "PCRS")]
     pcrs: Option<Registers>,
+    /// End with the TPM's rollback counter: once 'mark-good' confirmed a release with a higher rollback index, the TPM opens
+    /// the volume for this one no more. The counter is made where there is none [default index: 0x0180494f]
+    #[arg(long, value_name = "INDEX", value_parser = parse_nv_index, num_args = 0..=1, require_equals = true, requires = "release")]
+    rollback_counter: Option<Option<Handle>>,
     /// A public key (PEM) whose signatures say what registers may hold, so that an update needs no new enrolment
     #[arg(long, value_name = "PUBLIC")]
     pcr_policy: Option<PathBuf>,
@@ -61,6 +73,11 @@ impl RegisterArguments {
     /// Whether it was said what the key is bound to, were it nothing.
     pub(super) fn are_given(&self) -> bool {
         self.release.is_some() || self.pcrs.is_some() || self.pcr_policy.is_some()
+    }
+
+    /// Whether the key ends with a rollback counter.
+    pub(super) fn have_counter(&self) -> bool {
+        self.rollback_counter.is_some()
     }
 
     /// Combinations that would do something else than their author thinks.
@@ -79,6 +96,13 @@ impl RegisterArguments {
             return usage(
                 "--pcrs: expected one of 11, 12 and 13 with --release, found none: the release would not count",
                 "leave --pcrs or --release out",
+            );
+        }
+        if self.rollback_counter.is_some() && !self.literal().pcrs.contains(&PcrIndex::MANIFEST) {
+            return usage(
+                "--rollback-counter: expected register 13 among those whose values are sealed, found others: by it the TPM \
+                 tells this release from older ones",
+                "add 13 to --pcrs",
             );
         }
         match self.both_literal_and_signed() {
@@ -110,10 +134,17 @@ impl RegisterArguments {
     ///
     /// # Errors
     /// The release does not verify, a file is malformed, or the TPM lacks the bank.
-    pub(super) fn plan(&self, tpm: &mut TpmSide, output: Output) -> Result<TpmPlan, Failure> {
+    pub(super) fn plan(
+        &self,
+        volume: &Volume,
+        dry_run: bool,
+        tpm: &mut TpmSide,
+        output: Output,
+    ) -> Result<TpmPlan, Failure> {
         let literal = self.literal();
         let bank = self.bank(&literal, tpm)?;
-        let mut values = self.predicted(bank, output)?;
+        let release = self.release(output)?;
+        let mut values = self.predicted(release.as_ref(), bank)?;
         values.retain(|pcr, _| literal.pcrs.contains(pcr));
         let predicted = values.keys().copied().collect();
         let now = literal.pcrs.iter().filter(|pcr| !values.contains_key(pcr)).copied().collect();
@@ -123,20 +154,51 @@ impl RegisterArguments {
                 .warn("PCR 11 is taken as it is now: verify-init opens volumes earlier, when it holds something else");
         }
         let signed = self.signed()?;
-        Ok(TpmPlan { bank, values, predicted, signed, pin: None, persistent: None, legacy: false })
+        let rollback =
+            release.map(|release| self.rollback(volume, dry_run, &release, tpm, output)).transpose()?.flatten();
+        Ok(TpmPlan { bank, values, predicted, signed, rollback, pin: None, persistent: None, legacy: false })
     }
 
-    /// The values that the release leads to.
-    fn predicted(&self, bank: PcrBank, output: Output) -> Result<BTreeMap<PcrIndex, PcrDigest>, Failure> {
-        let Some(path) = &self.release else { return Ok(BTreeMap::new()) };
+    /// Where the TPM's counter ends it. A dry run makes no counter.
+    fn rollback(
+        &self,
+        volume: &Volume,
+        dry_run: bool,
+        release: &Release,
+        tpm: &mut TpmSide,
+        output: Output,
+    ) -> Result<Option<RollbackLimit>, Failure> {
+        let Some(counter) = self.rollback_counter else { return Ok(None) };
+        let counter = counter.map_or(DEFAULT_INDEX, |index| index.0);
+        let value = match tpm.rollback_counter(counter)? {
+            Some(value) => value,
+            None if dry_run => {
+                output.warn(format_args!("rollback counter {counter:#010x}: there is none, it would be made"));
+                return Ok(None);
+            }
+            None => tpm.provide_counter(counter)?,
+        };
+        let known = rollback::limits(volume, counter);
+        rollback::limit(counter, value, release.image.rollback_index, &known).map(Some)
+    }
+
+    /// The release, verified.
+    fn release(&self, output: Output) -> Result<Option<Release>, Failure> {
+        let Some(path) = &self.release else { return Ok(None) };
         let keys = references::trusted_keys(&self.key, self.threshold)?;
         keys.keys().iter().for_each(|key| super::warn_example(key.id(), output));
         let release = references::release(path, &keys)?;
         if release.image.debug {
             output.warn("this is a release of a debug image: whoever sits at its console has a shell");
         }
-        let line = self.command_line(path, &release)?;
-        let values = registers::predicted(&release, line, bank);
+        Ok(Some(release))
+    }
+
+    /// The values that the release leads to.
+    fn predicted(&self, release: Option<&Release>, bank: PcrBank) -> Result<BTreeMap<PcrIndex, PcrDigest>, Failure> {
+        let (Some(release), Some(path)) = (release, &self.release) else { return Ok(BTreeMap::new()) };
+        let line = self.command_line(path, release)?;
+        let values = registers::predicted(release, line, bank);
         values.map_err(|error| Failure::new(ExitStatus::System, format!("predict: {error}")))
     }
 

@@ -18,6 +18,8 @@ mod enroll_report;
 mod initramfs;
 mod inspect;
 mod keygen;
+#[cfg(feature = "enroll")]
+mod mark_good;
 mod policy;
 mod predict;
 #[cfg(feature = "enroll")]
@@ -66,6 +68,8 @@ enum Verb {
     Attest(Box<attest::Arguments>),
     #[cfg(feature = "enroll")]
     Enroll(Box<enroll::Arguments>),
+    #[cfg(feature = "enroll")]
+    MarkGood(mark_good::Arguments),
     Verity(verity::Arguments),
 }
 
@@ -117,6 +121,8 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Attest(arguments) => attest::run(arguments, output),
         #[cfg(feature = "enroll")]
         Verb::Enroll(arguments) => enroll::run(arguments, output),
+        #[cfg(feature = "enroll")]
+        Verb::MarkGood(arguments) => mark_good::run(arguments, output),
         Verb::Verity(arguments) => verity::run(arguments, output),
     }
 }

@@ -8,6 +8,7 @@ pub mod list;
 pub mod pending;
 pub mod recovery;
 pub mod registers;
+pub mod rollback;
 pub mod steps;
 pub mod tpm;
 pub mod volume;

@@ -7,20 +7,21 @@ use std::{
     time::Duration,
 };
 
-use iofs_luks::{PrimaryAlg, SignedPcrs, SlotId, TokenSrk, Tpm2Token};
+use iofs_luks::{PrimaryAlg, RollbackLimit, SignedPcrs, SlotId, TokenSrk, Tpm2Token};
 use iofs_policy::{
     hex,
     pcr::{PcrBank, PcrDigest, PcrIndex},
     pcr_signature::PcrSignatures,
 };
 use iofs_tpm::{
-    Tpm,
+    ProtectError, Protected, Tpm,
     client::CommandError,
     host::{Authorizations, Host, HostError, SealedAt, StorageRootKey},
     pcr,
     pin::pin_auth,
     policy::PolicyDigest,
     policy_key::PolicyKey,
+    rollback::CounterError,
     sealed::Sealed,
     srk::{self, LegacyParent, PinnedSrk},
     transport::{Device, Socket, Transport},
@@ -29,7 +30,7 @@ use iofs_tpm::{
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::pending::Kept;
+use super::{pending::Kept, rollback::counter_limit};
 use crate::report::{ExitStatus, Failure};
 
 /// Random bytes of a sealed secret, and of a salt.
@@ -61,6 +62,8 @@ pub struct TpmPlan {
     pub predicted: BTreeSet<PcrIndex>,
     /// Registers whose values a key signs.
     pub signed: Option<SignedPlan>,
+    /// The rollback counter, and where it ends.
+    pub rollback: Option<RollbackLimit>,
     /// What the TPM asks for.
     pub pin: Option<Zeroizing<Vec<u8>>>,
     /// Where the TPM is to keep the object.
@@ -92,6 +95,9 @@ impl TpmPlan {
         if !self.values.is_empty() {
             policy = policy.registers(&self.values.iter().map(|(pcr, value)| ((self.bank, *pcr), *value)).collect());
         }
+        if let Some(limit) = self.rollback {
+            policy = policy.counter(counter_limit(limit));
+        }
         if self.pin.is_some() { policy.auth_value() } else { policy }
     }
 
@@ -102,6 +108,7 @@ impl TpmPlan {
         token.policy_hashes.len() == 1
             && token.policy_hashes[0] == policy.as_bytes()
             && token.pin == self.pin.is_some()
+            && token.rollback == self.rollback
             && token.persistent.is_some() == self.persistent.is_some()
             && token.srk.as_ref().map(|pinned| pinned.public.as_slice()) == srk
     }
@@ -158,6 +165,7 @@ impl SealedKey {
             pcrlock: false,
             persistent: plan.persistent,
             pcr_values: plan.values.values().map(|value| value.as_bytes().to_vec()).collect(),
+            rollback: plan.rollback,
             unknown: Vec::new(),
         }
     }
@@ -285,6 +293,53 @@ impl TpmSide {
     /// The TPM has none left.
     pub fn free_handle(&mut self) -> Result<u32, Failure> {
         Ok(self.host.free_handle()?)
+    }
+
+    /// What the rollback counter holds, in a session that only the TPM with the storage root key can answer. `None` where there
+    /// is no counter yet.
+    ///
+    /// # Errors
+    /// The TPM does not say, or something else is at that index.
+    pub fn rollback_counter(&mut self, index: u32) -> Result<Option<u64>, Failure> {
+        let srk = self.storage_root_key()?;
+        let pin = PinnedSrk::parse(srk.public.get(2..).unwrap_or_default());
+        let pin = pin.map_err(|error| Failure::new(ExitStatus::System, error.to_string()))?;
+        let mut tpm = self.place.connect()?;
+        let unsure = |error: ProtectError| {
+            Failure::new(ExitStatus::NotVerified, error.to_string())
+                .next("see that nobody is between this program and the TPM")
+        };
+        let mut protected = Protected::start(&mut tpm, &pin).map_err(unsure)?;
+        match protected.rollback_counter(index) {
+            Ok(value) => Ok(Some(value)),
+            Err(CounterError::Absent { .. }) => Ok(None),
+            Err(error @ CounterError::Other { .. }) => Err(Failure::new(ExitStatus::Usage, error.to_string())
+                .next("choose another index with --rollback-counter, or remove what is there: 'tpm2_nvundefine'")),
+            Err(error @ CounterError::Command(_)) => Err(Failure::new(ExitStatus::System, error.to_string())),
+        }
+    }
+
+    /// The same, after a counter was made where there was none.
+    ///
+    /// # Errors
+    /// Those of [`TpmSide::rollback_counter`], or the TPM has no room for it.
+    pub fn provide_counter(&mut self, index: u32) -> Result<u64, Failure> {
+        if let Some(value) = self.rollback_counter(index)? {
+            return Ok(value);
+        }
+        self.host.provide_counter(index)?;
+        self.rollback_counter(index)?.ok_or_else(|| {
+            let fact = format!("rollback counter {index:#010x}: expected the one that was just made, found none");
+            Failure::new(ExitStatus::NotVerified, fact).next("see that nobody is between this program and the TPM")
+        })
+    }
+
+    /// Counts up by one.
+    ///
+    /// # Errors
+    /// The TPM does not do it.
+    pub fn count_up(&mut self, index: u32) -> Result<(), Failure> {
+        Ok(self.host.count_up(index)?)
     }
 
     /// Seals a new secret.
@@ -415,6 +470,7 @@ impl TpmSide {
                     signatures,
                 }),
                 registers: token.pcrs.iter().map(|pcr| (bank, *pcr)).collect(),
+                counter: token.rollback.map(counter_limit),
                 auth_value: auth.as_ref().map(|auth| auth.as_slice()),
             },
         };

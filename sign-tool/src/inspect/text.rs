@@ -90,6 +90,10 @@ fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Resu
     writeln!(out, "  on corruption: {corruption}; on failure: {}", manifest.on_failure)?;
     let srk = if manifest.tpm.srk.is_some() { ", for one TPM only" } else { "" };
     writeln!(out, "  TPM: {}{srk}", manifest.tpm.usage)?;
+    if let Some(rule) = manifest.tpm.rollback {
+        let (counter, value) = (rule.counter, rule.value);
+        writeln!(out, "  rollback counter: {counter:#010x}; at {value} it stands for rollback index {}", rule.index)?;
+    }
     manifest.volumes.iter().try_for_each(|one| volume(one, out))?;
     for line in &manifest.command_lines {
         writeln!(out, "  command line: {line}")?;

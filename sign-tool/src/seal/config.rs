@@ -11,7 +11,8 @@ use iofs_policy::{
     failure::FailureAction,
     manifest::{
         Architecture, ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, Place, Role, RollbackIndex,
-        RootHashSignature, RootPath, SrkPublic, TpmRules, TpmUse, UnlockRules, Volume, VolumeName, VolumeUse,
+        RollbackRule, RootHashSignature, RootPath, SrkPublic, TpmRules, TpmUse, UnlockRules, Volume, VolumeName,
+        VolumeUse,
     },
     verity::{BlockSize, CorruptionAction, HashAlgorithm, Salt},
 };
@@ -219,6 +220,8 @@ pub struct TpmSection {
     pub usage: TpmUse,
     /// The storage root key of the only TPM that the image is for: a file, relative to `iofs.toml`.
     pub srk: Option<PathBuf>,
+    /// What the rollback counter of that TPM stands for, as `iofs-sign enroll` prints it.
+    pub rollback: Option<RollbackRule>,
 }
 
 impl TpmSection {
@@ -231,7 +234,7 @@ impl TpmSection {
     /// A key file that cannot be read, or holds something else.
     pub fn rules(&self) -> Result<TpmRules, Failure> {
         let srk = self.srk.as_deref().map(Self::read_srk).transpose()?;
-        Ok(TpmRules { usage: self.usage, srk })
+        Ok(TpmRules { usage: self.usage, srk, rollback: self.rollback })
     }
 
     fn read_srk(path: &Path) -> Result<SrkPublic, Failure> {

@@ -18,6 +18,7 @@ use iofs_tpm::{
     Tpm, pcr,
     pin::pin_auth,
     policy_key::PolicyKey,
+    rollback::CounterLimit,
     sealed::Sealed,
     srk::PinnedSrk,
     transport::Socket,
@@ -203,6 +204,7 @@ pub(crate) fn ask(
         policy: UnsealPolicy {
             signed,
             registers: token.pcrs.iter().map(|pcr| (bank, *pcr)).collect(),
+            counter: token.rollback.map(|rule| CounterLimit { index: rule.counter, value: rule.limit }),
             auth_value: auth.as_ref().map(|auth| auth.as_slice()),
         },
     };

@@ -22,6 +22,7 @@ use tss_esapi::{
 use zeroize::Zeroizing;
 
 pub mod capability;
+mod counter;
 pub mod error;
 pub mod keys;
 pub mod quote;

@@ -24,6 +24,7 @@ use crate::{
     policy::Registers,
     policy_key::PolicyKey,
     response::ResponseCode,
+    rollback::{self, CounterLimit},
     sealed::Sealed,
     session::Entity,
     srk::{self, LegacyParent, PinError, PinnedSrk, SRK_HANDLE, Srk, SrkError},
@@ -70,12 +71,15 @@ pub enum Parent<'a> {
 }
 
 /// The parts of a policy, in the order in which systemd takes them: signed, then registers, then the authorization value.
+/// What systemd does not know comes before the latter: the counter.
 #[derive(Debug, Clone, Default)]
 pub struct UnsealPolicy<'a> {
     /// Registers that hold what a key signed.
     pub signed: Option<SignedPolicy<'a>>,
     /// Registers that hold what they held, or were predicted to hold, at enrolment. Of one bank or several; may be none.
     pub registers: Registers,
+    /// The rollback counter, where the policy asks for it.
+    pub counter: Option<CounterLimit>,
     /// The object's authorization value, by [`pin_auth`](crate::pin::pin_auth), where the policy asks for it.
     pub auth_value: Option<&'a [u8]>,
 }
@@ -147,6 +151,23 @@ pub enum UnsealError {
         "sealed object: expected a policy of the parts that the token names, found another: the token was changed, or is of another kind"
     )]
     OtherPolicy,
+    /// The rollback counter is above what the object was sealed for.
+    #[error(
+        "the TPM does not unseal: expected {limit}, found {}: a newer release was confirmed on this machine",
+        found.map_or("more".to_owned(), |value| value.to_string())
+    )]
+    Superseded {
+        /// What the policy asks for.
+        limit: CounterLimit,
+        /// What it holds, as whoever is on the bus says.
+        found: Option<u64>,
+    },
+    /// The rollback counter is not there.
+    #[error("the TPM does not unseal: expected {limit}, found no counter: it was removed; enrol again")]
+    NoCounter {
+        /// What the policy asks for.
+        limit: CounterLimit,
+    },
     /// Registers changed each time between the policy and its use.
     #[error(
         "the TPM does not unseal: expected registers that hold still, found changes in each of {attempts} attempts"
@@ -207,7 +228,8 @@ impl fmt::Display for RegisterList {
 ///
 /// Commands for a policy of registers: 3 for a persistent object; 5 where it is loaded; 7 where the key above it has to be
 /// made first and nothing is looked for in its place. One more with an authorization value; 4 more where the registers are
-/// signed, 5 where there are several signatures to choose from; one more for literal registers beside signed ones.
+/// signed, 5 where there are several signatures to choose from; one more for literal registers beside signed ones, and one
+/// for a rollback counter.
 ///
 /// # Errors
 /// See [`UnsealError`].
@@ -276,6 +298,16 @@ impl UnsealRequest<'_> {
 /// What a TPM's answer means here.
 fn explain<T: Transport>(tpm: &mut Tpm<T>, request: &UnsealRequest<'_>, error: UnsealError) -> UnsealError {
     let policy = &request.policy;
+    let error = match (error, policy.counter) {
+        (UnsealError::Command(error), Some(limit)) => match rollback::is_superseded(&error) {
+            Some(true) => {
+                return UnsealError::Superseded { limit, found: rollback::read_unprotected(tpm, limit.index) };
+            }
+            Some(false) => return UnsealError::NoCounter { limit },
+            None => UnsealError::Command(error),
+        },
+        (error, _) => error,
+    };
     match error {
         UnsealError::NoSignature { key, registers, found, current: None } => {
             let current = pcr::read(tpm, &registers.0).ok();

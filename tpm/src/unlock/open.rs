@@ -14,6 +14,7 @@ use crate::{
     protected::sized_secret,
     reader::Reader,
     response::{ResponseCode, ResponseError},
+    rollback::policy_counter,
     session::{Entity, Protection, Session, SessionKind, ended, flush},
     srk::{self, PinnedSrk, Srk},
     transport::Transport,
@@ -81,7 +82,8 @@ impl Opening<'_> {
     /// Without registers beside the signed ones the policy's digest is known.
     fn may_be_by(&self, public: &[u8]) -> bool {
         let signed = PolicyDigest::authorized_by(&Name::of(public));
-        let whole = if self.policy.auth_value.is_some() { signed.auth_value() } else { signed };
+        let counted = self.policy.counter.map_or(signed, |limit| signed.counter(limit));
+        let whole = if self.policy.auth_value.is_some() { counted.auth_value() } else { counted };
         !self.policy.registers.is_empty() || self.digest == whole.as_bytes()
     }
 
@@ -135,6 +137,9 @@ impl Opening<'_> {
         }
         if !self.policy.registers.is_empty() {
             policy_pcr(tpm, session, &self.policy.registers)?;
+        }
+        if let Some(limit) = self.policy.counter {
+            policy_counter(tpm, session.handle(), limit)?;
         }
         if self.policy.auth_value.is_some() {
             run_ended(tpm, &Command::new(CommandCode::PolicyAuthValue).handle(session.handle()))?;

@@ -11,6 +11,7 @@ use iofs_tpm::{
     PinnedSrk, Protected, Suspended, Tpm,
     name::Public,
     pcr::{ActiveBanks, ExtendError, PcrValues, ReadError},
+    rollback::CounterError,
     transport::Transport,
 };
 
@@ -45,6 +46,17 @@ impl Session {
         let mut protected = self.0.resume(tpm);
         let values = protected.read(wanted);
         (Some(Self(protected.suspend())), values)
+    }
+
+    /// Reads the rollback counter: what that TPM says, and nobody on the way to it.
+    pub(super) fn counter<T: Transport>(
+        self,
+        tpm: &mut Tpm<T>,
+        index: u32,
+    ) -> (Option<Self>, Result<u64, CounterError>) {
+        let mut protected = self.0.resume(tpm);
+        let value = protected.rollback_counter(index);
+        (Some(Self(protected.suspend())), value)
     }
 
     /// Extends a register in every bank.

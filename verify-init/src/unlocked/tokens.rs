@@ -14,6 +14,7 @@ use iofs_tpm::{
     pin::pin_auth,
     policy::PolicyDigest,
     policy_key::PolicyKey,
+    rollback::CounterLimit,
     sealed::Sealed,
     srk::LegacyParent,
     unlock::{Parent, SignedPolicy, UnsealError, UnsealPolicy, UnsealRequest, unseal},
@@ -83,6 +84,13 @@ impl TokenError {
             UnsealError::NoSignature { .. } | UnsealError::BadSignature { .. } => {
                 Some("install the release's tpm2-pcr-signature.json with it, or boot a release that has one")
             }
+            UnsealError::Superseded { .. } => Some(
+                "boot the release that was confirmed last, or a newer one; this one is refused for good. Its recovery key opens \
+                 the volume",
+            ),
+            UnsealError::NoCounter { .. } => Some(
+                "open the volume with its recovery key, and enrol it again with iofs-sign enroll --rollback-counter",
+            ),
             UnsealError::Srk(_) | UnsealError::Broken { .. } => Some(OTHER_TPM),
             _ => None,
         }
@@ -120,6 +128,7 @@ pub(super) fn secret<S: System>(
             signatures: &signatures,
         }),
         registers: token.pcrs.iter().map(|index| (bank, *index)).collect(),
+        counter: token.rollback.map(|rule| CounterLimit { index: rule.counter, value: rule.limit }),
         auth_value: auth.as_ref().map(|auth| &auth[..]),
     };
     let kind = match token.primary_alg {
@@ -215,6 +224,10 @@ fn enrolled_values(token: &Tpm2Token) -> BTreeMap<(PcrBank, PcrIndex), PcrDigest
     let values: BTreeMap<_, _> =
         values.filter_map(|(index, value)| Some(((bank, *index), PcrDigest::new(bank, value).ok()?))).collect();
     let policy = PolicyDigest::ZERO.registers(&values);
+    let policy = match token.rollback {
+        Some(rule) => policy.counter(CounterLimit { index: rule.counter, value: rule.limit }),
+        None => policy,
+    };
     let policy = if token.pin { policy.auth_value() } else { policy };
     let complete = values.len() == token.pcrs.len() && token.pcr_values.len() == token.pcrs.len();
     let follows = token.policy_hashes.iter().all(|hash| hash.as_slice() == policy.as_bytes());

@@ -1,0 +1,111 @@
+//! `iofs-sign mark-good`.
+
+use std::path::{Path, PathBuf};
+
+use iofs_policy::{boot_record::BootRecord, paths::BOOT_RECORD};
+use iofs_sign::{
+    attest,
+    enroll::{rollback, tpm::TpmSide, volume::Volume},
+    report::{ExitStatus, Failure, Output},
+};
+use iofs_tpm::rollback::DEFAULT_INDEX;
+use serde::Serialize;
+
+use super::attest_tpm::{Handle, TpmArguments, parse_nv_index};
+
+/// The largest boot record, in bytes.
+const MAX_RECORD: usize = 1 << 20;
+
+/// Confirm that the running release is good: older ones are refused from now on
+///
+/// Raises the TPM's rollback counter to what the running release's tokens allow. From then on the TPM opens the volumes for
+/// no release with a lower rollback index, whatever is written to the disks, and images with the rule [tpm] rollback refuse to
+/// boot. There is no way back: run it when the machine does what it is for, and not earlier.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  iofs-sign mark-good /dev/vda4
+
+Exit codes: 1 system, 2 usage, 3 a volume has no token for the running release, 4 the running release was superseded.")]
+pub(crate) struct Arguments {
+    /// All volumes that this machine's TPM opens: one that is left out may never open again. None where the image has the rule
+    volume: Vec<PathBuf>,
+    /// The counter's NV index
+    #[arg(long, value_name = "INDEX", value_parser = parse_nv_index, default_value_t = Handle(DEFAULT_INDEX))]
+    rollback_counter: Handle,
+    /// What verify-init left of this boot
+    #[arg(long, value_name = "FILE", default_value = BOOT_RECORD)]
+    boot_record: PathBuf,
+    /// Say what would be done, and raise nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    tpm: TpmArguments,
+}
+
+/// What was done.
+#[derive(Debug, Serialize)]
+struct Marked {
+    counter: String,
+    rollback_index: u64,
+    before: u64,
+    after: u64,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let record = read_record(&arguments.boot_record)?;
+    let (counter, index) = (arguments.rollback_counter.0, record.rollback_index);
+    let volumes = arguments.volume.iter().map(|path| Volume::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let rule = record.rollback.filter(|rule| rule.counter == counter);
+    let target = rollback::target(&volumes, rule, counter, index)?;
+    let mut tpm = arguments.tpm.open_side()?;
+    let before = present(&mut tpm, counter)?;
+    if before > target {
+        let fact =
+            format!("rollback index {index}: the counter {counter:#010x} is at {before}, above its limit {target}");
+        return Err(Failure::new(ExitStatus::NotVerified, fact)
+            .next("a newer release was confirmed on this machine: boot that one"));
+    }
+    let steps = rollback::steps(counter, before, target)?;
+    let after = if arguments.dry_run { target } else { raise(&mut tpm, counter, steps)? };
+    let marked = Marked { counter: format!("{counter:#010x}"), rollback_index: index.0, before, after };
+    output.result(&marked, || text(&marked, arguments.dry_run));
+    Ok(())
+}
+
+/// One step after the other: after a power cut in between the counter stands at one of the values on the way, at which the
+/// running release still opens, and the next run goes on.
+fn raise(tpm: &mut TpmSide, counter: u32, steps: u64) -> Result<u64, Failure> {
+    for _ in 0..steps {
+        tpm.count_up(counter)?;
+    }
+    present(tpm, counter)
+}
+
+fn present(tpm: &mut TpmSide, counter: u32) -> Result<u64, Failure> {
+    tpm.rollback_counter(counter)?.ok_or_else(|| {
+        Failure::new(ExitStatus::Missing, format!("rollback counter {counter:#010x}: expected a counter, found none"))
+            .next("enrol the volumes again with 'iofs-sign enroll --rollback-counter'")
+    })
+}
+
+fn read_record(path: &Path) -> Result<BootRecord, Failure> {
+    let bytes = attest::read(path, MAX_RECORD)
+        .map_err(|failure| failure.next("run this on the machine, after a boot by verify-init"))?;
+    serde_json::from_slice(&bytes).map_err(|error| {
+        Failure::new(ExitStatus::BadInput, format!("boot record {}: {error}", path.display()))
+            .next("give the record that verify-init left of this boot")
+    })
+}
+
+fn text(marked: &Marked, dry_run: bool) -> String {
+    let Marked { counter, rollback_index, before, after } = marked;
+    match (before == after, dry_run) {
+        (true, _) => format!("good:    rollback index {rollback_index}, as before (counter {counter} at {after})\n"),
+        (_, true) => {
+            format!("would raise counter {counter} from {before} to {after}, for rollback index {rollback_index}\n")
+        }
+        _ => format!(
+            "good:    rollback index {rollback_index}; older releases are refused (counter {counter} from {before} to {after})\n"
+        ),
+    }
+}
