@@ -52,7 +52,10 @@ pub fn limit(
         let fact = format!(
             "release: rollback index {index}: expected one that the counter {counter:#010x} at {value} still accepts, found an older one"
         );
-        Failure::new(ExitStatus::Usage, fact).next("enrol a newer release: the TPM would never open the volume for this one")
+        Failure::new(ExitStatus::Usage, fact).next(
+            "enrol a newer release: the TPM would never open the volume for this one. After the counter was removed, remove the \
+             tokens that ended with it first: --wipe tpm2",
+        )
     })?;
     steps(counter, value, limit)?;
     Ok(RollbackLimit { counter, limit, index: index.0 })
