@@ -16,7 +16,7 @@ use iofs_luks::RollbackLimit;
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, PayloadType},
-    manifest::Manifest,
+    manifest::{Manifest, RollbackIndex, RollbackRule},
     measurement::Measurement,
     pcr_signature::PcrSignatures,
 };
@@ -54,7 +54,10 @@ impl Machine {
 
     fn enroll(&self, index: u64) {
         let done = json(&passes(&self.try_enroll(index, &[])));
-        assert!(matches!(done["added"][0]["proof"].as_str(), Some("loaded" | "unsealed")), "{done}");
+        let added = &done["added"][0];
+        assert!(matches!(added["proof"].as_str(), Some("loaded" | "unsealed")), "{done}");
+        let rule: RollbackRule = serde_json::from_value(added["rollback"].clone()).unwrap();
+        assert_eq!((rule.counter, rule.index), (DEFAULT_INDEX, RollbackIndex(index)));
     }
 
     /// The limits in the volume's tokens, by rollback index.

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::Write};
 
-use iofs_policy::hex;
+use iofs_policy::{hex, manifest::RollbackRule};
 use iofs_sign::{
     enroll::{
         recovery::RecoveryKey,
@@ -90,6 +90,12 @@ pub(super) fn text(done: &Done, left: &[Way]) -> String {
     for added in &done.added {
         let (kind, slot, token) = (added.kind.name(), added.keyslot, added.token);
         text += &format!("added:     {kind}, keyslot {slot}, token {token}: {}\n", proven(added.proof));
+        if let Some(RollbackRule { counter, value, index }) = added.rollback {
+            text += &format!(
+                "           it ends when the counter is above {value}; in iofs.toml, below [tpm] with this machine's srk:\n           \
+                 rollback = {{ counter = {counter:#010x}, value = {value}, index = {index} }}\n"
+            );
+        }
     }
     for removed in &done.removed {
         let slot = removed.keyslot.map(|slot| slot.to_string()).unwrap_or_default();

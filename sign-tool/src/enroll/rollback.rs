@@ -113,6 +113,11 @@ pub fn counter_limit(limit: RollbackLimit) -> CounterLimit {
     CounterLimit { index: limit.counter, value: limit.limit }
 }
 
+/// The same as a manifest's rule.
+pub fn rule(limit: RollbackLimit) -> RollbackRule {
+    RollbackRule { counter: limit.counter, value: limit.limit, index: RollbackIndex(limit.index) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

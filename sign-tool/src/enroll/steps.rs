@@ -13,6 +13,7 @@
 use std::collections::BTreeSet;
 
 use iofs_luks::{SlotId, Token, TokenId, VolumeKey};
+use iofs_policy::manifest::RollbackRule;
 use serde::Serialize;
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -54,6 +55,9 @@ pub struct Added {
     pub token: u8,
     /// How it was proven to open the volume.
     pub proof: Proof,
+    /// Where the rollback counter ends it: also what `[tpm] rollback` in `iofs.toml` says of this machine.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRule>,
 }
 
 /// A way to open the volume that is gone.
@@ -157,7 +161,7 @@ impl Session {
         });
         self.undo_unless(made, slot, marker, None)?;
         let (keyslot, token) = (slot.get(), marker.get());
-        self.done.added.push(Added { kind: Kind::RecoveryKey, keyslot, token, proof: Proof::Opened });
+        self.done.added.push(Added { kind: Kind::RecoveryKey, keyslot, token, proof: Proof::Opened, rollback: None });
         Ok(())
     }
 
@@ -174,7 +178,8 @@ impl Session {
         progress.finish();
         let proof = self.undo_unless(made, slot, marker, kept.as_ref().map(|kept| (tpm, kept)))?;
         let (keyslot, token) = (slot.get(), marker.get());
-        self.done.added.push(Added { kind: Kind::Tpm2, keyslot, token, proof });
+        let rollback = plan.rollback.map(super::rollback::rule);
+        self.done.added.push(Added { kind: Kind::Tpm2, keyslot, token, proof, rollback });
         Ok(())
     }
 
