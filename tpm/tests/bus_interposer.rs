@@ -27,6 +27,7 @@ use iofs_tpm::{
     pcr::{ActiveBanks, ExtendError, Judgement, PcrValues, active_banks, judge, read},
     policy::PolicyDigest,
     policy_key::PolicyKey,
+    rollback::{CounterError, CounterLimit, DEFAULT_INDEX},
     sealed::Sealed,
     srk::{SRK_HANDLE, SrkError, read_public, standard_srk},
     transport::{Socket, Transport, TransportError},
@@ -234,6 +235,54 @@ fn bus_interposer_any_bit_of_an_index_read_is_noticed_and_nobody_reads_along() {
         },
     );
     println!("{flips} flips");
+}
+
+/// A counter at its first value, as `enroll` makes it.
+fn make_counter(software: &SoftwareTpm) {
+    software.tool("tpm2_nvdefine", &["-Q", "-C", "o", "-a", "ownerwrite|nt=counter|ownerread|authread|no_da", COUNTER]);
+    software.tool("tpm2_nvincrement", &["-Q", "-C", "o", COUNTER]);
+}
+
+/// [`DEFAULT_INDEX`], as tpm2-tools take it.
+const COUNTER: &str = "0x180494f";
+
+#[test]
+fn bus_interposer_any_bit_of_the_rollback_counter_is_noticed() {
+    let scene = Scene::new(make_counter);
+    let flips = scene.flip_each(
+        |protected| match protected.rollback_counter(DEFAULT_INDEX) {
+            Ok(value) => Ok(value),
+            Err(CounterError::Command(error)) => Err(error.into()),
+            Err(_) => Err(Failure::Refused),
+        },
+        |flip, _, result| assert!(result.is_err(), "{flip:?}"),
+    );
+    println!("{flips} flips");
+}
+
+#[test]
+fn bus_interposer_any_bit_of_an_unsealing_with_a_rollback_counter_is_noticed() {
+    let secret = *b"the secret that unlocks the disk";
+    let mut blob = Vec::new();
+    let mut counter = None;
+    let scene = Scene::new(|software| {
+        make_counter(software);
+        software.tool("tpm2_nvread", &["-Q", "-C", COUNTER, "-s", "8", "-o", "value", COUNTER]);
+        let value = u64::from_be_bytes(software.file("value").try_into().unwrap());
+        let limit = CounterLimit { index: DEFAULT_INDEX, value };
+        let zero = ((PcrBank::Sha256, index(7)), PcrDigest::zero(PcrBank::Sha256));
+        software.write("secret", &secret);
+        software.write("policy", PolicyDigest::ZERO.registers(&[zero].into()).counter(limit).as_bytes());
+        let arguments = ["-Q", "-C", "0x81000001", "-i", "secret", "-L", "policy", "-u", "seal.pub", "-r", "seal.priv"];
+        software.tool("tpm2_create", &[&arguments[..], &["-a", "fixedtpm|fixedparent|noda"]].concat());
+        blob = [software.file("seal.priv"), software.file("seal.pub")].concat();
+        counter = Some(limit);
+    });
+    let sealed = Sealed::parse(&blob).unwrap();
+    let registers = BTreeSet::from([(PcrBank::Sha256, index(7))]);
+    let policy = UnsealPolicy { registers, counter, ..UnsealPolicy::default() };
+    let request = UnsealRequest { policy, ..request(&scene, &sealed, None) };
+    Unlocking { scene: &scene, request, secret: &secret }.flip_each();
 }
 
 /// A policy that OpenSSL's key signed for register 7 as it is, and an object that it opens.
