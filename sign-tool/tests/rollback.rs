@@ -132,6 +132,10 @@ fn rollback_an_old_release_opens_nothing_once_a_newer_one_is_confirmed() {
     machine.enroll(5);
     let first = machine.counter();
     assert_eq!(machine.limits(), [(5, first)]);
+    let rule = value!({"counter": DEFAULT_INDEX, "value": first, "index": 5});
+    assert_eq!(machine.disk.list()["tokens"][0]["tpm2"]["rollback"], rule);
+    let shown = passes(&iofs_sign(["inspect", &machine.disk.text("volume")]));
+    assert!(shown.contains("rollback index: 5, until counter 0x0180494f is above"), "{shown}");
     machine.boot(5);
     assert!(machine.opens());
     assert_eq!(machine.marked()["after"], first, "the first release confirms nothing new");

@@ -1,7 +1,7 @@
 //! What a volume can be opened by, for people and for programs.
 
 use iofs_luks::{Token, TokenId, Tpm2Token};
-use iofs_policy::hex;
+use iofs_policy::{hex, manifest::RollbackRule};
 use serde::Serialize;
 
 use super::volume::{Kind, Volume};
@@ -66,6 +66,9 @@ pub struct ListedTpm2 {
     pub srk: Option<String>,
     /// Where the sealed object is kept in the TPM.
     pub handle: Option<String>,
+    /// Where the rollback counter ends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRule>,
     /// The policy's digests.
     pub policy_hashes: Vec<String>,
 }
@@ -143,6 +146,7 @@ impl ListedTpm2 {
             salted: token.salt.is_some(),
             srk: token.srk.as_ref().map(|srk| hex::encode(&srk.name)),
             handle: token.persistent.map(|handle| format!("{handle:#010x}")),
+            rollback: token.rollback.map(super::rollback::rule),
             policy_hashes: token.policy_hashes.iter().map(|hash| hex::encode(hash)).collect(),
         }
     }
@@ -166,6 +170,9 @@ impl ListedTpm2 {
         match &self.srk {
             None => parts.push("no storage root key pinned".to_owned()),
             Some(name) => parts.push(format!("storage root key {}…", name.get(..16).unwrap_or(name))),
+        }
+        if let Some(RollbackRule { counter, value, index }) = self.rollback {
+            parts.push(format!("rollback index {index}, until counter {counter:#010x} is above {value}"));
         }
         parts.extend(self.handle.as_ref().map(|handle| format!("kept in the TPM at {handle}")));
         parts.join(", ")

@@ -9,7 +9,12 @@ use std::{
 use iofs_luks::{
     Extent, Header, HeaderError, KNOWN_HEADER_SIZES, Kdf, Keyslot, Priority, ReadAt, SlotId, Token, TokenId, Tpm2Token,
 };
-use iofs_policy::{digest::Sha256Digest, hex, pcr::PcrIndex};
+use iofs_policy::{
+    digest::Sha256Digest,
+    hex,
+    manifest::{RollbackIndex, RollbackRule},
+    pcr::PcrIndex,
+};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -142,6 +147,9 @@ pub struct InspectedTpm2 {
     pub pcrlock: bool,
     /// Where the sealed object is kept in the TPM.
     pub persistent_handle: Option<u32>,
+    /// Where the rollback counter ends it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<RollbackRule>,
     /// Fields that this tool does not know.
     pub unknown_fields: Vec<String>,
 }
@@ -265,6 +273,11 @@ impl InspectedTpm2 {
             primary_alg: token.primary_alg.name(),
             pcrlock: token.pcrlock,
             persistent_handle: token.persistent,
+            rollback: token.rollback.map(|limit| RollbackRule {
+                counter: limit.counter,
+                value: limit.limit,
+                index: RollbackIndex(limit.index),
+            }),
             unknown_fields: token.unknown.clone(),
         }
     }

@@ -88,6 +88,10 @@ impl Display for InspectedTpm2 {
             (Some(handle), Some(name)) => writeln!(out, "  storage root key: {handle:#010x}, name {name}")?,
             _ => writeln!(out, "  storage root key: none pinned; made anew by the template ({})", self.primary_alg)?,
         }
+        if let Some(rule) = self.rollback {
+            let (counter, value) = (rule.counter, rule.value);
+            writeln!(out, "  rollback index: {}, until counter {counter:#010x} is above {value}", rule.index)?;
+        }
         if let Some(handle) = self.persistent_handle {
             writeln!(out, "  sealed object: kept in the TPM at {handle:#010x}")?;
         }
