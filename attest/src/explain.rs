@@ -1,7 +1,11 @@
 //! What the logs say, event by event, beside what was predicted. For people: no verdict follows from it, since nothing here
 //! is checked against a signature.
 
-use std::{borrow::Cow, collections::BTreeSet, fmt};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use iofs_policy::{
     hex,
@@ -16,8 +20,8 @@ use crate::{
     policy_file::{IMAGE_PCRS, Policy},
     tcg::{DataCheck, Event, EventLog, shown},
     verify::{
-        Logs, Reference, SYSTEMD_PCR, SYSTEMD_PHASES, Verification, accepted_lines, is_measured, label_lies,
-        release_files, replay_registers, required_banks,
+        Logs, Reference, SYSTEMD_PCR, SYSTEMD_PHASES, Verification, accepted_lines, is_measured, is_of_stub,
+        label_lies, release_files, replay_registers, required_banks, stub_expected,
     },
 };
 
@@ -118,8 +122,8 @@ pub fn explain(request: &Verification<'_>, evidence: &Evidence) -> Explanation {
         [PcrBank::Sha256].into()
     });
     let explainer = Explainer { policy: request.policy, reference: reference_of(request, &logs, &banks), banks };
-    let mut events = explainer.firmware(&logs);
     let mut first_difference = None;
+    let mut events = explainer.firmware(&logs, &mut first_difference);
     events.extend(explainer.user_space(&logs, &mut first_difference));
     Explanation {
         release: explainer.reference.map(Reference::name),
@@ -165,7 +169,8 @@ impl Explainer<'_> {
         self.banks.iter().rev().find_map(|bank| digest(*bank)).map(|digest| digest.to_string())
     }
 
-    fn firmware(&self, logs: &Logs) -> Vec<ExplainedEvent> {
+    fn firmware(&self, logs: &Logs, first_difference: &mut Option<String>) -> Vec<ExplainedEvent> {
+        let stub = self.of_stub(logs, first_difference);
         let files = self.reference.map(release_files).unwrap_or_default();
         let explained = |event: &Event| {
             let digest = event.digest(PcrBank::Sha256);
@@ -184,7 +189,38 @@ impl Explainer<'_> {
                 remark: file,
             }
         };
+        let explained = |event: &Event| match stub.get(&event.number) {
+            Some((status, remark)) => ExplainedEvent { status: *status, remark: remark.clone(), ..explained(event) },
+            None => explained(event),
+        };
         logs.firmware.iter().flat_map(|log| &log.events).map(explained).collect()
+    }
+
+    /// What the stub measured of a unified kernel image, by the event's number, beside the release's image.
+    fn of_stub(&self, logs: &Logs, first_difference: &mut Option<String>) -> BTreeMap<usize, (Status, Option<String>)> {
+        let Some((reference, bank)) = self.reference.zip(self.banks.last().copied()) else { return BTreeMap::new() };
+        let expected = stub_expected(reference.release(), bank);
+        let measured = logs.firmware.iter().flat_map(|log| &log.events).filter(|event| is_of_stub(event));
+        let mut found = BTreeMap::new();
+        for (place, event) in measured.enumerate() {
+            let digest = event.digest(bank);
+            let known = match expected.get(place) {
+                Some((what, predicted)) if Some(*predicted) == digest => (Status::Predicted, Some(what.clone())),
+                Some((what, predicted)) => (Status::Different, Some(format!("predicted: {what}, {predicted}"))),
+                None => (Status::Different, Some("predicted: nothing more".to_owned())),
+            };
+            if known.0 == Status::Different && first_difference.is_none() {
+                let found = digest.map_or("no digest".to_owned(), |digest| digest.to_string());
+                let remark = known.1.as_deref().unwrap_or_default();
+                *first_difference = Some(format!(
+                    "PCR 11, firmware log, event {}: {}: {remark}; found {found}",
+                    event.number,
+                    event.description()
+                ));
+            }
+            found.insert(event.number, known);
+        }
+        found
     }
 
     fn firmware_status(&self, event: &Event, is_file: bool) -> Status {

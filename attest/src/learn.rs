@@ -11,7 +11,7 @@ use crate::{
     evidence::Evidence,
     policy_file::{IMAGE_PCRS, Policy},
     tcg::Event,
-    verify::{Proven, Refusal, Verification, file_of, prove, release_files},
+    verify::{Proven, Refusal, Verification, file_of, is_of_stub, prove, release_files},
 };
 
 /// Writes a policy that accepts what this evidence shows, for somebody to review: digests pin, the comments beside them are
@@ -69,7 +69,8 @@ fn write_register(
         );
     }
     let events = proven.logs.firmware.iter().flat_map(|log| &log.events).filter(|event| event.extends() == Some(pcr));
-    let events: Vec<&Event> = events.collect();
+    // What the stub measures, the release says.
+    let events: Vec<&Event> = events.filter(|event| !is_of_stub(event)).collect();
     if events.is_empty() {
         return Ok(());
     }

@@ -4,6 +4,7 @@
 //! ([`verify::Attested`]) that only a verification which went through to its end constructs; every other way out is a refusal.
 #![forbid(unsafe_code)]
 
+pub mod base;
 pub mod base64_bytes;
 pub mod batch;
 pub mod certificate;

@@ -7,7 +7,7 @@
 mod describe;
 mod event;
 
-pub(crate) use describe::shown;
+pub(crate) use describe::{shown, variable_value};
 pub use event::{DataCheck, Event, EventType};
 
 use iofs_policy::pcr::{PcrBank, PcrDigest, PcrIndex};

@@ -12,6 +12,7 @@ mod attested;
 mod firmware;
 mod refusal;
 mod registers;
+mod stub;
 mod userspace;
 
 pub use attested::Attested;
@@ -19,6 +20,7 @@ pub use refusal::Refusal;
 
 pub(crate) use firmware::{file_of, release_files};
 pub(crate) use registers::{Registers, replay_registers};
+pub(crate) use stub::{expected as stub_expected, is_of_stub};
 pub(crate) use userspace::{Booted, SYSTEMD_PCR, SYSTEMD_PHASES, accepted_lines, is_measured, label_lies};
 
 use std::{

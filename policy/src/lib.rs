@@ -19,4 +19,5 @@ pub mod pcr;
 pub mod pcr_signature;
 pub mod release;
 pub mod trust;
+pub mod uki;
 pub mod verity;

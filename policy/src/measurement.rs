@@ -4,7 +4,7 @@
 //! One place says it, so that what `verify-init` extends, what `iofs-sign predict` prints and what a verifier demands
 //! cannot drift apart. The schema has a version ([`SCHEMA_VERSION`]); what is measured under one version never changes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,6 +15,7 @@ use crate::{
     manifest::VolumeName,
     pcr::{PcrBank, PcrDigest, PcrError, PcrIndex, extend},
     release::Release,
+    uki::UkiMeasurements,
 };
 
 /// The version of what [`Measurement`] says.
@@ -144,6 +145,12 @@ pub const REGISTRY: &[PcrUse] = &[
     },
     PcrUse {
         pcrs: &[11],
+        who: "systemd's stub, in a unified kernel image",
+        what: "each section of the image: its name with a NUL, then its contents, in an order of its own",
+        why: "which kernel, initramfs and command line run",
+    },
+    PcrUse {
+        pcrs: &[11],
         who: "verify-init",
         what: "enter-initrd, first of all; leave-initrd, right after the last volume was opened, else before the real root is \
                entered, and when a boot is refused",
@@ -196,25 +203,77 @@ pub struct PredictedEvent {
     pub value: String,
 }
 
+/// The values of registers while events are predicted one after the other. Each is zero before its first event.
+#[derive(Debug)]
+pub struct Predictor {
+    bank: PcrBank,
+    values: BTreeMap<PcrIndex, PcrDigest>,
+    events: Vec<PredictedEvent>,
+}
+
+impl Predictor {
+    /// Begins in a bank.
+    pub fn new(bank: PcrBank) -> Self {
+        Self { bank, values: BTreeMap::new(), events: Vec::new() }
+    }
+
+    /// Sets what a register holds before its first event, where that is not zero.
+    pub fn start(&mut self, pcr: PcrIndex, value: PcrDigest) {
+        self.values.insert(pcr, value);
+    }
+
+    /// Adds an event.
+    ///
+    /// # Errors
+    /// The digest is of another bank.
+    pub fn extend(&mut self, pcr: PcrIndex, event_type: &str, text: &str, digest: PcrDigest) -> Result<(), PcrError> {
+        let value = self.values.entry(pcr).or_insert(PcrDigest::zero(self.bank));
+        *value = extend(value, &digest)?;
+        self.events.push(PredictedEvent {
+            pcr: pcr.get(),
+            event_type: event_type.to_owned(),
+            text: text.to_owned(),
+            digest: hex::encode(digest.as_bytes()),
+            value: hex::encode(value.as_bytes()),
+        });
+        Ok(())
+    }
+
+    /// Adds what systemd's stub measures of a unified kernel image.
+    ///
+    /// # Errors
+    /// As [`Predictor::extend`].
+    pub fn stub(&mut self, uki: &UkiMeasurements) -> Result<(), PcrError> {
+        let measured = uki.measured(self.bank).unwrap_or_default();
+        measured.into_iter().try_for_each(|(text, digest)| self.extend(UkiMeasurements::PCR, "EV_IPL", &text, digest))
+    }
+
+    /// Adds what `verify-init` measures.
+    ///
+    /// # Errors
+    /// As [`Predictor::extend`].
+    pub fn boot(&mut self, measurements: &[Measurement<'_>]) -> Result<(), PcrError> {
+        let bank = self.bank;
+        measurements.iter().try_for_each(|one| {
+            let text = String::from_utf8_lossy(&one.bytes()).into_owned();
+            self.extend(one.pcr(), one.event_type(), &text, one.digest(bank))
+        })
+    }
+
+    /// The events, with the values that they lead to.
+    pub fn finish(self) -> Vec<PredictedEvent> {
+        self.events
+    }
+}
+
 /// The measurements of a boot, with the values that they lead to in a bank where the registers are zero before.
 ///
 /// # Errors
 /// None in practice: digests of one bank always extend each other.
 pub fn predict(measurements: &[Measurement<'_>], bank: PcrBank) -> Result<Vec<PredictedEvent>, PcrError> {
-    let mut values = std::collections::BTreeMap::new();
-    let event = |measurement: &Measurement<'_>| {
-        let value = values.entry(measurement.pcr()).or_insert(PcrDigest::zero(bank));
-        let digest = measurement.digest(bank);
-        *value = extend(value, &digest)?;
-        Ok(PredictedEvent {
-            pcr: measurement.pcr().get(),
-            event_type: measurement.event_type().to_owned(),
-            text: String::from_utf8_lossy(&measurement.bytes()).into_owned(),
-            digest: hex::encode(digest.as_bytes()),
-            value: hex::encode(value.as_bytes()),
-        })
-    };
-    measurements.iter().map(event).collect()
+    let mut predictor = Predictor::new(bank);
+    predictor.boot(measurements)?;
+    Ok(predictor.finish())
 }
 
 impl Release {

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    digest::Sha256Digest, dsse::PayloadType, manifest::ImageIdentity, trust::VerifiedPayload, verity::RootHash,
+    digest::Sha256Digest, dsse::PayloadType, manifest::ImageIdentity, trust::VerifiedPayload, uki::UkiMeasurements,
+    verity::RootHash,
 };
 
 /// The signed statement about all artifacts of one release.
@@ -20,6 +21,9 @@ pub struct Release {
     pub kernel_release: Option<String>,
     /// The Authenticode digest of the kernel image, if it is a PE image: what UEFI firmware measures of it.
     pub kernel_authenticode: Option<Sha256Digest>,
+    /// What is measured of the unified kernel image, if there is one. Releases without do not mention it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uki: Option<UkiMeasurements>,
     /// The kernel command lines that this release is meant to boot with. Where there are none, a verifier needs its own.
     pub command_lines: Vec<String>,
     /// The files, by name.

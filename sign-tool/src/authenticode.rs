@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use iofs_policy::digest::Sha256Digest;
+use iofs_policy::{digest::Sha256Digest, uki::BankDigests};
 use sha2::{Digest, Sha256};
 
 /// Where the PE header's offset stands in the DOS header.
@@ -51,6 +51,17 @@ pub fn digest(image: &[u8]) -> Result<Sha256Digest, AuthenticodeError> {
         hasher.update(image.get(range).ok_or(AuthenticodeError::Truncated("header"))?);
     }
     Ok(Sha256Digest::from_bytes(hasher.finalize().into()))
+}
+
+/// Computes the digest in each bank, as firmware does for its register.
+///
+/// # Errors
+/// [`AuthenticodeError`].
+pub fn bank_digests(image: &[u8]) -> Result<BankDigests, AuthenticodeError> {
+    let ranges = Header::parse(image)?.hashed(image.len())?;
+    let part = |range: Range<usize>| image.get(range).ok_or(AuthenticodeError::Truncated("header"));
+    let [first, second, third] = ranges;
+    Ok(BankDigests::of(&[part(first)?, part(second)?, part(third)?]))
 }
 
 /// What is left out.

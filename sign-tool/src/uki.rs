@@ -9,6 +9,7 @@ use iofs_policy::{
     digest::Sha256Digest,
     hex,
     pcr::{PcrBank, PcrDigest, PcrError, extend},
+    uki::{BankDigests, UkiMeasurements, UkiSection},
 };
 use serde::Serialize;
 
@@ -252,6 +253,21 @@ pub fn after_stub(headers: &Headers, image: &[u8], bank: PcrBank) -> Result<PcrD
 /// As [`predict`].
 pub fn after_word(value: &PcrDigest, word: &str) -> Result<PcrDigest, PcrError> {
     extend(value, &PcrDigest::of(value.bank(), &[word.as_bytes()]))
+}
+
+/// What a release states of an image.
+///
+/// # Errors
+/// It is none, or firmware could not hash it.
+pub fn measurements(image: &[u8]) -> Result<UkiMeasurements, UkiError> {
+    let headers = Headers::parse(image)?;
+    let stub = stub_version(&headers, image).ok_or(UkiError::ForeignStub)?;
+    let section = |section: &pe::Section| UkiSection {
+        name: section.name.clone(),
+        digests: BankDigests::of(&[section.contents(image)]),
+    };
+    let sections = measured(&headers, image).into_iter().map(section).collect();
+    Ok(UkiMeasurements { stub, authenticode: authenticode::bank_digests(image)?, sections })
 }
 
 /// The sections that the stub measures, in its order (systemd's `uki.h`, `unified_section_measure`).

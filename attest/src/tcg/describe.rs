@@ -56,7 +56,7 @@ fn variable(data: &[u8]) -> Result<(String, &[u8]), FieldError> {
 }
 
 /// The value of a variable, without its name.
-pub(super) fn variable_value(data: &[u8]) -> Option<&[u8]> {
+pub(crate) fn variable_value(data: &[u8]) -> Option<&[u8]> {
     variable(data).ok().map(|(_, value)| value)
 }
 

@@ -7,7 +7,7 @@ use iofs_policy::{
     pcr::{PcrBank, PcrDigest, PcrIndex},
 };
 
-use super::{Reference, Refusal, Registers, Verification};
+use super::{Reference, Refusal, Registers, Verification, stub};
 use crate::{
     policy_file::{Policy, Rule},
     tcg::{DataCheck, Event, EventLog},
@@ -29,7 +29,8 @@ pub(super) fn judge(
 ) -> Result<Vec<String>, Refusal> {
     let events: Vec<&Event> = log.into_iter().flat_map(|log| &log.events).collect();
     let files = release_files(reference);
-    for event in &events {
+    stub::judge(banks, &events, reference.release(), &reference.name())?;
+    for event in events.iter().filter(|event| !stub::is_of_stub(event)) {
         check_event(request.policy, banks, event, &files)?;
     }
     for (pcr, rule) in &request.policy.firmware.rules {
@@ -46,8 +47,11 @@ pub(super) fn judge(
 pub(crate) fn release_files(reference: &Reference) -> Vec<(Sha256Digest, String)> {
     let release = reference.release();
     let kernel = release.kernel_authenticode.map(|digest| (digest, "kernel".to_owned()));
+    let uki = release.uki.as_ref().and_then(|uki| uki.authenticode.get(PcrBank::Sha256));
+    let uki = uki.and_then(|digest| <[u8; 32]>::try_from(digest.as_bytes()).ok());
+    let uki = uki.map(|digest| (Sha256Digest::from_bytes(digest), "uki.efi".to_owned()));
     let booted = release.artifacts.iter().filter(|file| BOOT_FILES.contains(&file.name.as_str()));
-    kernel.into_iter().chain(booted.map(|file| (file.sha256, file.name.clone()))).collect()
+    kernel.into_iter().chain(uki).chain(booted.map(|file| (file.sha256, file.name.clone()))).collect()
 }
 
 /// The release's file that an event is of. Releases have SHA-256 digests, so that only this bank tells.

@@ -208,6 +208,20 @@ pub enum Refusal {
         /// Digest and label.
         what: String,
     },
+    /// What started the kernel measured something else than the release's unified kernel image.
+    #[error(
+        "firmware log: event {event} in PCR 11: expected {expected} of {release}'s unified kernel image, found {found}"
+    )]
+    Uki {
+        /// Its number in the log.
+        event: usize,
+        /// The release.
+        release: String,
+        /// The part of its image.
+        expected: String,
+        /// What was measured.
+        found: String,
+    },
     /// A register of firmware holds none of the pinned values.
     #[error("PCR {pcr}: expected one of the policy's values, found {found}")]
     FirmwareValue {
@@ -270,6 +284,7 @@ impl Refusal {
             Self::NoCommandLine { .. } => "no-command-line",
             Self::CommandLine { .. } => "command-line",
             Self::UnknownEvent { .. } => "unknown-event",
+            Self::Uki { .. } => "uki",
             Self::FirmwareValue { .. } => "firmware-value",
             Self::ReleaseFile { .. } => "release-file",
             Self::Internal => "internal",
@@ -310,6 +325,7 @@ impl Refusal {
             Self::NoCommandLine { .. } => "add the line that the device boots with to command_lines in the policy",
             Self::CommandLine { .. } => "boot with an accepted line; if this one is meant, add it to command_lines",
             Self::UnknownEvent { .. } => "look at the events by `explain`; add what is known to be good to the policy",
+            Self::Uki { .. } => "boot the release's own image: kernel, initramfs or command line are others",
             Self::FirmwareValue { .. } => "if firmware was updated on purpose, learn the policy anew",
             Self::ReleaseFile { .. } => "boot the release's own kernel and initramfs",
             Self::Internal => "report this with the evidence",

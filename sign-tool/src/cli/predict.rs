@@ -5,27 +5,38 @@ use std::{
     path::PathBuf,
 };
 
+use iofs_attest::{
+    base::{self, BaseError, NextBoot},
+    tcg::{self, EventLog},
+};
 use iofs_policy::{
     digest::Sha256Digest,
     manifest::ImageIdentity,
-    measurement::{self, PredictedEvent},
+    measurement::{PredictedEvent, Predictor},
     pcr::PcrBank,
     release::Release,
 };
 use iofs_sign::{
-    attest::references,
+    attest::{self, references},
     report::{ExitStatus, Failure, Output},
+    sealed::{self, bad_input},
+    x509::SigningCertificate,
 };
 use serde::Serialize;
 
 /// Print the register values that a boot of a release leads to
 ///
-/// Says what verify-init measures, in its order, and what each register holds after it: per bank, and for each command line
-/// that the release is meant to boot with. The registers 11 to 13 begin as zeroes where nothing else is measured into them.
+/// Says what is measured, in its order, and what each register holds after it: per bank, and for each command line that the
+/// release is meant to boot with. That is what verify-init measures, and before it what systemd's stub measures of the release's
+/// unified kernel image, where it has one.
+///
+/// With the firmware log of the machine, from a boot of anything, firmware's registers are predicted too: its events, with
+/// those replaced that depend on the image (4, the signer in 7, the kernel's own in 9).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   iofs-sign predict sealed --key release.pub.pem
   iofs-sign predict release.dsse.json --key release.pub.pem --bank sha256 --command-line 'quiet ro'
+  iofs-sign predict sealed --key release.pub.pem --firmware-log binary_bios_measurements
 
 'iofs-sign attest explain' shows the same beside what a device measured.")]
 pub(crate) struct Arguments {
@@ -43,6 +54,19 @@ pub(crate) struct Arguments {
     /// A kernel command line, as /proc/cmdline shows it [default: those of the release]
     #[arg(long, value_name = "TEXT")]
     command_line: Vec<String>,
+    /// The log of the machine's firmware: /sys/kernel/security/tpm0/binary_bios_measurements
+    #[arg(long, value_name = "FILE")]
+    firmware_log: Option<PathBuf>,
+    /// Who signs the image for Secure Boot [default: secure-boot.crt of the directory]
+    #[arg(long, value_name = "FILE", requires = "firmware_log")]
+    secure_boot_certificate: Option<PathBuf>,
+}
+
+/// The machine whose boot is predicted.
+struct MachineBase {
+    log: EventLog,
+    /// The signer's certificate in DER.
+    signer: Option<Vec<u8>>,
 }
 
 /// The result.
@@ -77,19 +101,49 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         [] => PcrBank::ALL.into(),
         asked => asked.iter().copied().collect(),
     };
-    let predictions = lines.iter().map(|line| predict(&release, line, &banks)).collect::<Result<_, _>>()?;
+    let machine = machine(arguments)?;
+    let predictions =
+        lines.iter().map(|line| predict(&release, line, &banks, machine.as_ref())).collect::<Result<_, _>>()?;
     let prediction = Prediction { image: release.image.clone(), manifest_digest: release.manifest_digest, predictions };
     output.result(&prediction, || describe(&prediction));
     Ok(())
 }
 
-fn predict(release: &Release, line: &str, banks: &BTreeSet<PcrBank>) -> Result<OfCommandLine, Failure> {
-    let measurements = release.measurements(line);
-    let of_bank = |bank: &PcrBank| Ok((bank.name(), measurement::predict(&measurements, *bank)?));
-    let banks = banks.iter().map(of_bank).collect::<Result<_, _>>();
-    let banks = banks
-        .map_err(|error: iofs_policy::pcr::PcrError| Failure::new(ExitStatus::System, format!("predict: {error}")))?;
+/// What is known of the machine.
+fn machine(arguments: &Arguments) -> Result<Option<MachineBase>, Failure> {
+    let Some(path) = &arguments.firmware_log else { return Ok(None) };
+    let log = EventLog::parse(&attest::read(path, tcg::MAX_SIZE)?).map_err(|error| bad_input(path, &error))?;
+    let beside = arguments.release.join(sealed::SECURE_BOOT_CERTIFICATE);
+    let certificate = arguments.secure_boot_certificate.clone().or_else(|| beside.is_file().then_some(beside));
+    let signer = certificate.map(|path| Ok::<_, Failure>(SigningCertificate::read(&path)?.to_der())).transpose()?;
+    Ok(Some(MachineBase { log, signer }))
+}
+
+fn predict(
+    release: &Release,
+    line: &str,
+    banks: &BTreeSet<PcrBank>,
+    machine: Option<&MachineBase>,
+) -> Result<OfCommandLine, Failure> {
+    let of_bank = |bank: &PcrBank| Ok((bank.name(), events(release, line, *bank, machine)?));
+    let banks = banks.iter().map(of_bank).collect::<Result<_, BaseError>>();
+    let banks = banks.map_err(|error| Failure::new(ExitStatus::BadInput, error.to_string()))?;
     Ok(OfCommandLine { command_line: line.to_owned(), banks })
+}
+
+fn events(
+    release: &Release,
+    line: &str,
+    bank: PcrBank,
+    machine: Option<&MachineBase>,
+) -> Result<Vec<PredictedEvent>, BaseError> {
+    if let Some(MachineBase { log, signer }) = machine {
+        return base::predict(log, &NextBoot { release, command_line: line, signer: signer.as_deref() }, bank);
+    }
+    let mut predictor = Predictor::new(bank);
+    release.uki.as_ref().map(|uki| predictor.stub(uki)).transpose()?;
+    predictor.boot(&release.measurements(line))?;
+    Ok(predictor.finish())
 }
 
 fn describe(prediction: &Prediction) -> String {

@@ -11,6 +11,7 @@ use iofs_policy::{
     paths,
     release::Release,
     trust::{KeyId, TrustPolicy, TrustedKey},
+    uki::UkiMeasurements,
 };
 use serde::Serialize;
 
@@ -23,6 +24,7 @@ use crate::{
     report::{ExitStatus, Failure},
     roothash,
     sealed::{self, MAX_IMAGE, SealedDirectory},
+    uki,
     x509::{SignerName, X509Signer},
 };
 
@@ -269,9 +271,19 @@ fn release_statement(directory: &SealedDirectory, envelope: &Envelope) -> Result
         root_hash: manifest.verity.root_hash,
         kernel_release: manifest.kernel_release,
         kernel_authenticode: kernel_authenticode(directory)?,
+        uki: uki_measurements(directory)?,
         command_lines: manifest.command_lines,
         artifacts: directory.artifacts()?,
     })
+}
+
+/// The unified kernel image as firmware and its stub measure it.
+fn uki_measurements(directory: &SealedDirectory) -> Result<Option<UkiMeasurements>, Failure> {
+    if !directory.has(sealed::UKI) {
+        return Ok(None);
+    }
+    let image = directory.read(sealed::UKI, MAX_IMAGE)?;
+    Ok(Some(uki::measurements(&image).map_err(|error| Failure::from(error).about(&directory.file(sealed::UKI)))?))
 }
 
 /// The kernel as UEFI firmware measures it. Kernels without EFI stub are not measured by firmware.

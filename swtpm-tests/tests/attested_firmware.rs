@@ -1,0 +1,231 @@
+//! Machines with Secure Boot that start a signed image: their registers beside what was predicted, and a verifier that knows the
+//! release and what firmware does.
+
+use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use iofs_attest::{
+    base::{self, NextBoot},
+    tcg::EventLog,
+};
+use iofs_policy::{
+    dsse::PayloadType,
+    measurement::PredictedEvent,
+    pcr::{PcrBank, PcrDigest, PcrIndex},
+    release::Release,
+};
+use iofs_sign::{
+    seal::{SealRequest, UkiRequest},
+    sealed,
+    x509::{SigningCertificate, X509Signer},
+};
+use swtpm_tests::{
+    BASE_COMMAND_LINE, DeviceShell, Disk, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester::quick, cache,
+    chain::Chain, verifier::Verifier,
+};
+
+const BOOT: Duration = Duration::from_secs(300);
+const COMMAND: Duration = Duration::from_secs(60);
+/// What a boot of an image decides, and what the kernel's own stub measures of it.
+const PREDICTED: [u8; 6] = [4, 7, 9, 11, 12, 13];
+
+/// Prints every register of every bank, behind a word: the kernel's own lines may come in between.
+const REGISTERS: &str = "for file in /sys/class/tpm/tpm0/pcr-*/*; do echo \"REGISTER $file $(cat $file)\"; done";
+
+fn line(words: &str) -> String {
+    [&BASE_COMMAND_LINE[..], &[words]].concat().join(" ")
+}
+
+/// Lets `seal` make and sign an image for firmware with these keys.
+fn with_uki(request: &mut SealRequest, keys: &SecureBoot, stub: &str, words: &str) -> Result<()> {
+    let (key, certificate) = (keys.image_signer().key(), keys.image_signer().certificate());
+    request.uki = Some(UkiRequest { stub: Some(cache::stub(stub)?), pcr_public_key: None });
+    request.certificates.secure_boot = Some(SigningCertificate::read(certificate)?);
+    request.keys.x509.push(X509Signer::read(key, certificate)?);
+    request.config.boot.command_lines = vec![line(words)];
+    Ok(())
+}
+
+/// A release whose device answers to commands.
+fn attester(keys: &SecureBoot, words: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
+    let mut fault = Ok(());
+    let chain = quick(|request| {
+        fault = with_uki(request, keys, "trixie", words);
+        change(request);
+    })?;
+    fault.map(|()| chain)
+}
+
+/// A release that prints its registers.
+fn printer(keys: &SecureBoot, suite: &str, stub: &str, words: &str) -> Result<Chain> {
+    let mut fault = Ok(());
+    let chain = Chain::tiny(suite, REGISTERS, |request| fault = with_uki(request, keys, stub, words))?;
+    fault.map(|()| chain)
+}
+
+fn release(chain: &Chain) -> Result<Release> {
+    let envelope = chain.directory().envelope(sealed::RELEASE, PayloadType::Release)?;
+    Ok(Release::from_json(envelope.unverified_payload())?)
+}
+
+/// A machine under power, and the disk that it started from.
+struct Started {
+    vm: Vm,
+    _disk: ScratchDisk,
+}
+
+fn start(name: &str, chain: &Chain, keys: &SecureBoot, tpm: &TpmState) -> Result<Started> {
+    let (disk, _) = chain.disk()?;
+    let machine = Machine::named(name).disk(Disk::raw(disk.path())).memory_mib(1024);
+    Ok(Started { vm: machine.secure_boot(keys).tpm(tpm).start()?, _disk: disk })
+}
+
+fn firmware_log(shell: &mut DeviceShell) -> Result<EventLog> {
+    Ok(EventLog::parse(&shell.output("cat /sys/kernel/security/tpm0/binary_bios_measurements", COMMAND)?)?)
+}
+
+type Registers = BTreeMap<(PcrBank, u8), String>;
+
+/// Reads what [`REGISTERS`] printed.
+fn printed(vm: &Vm) -> Result<Registers> {
+    let mut registers = Registers::new();
+    for bank in PcrBank::ALL {
+        for index in PREDICTED {
+            let start = format!("REGISTER /sys/class/tpm/tpm0/pcr-{bank}/{index} ");
+            if bank != PcrBank::Sha256 && vm.console().find(&Line::containing(&start)).is_none() {
+                continue;
+            }
+            let line = vm.wait_for_line(&Line::containing(&start), BOOT)?;
+            let (_, value) = line.text.split_once(&start).context("the line holds it")?;
+            registers.insert((bank, index), value.trim().to_lowercase());
+        }
+    }
+    Ok(registers)
+}
+
+/// The last value of each register.
+fn values(bank: PcrBank, events: &[PredictedEvent]) -> Registers {
+    events.iter().map(|event| ((bank, event.pcr), event.value.clone())).collect()
+}
+
+#[test]
+fn registers_are_predicted_for_images_that_the_machine_never_ran_from_a_log_of_another() -> Result<()> {
+    let (keys, tpm) = (SecureBoot::new()?, TpmState::new()?);
+    let first = attester(&keys, "first", |_| ())?;
+    let mut started = start("a_log_as_base", &first, &keys, &tpm)?;
+    let log = firmware_log(&mut started.vm.device_shell(BOOT)?)?;
+    drop(started);
+    for (name, suite, stub, words) in [
+        ("predicted_6.12_by_257", "trixie", "trixie", "quiet second=1"),
+        ("predicted_6.12_by_252", "trixie", "bookworm", "quiet loglevel=3 third=\u{fc}"),
+        ("predicted_6.1_by_252", "bookworm", "bookworm", "quiet"),
+    ] {
+        let chain = printer(&keys, suite, stub, words)?;
+        let (release, line) = (release(&chain)?, line(words));
+        let signer = fs::read(chain.directory().file(sealed::SECURE_BOOT_CERTIFICATE))?;
+        let next = NextBoot { release: &release, command_line: &line, signer: Some(&signer) };
+        let started = start(name, &chain, &keys, &tpm)?;
+        started.vm.wait_for_line(&Line::containing("REGISTER /sys/class/tpm/tpm0/pcr-sha384/9 "), BOOT)?;
+        let found = printed(&started.vm)?;
+        ensure!(found.len() >= 2 * PREDICTED.len(), "two banks at least: {found:?}");
+        for bank in PcrBank::ALL {
+            let predicted = values(
+                bank,
+                &base::predict(&log, &next, bank).or_else(|error| match bank {
+                    PcrBank::Sha256 | PcrBank::Sha384 => Err(error),
+                    // Firmware has no events of a bank that is off.
+                    _ => Ok(Vec::new()),
+                })?,
+            );
+            for ((_, index), found) in found.iter().filter(|((of, _), _)| *of == bank) {
+                let predicted = predicted.get(&(bank, *index));
+                ensure!(predicted == Some(found), "{name}: {bank} {index}: predicted {predicted:?}, found {found}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A device that was enrolled, and a policy that pins its firmware.
+struct Enrolled {
+    verifier: Verifier,
+    record: PathBuf,
+    policy: PathBuf,
+}
+
+fn enrol(name: &str, shell: &mut DeviceShell, chain: &Chain) -> Result<Enrolled> {
+    let verifier = Verifier::new()?;
+    let record = verifier.enrol(name, shell, None)?;
+    let quoted = verifier.ask(shell, "")?;
+    let policy = verifier.file("policy.toml");
+    let mut learn = vec!["attest".into(), "learn".into(), "--evidence".into(), quoted.evidence.into()];
+    learn.extend(["--device".into(), record.clone().into(), "--nonce".into(), quoted.nonce.into()]);
+    learn.extend(verifier.references(&[chain]));
+    learn.extend(["--out".into(), policy.clone().into()]);
+    let learnt = verifier.run(&learn)?;
+    ensure!(learnt.code == 0, "{}", learnt.stderr);
+    Ok(Enrolled { verifier, record, policy })
+}
+
+#[test]
+fn a_machine_with_secure_boot_is_attested_from_its_release_and_its_firmware() -> Result<()> {
+    let (keys, tpm) = (SecureBoot::new()?, TpmState::new()?);
+    let chain = attester(&keys, "quiet", |_| ())?;
+    let mut started = start("attested_secure_boot", &chain, &keys, &tpm)?;
+    let mut shell = started.vm.device_shell(BOOT)?;
+    let Enrolled { verifier, record, policy } = enrol("secure", &mut shell, &chain)?;
+    let options = ["--policy", policy.to_str().context("UTF-8")?, "--update"];
+    let quoted = verifier.ask(&mut shell, "")?;
+    let verdict = verifier.decide(&record, &quoted, &[&chain], &options)?.attested()?;
+    ensure!(verdict["ignored_pcrs"].as_array().is_some_and(Vec::is_empty), "{verdict:#}");
+    drop((shell, started));
+
+    // The next release, by the same key: nothing has to be learnt anew.
+    let next =
+        attester(&keys, "quiet next=1", |request| request.config.image.version = Some("8".parse().expect("valid")))?;
+    let mut started = start("attested_next_release", &next, &keys, &tpm)?;
+    let quoted = verifier.ask(&mut started.vm.device_shell(BOOT)?, "")?;
+    verifier.decide(&record, &quoted, &[&chain, &next], &options)?.attested()?;
+    verifier
+        .decide(&record, &quoted, &[&chain], &[])?
+        .refused("image: expected the manifest of a reference release")?;
+    drop(started);
+
+    // The first release's manifest in an image with another command line, signed by the right key.
+    let uki = chain.uki(&cache::stub("trixie")?, "quiet other=1", None)?;
+    let (disk, _) = chain.disk_that_starts(&keys.image_signer().sign(&uki)?)?;
+    let machine = Machine::named("attested_other_line").disk(Disk::raw(disk.path())).memory_mib(1024);
+    let mut vm = machine.secure_boot(&keys).tpm(&tpm).start()?;
+    let quoted = verifier.ask(&mut vm.device_shell(BOOT)?, "")?;
+    verifier.decide(&record, &quoted, &[&chain], &["--update"])?.refused("command line")?;
+    let policy = fs::read_to_string(&policy)?;
+    let accepting = verifier.file("accepting.toml");
+    fs::write(
+        &accepting,
+        policy.replace("command_lines = []", &format!("command_lines = [{:?}]", line("quiet other=1"))),
+    )?;
+    let options = ["--policy", accepting.to_str().context("UTF-8")?];
+    let because = "in PCR 11: expected .cmdline contents of org.example.attester 7's unified kernel image, found sha";
+    verifier.decide(&record, &quoted, &[&chain], &options)?.refused(because)?;
+
+    let mut explain = vec!["attest".into(), "explain".into(), "--evidence".into(), quoted.evidence.into()];
+    explain.extend(verifier.references(&[&chain]));
+    let explained = verifier.run(&explain)?;
+    let text = String::from_utf8_lossy(&explained.stdout).into_owned();
+    ensure!(text.contains("predicted: .cmdline contents, sha"), "{text}");
+    Ok(())
+}
+
+/// Register 0 ends with the locality; what else is zero before its first event is so in a log, too.
+#[test]
+fn a_prediction_needs_an_image_and_a_log_of_the_bank() -> Result<()> {
+    let chain = Chain::tiny("trixie", "", |_| ())?;
+    let release = release(&chain)?;
+    let log = EventLog { algorithms: Vec::new(), startup_locality: 0, events: Vec::new() };
+    let next = NextBoot { release: &release, command_line: "quiet", signer: None };
+    let refused = base::predict(&log, &next, PcrBank::Sha256).expect_err("no image").to_string();
+    ensure!(refused.ends_with("it has no unified kernel image, which firmware could start"), "{refused}");
+    let zero = PcrDigest::zero(PcrBank::Sha256);
+    ensure!(log.initial_value(PcrBank::Sha256, PcrIndex::PHASES) == zero);
+    Ok(())
+}
