@@ -20,8 +20,8 @@ use iofs_sign::{
     x509::{SigningCertificate, X509Signer},
 };
 use swtpm_tests::{
-    BASE_COMMAND_LINE, DeviceShell, Disk, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester::quick, cache,
-    chain::Chain, verifier::Verifier,
+    BASE_COMMAND_LINE, DeviceShell, Disk, Ending, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm,
+    attester::quick, cache, chain::Chain, verifier::Verifier,
 };
 
 const BOOT: Duration = Duration::from_secs(300);
@@ -92,10 +92,8 @@ fn printed(vm: &Vm) -> Result<Registers> {
     for bank in PcrBank::ALL {
         for index in PREDICTED {
             let start = format!("REGISTER /sys/class/tpm/tpm0/pcr-{bank}/{index} ");
-            if bank != PcrBank::Sha256 && vm.console().find(&Line::containing(&start)).is_none() {
-                continue;
-            }
-            let line = vm.wait_for_line(&Line::containing(&start), BOOT)?;
+            // A bank that is off has no folder.
+            let Some(line) = vm.console().find(&Line::containing(&start)) else { continue };
             let (_, value) = line.text.split_once(&start).context("the line holds it")?;
             registers.insert((bank, index), value.trim().to_lowercase());
         }
@@ -124,8 +122,8 @@ fn registers_are_predicted_for_images_that_the_machine_never_ran_from_a_log_of_a
         let (release, line) = (release(&chain)?, line(words));
         let signer = fs::read(chain.directory().file(sealed::SECURE_BOOT_CERTIFICATE))?;
         let next = NextBoot { release: &release, command_line: &line, signer: Some(&signer) };
-        let started = start(name, &chain, &keys, &tpm)?;
-        started.vm.wait_for_line(&Line::containing("REGISTER /sys/class/tpm/tpm0/pcr-sha384/9 "), BOOT)?;
+        let mut started = start(name, &chain, &keys, &tpm)?;
+        ensure!(started.vm.wait_for_end(BOOT)? == Ending::PoweredOff);
         let found = printed(&started.vm)?;
         ensure!(found.len() >= 2 * PREDICTED.len(), "two banks at least: {found:?}");
         for bank in PcrBank::ALL {

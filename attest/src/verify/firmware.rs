@@ -16,6 +16,8 @@ use crate::{
 const LOG: &str = "firmware log";
 /// The files of a release that firmware or a boot loader starts; it measures some of them whole.
 const BOOT_FILES: [&str; 2] = ["vmlinuz", "initramfs.img"];
+/// What stands for a file's name where it is the release's command line.
+const LOAD_OPTIONS: &str = "command line";
 /// No more notes about contradicting labels than this: a log could have thousands.
 const MOST_NOTES: usize = 8;
 
@@ -35,7 +37,8 @@ pub(super) fn judge(
     }
     for (pcr, rule) in &request.policy.firmware.rules {
         check_value(*pcr, rule, banks, registers)?;
-        let measured = |event: &&Event| event.extends() == Some(*pcr) && file_of(event, &files).is_some();
+        let is_file = |event: &Event| file_of(event, &files).is_some_and(|name| name != LOAD_OPTIONS);
+        let measured = |event: &&Event| event.extends() == Some(*pcr) && is_file(event);
         if rule.release && !events.iter().any(measured) {
             return Err(Refusal::ReleaseFile { pcr: *pcr, release: reference.name() });
         }
@@ -43,7 +46,8 @@ pub(super) fn judge(
     Ok(notes(request.policy, banks, &events, registers, &files))
 }
 
-/// The digests by which firmware and the kernel's EFI stub would measure what a release boots, with the files' names.
+/// The digests by which firmware and the kernel's EFI stub would measure what a release boots, with the files' names, and those
+/// of its command lines.
 pub(crate) fn release_files(reference: &Reference) -> Vec<(Sha256Digest, String)> {
     let release = reference.release();
     let kernel = release.kernel_authenticode.map(|digest| (digest, "kernel".to_owned()));
@@ -51,7 +55,14 @@ pub(crate) fn release_files(reference: &Reference) -> Vec<(Sha256Digest, String)
     let uki = uki.and_then(|digest| <[u8; 32]>::try_from(digest.as_bytes()).ok());
     let uki = uki.map(|digest| (Sha256Digest::from_bytes(digest), "uki.efi".to_owned()));
     let booted = release.artifacts.iter().filter(|file| BOOT_FILES.contains(&file.name.as_str()));
-    kernel.into_iter().chain(uki).chain(booted.map(|file| (file.sha256, file.name.clone()))).collect()
+    let lines = release.command_lines.iter().map(|line| (load_options(line), LOAD_OPTIONS.to_owned()));
+    kernel.into_iter().chain(uki).chain(booted.map(|file| (file.sha256, file.name.clone()))).chain(lines).collect()
+}
+
+/// A command line as the kernel's EFI stub measures it into register 9: in UTF-16, with the NUL at its end.
+fn load_options(line: &str) -> Sha256Digest {
+    let wide: Vec<u8> = line.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+    Sha256Digest::of(&wide)
 }
 
 /// The release's file that an event is of. Releases have SHA-256 digests, so that only this bank tells.
