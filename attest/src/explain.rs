@@ -200,7 +200,8 @@ impl Explainer<'_> {
     fn of_stub(&self, logs: &Logs, first_difference: &mut Option<String>) -> BTreeMap<usize, (Status, Option<String>)> {
         let Some((reference, bank)) = self.reference.zip(self.banks.last().copied()) else { return BTreeMap::new() };
         let expected = stub_expected(reference.release(), bank);
-        let measured = logs.firmware.iter().flat_map(|log| &log.events).filter(|event| is_of_stub(event));
+        let measured =
+            logs.firmware.iter().flat_map(|log| &log.events).filter(|event| is_of_stub(event, reference.release()));
         let mut found = BTreeMap::new();
         for (place, event) in measured.enumerate() {
             let digest = event.digest(bank);

@@ -70,7 +70,7 @@ fn write_register(
     }
     let events = proven.logs.firmware.iter().flat_map(|log| &log.events).filter(|event| event.extends() == Some(pcr));
     // What the stub measures, the release says.
-    let events: Vec<&Event> = events.filter(|event| !is_of_stub(event)).collect();
+    let events: Vec<&Event> = events.filter(|event| !is_of_stub(event, proven.booted.reference.release())).collect();
     if events.is_empty() {
         return Ok(());
     }

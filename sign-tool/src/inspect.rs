@@ -56,7 +56,7 @@ pub enum Inspection {
     /// An envelope around a manifest.
     Manifest(Box<Document<Manifest>>),
     /// An envelope around a release statement.
-    Release(Document<Release>),
+    Release(Box<Document<Release>>),
     /// A trust policy.
     Trust {
         /// The policy.
@@ -257,7 +257,7 @@ fn json(path: &Path, file: &File) -> Result<Inspection, Failure> {
         return Ok(Inspection::BootRecord(Box::new(record)));
     }
     match Envelope::parse_unsigned(&bytes, PayloadType::Release) {
-        Ok(envelope) => document(path, &envelope, Release::from_json).map(Inspection::Release),
+        Ok(envelope) => document(path, &envelope, Release::from_json).map(|one| Inspection::Release(Box::new(one))),
         Err(_) => {
             let envelope =
                 Envelope::parse_unsigned(&bytes, PayloadType::Manifest).map_err(|error| bad(path, &error))?;

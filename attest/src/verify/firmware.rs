@@ -32,7 +32,7 @@ pub(super) fn judge(
     let events: Vec<&Event> = log.into_iter().flat_map(|log| &log.events).collect();
     let files = release_files(reference);
     stub::judge(banks, &events, reference.release(), &reference.name())?;
-    for event in events.iter().filter(|event| !stub::is_of_stub(event)) {
+    for event in events.iter().filter(|event| !stub::is_of_stub(event, reference.release())) {
         check_event(request.policy, banks, event, &files)?;
     }
     for (pcr, rule) in &request.policy.firmware.rules {

@@ -1,5 +1,5 @@
 //! What systemd's stub measured of a unified kernel image, which firmware's log has too: all of the release's image in its
-//! order, or nothing.
+//! order, or nothing. A release without an image leaves such events to the policy.
 
 use std::collections::BTreeSet;
 
@@ -12,9 +12,9 @@ use iofs_policy::{
 use super::Refusal;
 use crate::tcg::Event;
 
-/// Whether an event is one of the stub's: nobody else measures into that register before user space.
-pub(crate) fn is_of_stub(event: &Event) -> bool {
-    event.extends() == Some(UkiMeasurements::PCR)
+/// Whether an event is one that a release's image answers for: nobody but the stub measures into that register before user space.
+pub(crate) fn is_of_stub(event: &Event, release: &Release) -> bool {
+    release.uki.is_some() && event.extends() == Some(UkiMeasurements::PCR)
 }
 
 /// What the release's image leads to in a bank, each with what it is of. Nothing where it has none.
@@ -29,7 +29,7 @@ pub(super) fn judge(
     release: &Release,
     name: &str,
 ) -> Result<(), Refusal> {
-    let measured: Vec<&&Event> = events.iter().filter(|event| is_of_stub(event)).collect();
+    let measured: Vec<&&Event> = events.iter().filter(|event| is_of_stub(event, release)).collect();
     if measured.is_empty() {
         return Ok(());
     }
