@@ -36,21 +36,14 @@ const HOLE: usize = 64 * 1024;
 /// The attribute bit "read-only".
 pub(crate) const READ_ONLY: u64 = 1 << 60;
 
-/// The unified kernel image in a sealed directory.
-pub const UKI: &str = "uki.efi";
-/// A PKCS#7 signature of the root hash in a sealed directory, as the kernel and systemd take it.
-pub const ROOT_SIGNATURE: &str = "roothash.p7s";
-/// The certificate of whoever made [`ROOT_SIGNATURE`], PEM or DER.
-pub const ROOT_CERTIFICATE: &str = "roothash.crt";
-
 /// What goes onto the disk beside data and tree. The default is what the sealed directory has.
 #[derive(Debug, Clone, Default)]
 pub struct Additions {
-    /// The unified kernel image that firmware starts, instead of [`UKI`].
+    /// The unified kernel image that firmware starts, instead of [`sealed::UKI`].
     pub uki: Option<PathBuf>,
     /// The size of the EFI system partition in bytes, instead of what two such images need.
     pub esp_size: Option<u64>,
-    /// The certificate of the signature of the root hash, instead of [`ROOT_CERTIFICATE`].
+    /// The certificate of the signature of the root hash, instead of [`sealed::ROOT_HASH_CERTIFICATE`].
     pub root_certificate: Option<PathBuf>,
 }
 

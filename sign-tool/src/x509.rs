@@ -115,7 +115,7 @@ pub struct SigningCertificate {
 }
 
 impl SigningCertificate {
-    /// Reads a file in PEM or DER.
+    /// Reads a file in PEM or DER. Of several in PEM the first counts: the owner's comes before those that vouch for it.
     ///
     /// # Errors
     /// [`X509Error`].
@@ -127,7 +127,7 @@ impl SigningCertificate {
             found,
         };
         let parsed = match std::str::from_utf8(&bytes) {
-            Ok(text) if text.contains("-----BEGIN") => Certificate::from_pem(text),
+            Ok(text) if text.contains("-----BEGIN") => Certificate::from_pem(first_pem(text)),
             _ => Certificate::from_der(&bytes),
         };
         let certificate = parsed.map_err(|error| wrong(error.to_string()))?;
@@ -229,6 +229,14 @@ impl X509Signer {
         let signature = self.key.try_sign(message).map_err(|error| X509Error::Sign(error.to_string()))?;
         Ok(signature.to_vec())
     }
+}
+
+/// The first certificate of a PEM file, without what stands before and behind it; all of it where there is none.
+fn first_pem(text: &str) -> &str {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
+    const END: &str = "-----END CERTIFICATE-----";
+    let Some(from_begin) = text.find(BEGIN).map(|begin| &text[begin..]) else { return text };
+    from_begin.find(END).map_or(from_begin, |end| &from_begin[..end + END.len()])
 }
 
 fn read_key(path: &Path) -> Result<RsaPrivateKey, X509Error> {

@@ -205,7 +205,11 @@ fn the_signature_of_the_root_hash_becomes_a_partition_that_openssl_verifies() {
     let verify = ["smime", "-verify", "-binary", "-inform", "der", "-noverify", "-in", &signature];
     openssl(&[&verify[..], &["-content", &content, "-certfile", &certificate, "-nointern"]].concat());
 
-    // The same by its form in DER, and beside the signature.
+    // The same by a file that holds others behind it, by its form in DER, and beside the signature.
+    let chain = [fs::read(&certificate).unwrap(), fs::read(&certificate).unwrap()].concat();
+    fs::write(bench.path("chain.crt"), chain).unwrap();
+    disk(&bench, "chain.img", &["--verity-certificate", &bench.text("chain.crt")]);
+    assert!(fs::read(bench.path("disk.img")).unwrap() == fs::read(bench.path("chain.img")).unwrap());
     fs::copy(&der, sealed.join("roothash.crt")).unwrap();
     disk(&bench, "other.img", &[]);
     assert!(fs::read(bench.path("disk.img")).unwrap() == fs::read(bench.path("other.img")).unwrap());
@@ -233,4 +237,27 @@ fn a_signature_without_its_certificate_and_the_other_way_round_is_refused() {
     fails(&iofs_sign(&with), 3);
     fs::remove_file(sealed.join("roothash.p7s")).unwrap();
     fails(&iofs_sign(&with), 2);
+}
+
+#[test]
+fn a_signature_of_another_root_hash_or_by_another_key_is_refused() {
+    let bench = Bench::new();
+    let sealed = bench.sealed("sealed");
+    sign_root_hash(&bench);
+    let (directory, out) = (bench.text("sealed"), bench.text("disk.img"));
+    let disk = |certificate: &str| iofs_sign(["disk", &directory, "--out", &out, "--verity-certificate", certificate]);
+    fs::rename(bench.path("x509.crt"), bench.path("first.crt")).unwrap();
+    let first = fs::read(sealed.join("roothash.p7s")).unwrap();
+    sign_root_hash(&bench);
+    let output = disk(&bench.text("first.crt"));
+    fails(&output, 4);
+    assert!(stderr(&output).contains("roothash.p7s: the signature does not verify"), "{}", stderr(&output));
+
+    let hash = fs::read_to_string(sealed.join("roothash")).unwrap();
+    fs::write(sealed.join("roothash"), hash.chars().rev().collect::<String>()).unwrap();
+    sign_root_hash(&bench);
+    fails(&disk(&bench.text("x509.crt")), 4);
+    fs::write(sealed.join("roothash.p7s"), first).unwrap();
+    passes(&disk(&bench.text("first.crt")));
+    assert!(bench.path("disk.img").exists());
 }

@@ -10,14 +10,14 @@ use iofs_policy::{
 use uuid::Uuid;
 
 use super::{
-    ALIGNMENT, Additions, Content, DiskPartition, Planned, READ_ONLY, ROOT_SIGNATURE, SECTOR, UKI,
+    ALIGNMENT, Additions, Content, DiskPartition, Planned, READ_ONLY, SECTOR,
     esp::Esp,
     root_signature,
     types::{self, RootTypes},
 };
 use crate::{
     report::{ExitStatus, Failure},
-    sealed::{self, SealedDirectory},
+    sealed::{self, ROOT_HASH_SIGNATURE, SealedDirectory, UKI},
 };
 
 /// A partition before it has its place.
@@ -122,12 +122,12 @@ fn signature(
     manifest: &Manifest,
     additions: &Additions,
 ) -> Result<Option<Wanted>, Failure> {
-    if !directory.has(ROOT_SIGNATURE) {
+    if !directory.has(ROOT_HASH_SIGNATURE) {
         return match &additions.root_certificate {
             Some(path) => {
-                let fact = format!("{}: a certificate without {ROOT_SIGNATURE} to go with it", path.display());
+                let fact = format!("{}: a certificate without {ROOT_HASH_SIGNATURE} to go with it", path.display());
                 Err(Failure::new(ExitStatus::Usage, fact)
-                    .next(format!("put {ROOT_SIGNATURE} into {}", directory.path().display())))
+                    .next(format!("put {ROOT_HASH_SIGNATURE} into {}", directory.path().display())))
             }
             None => Ok(None),
         };
