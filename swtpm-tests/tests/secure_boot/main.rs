@@ -3,4 +3,5 @@
 
 mod attacks;
 mod boots;
+mod kernel_signature;
 mod support;

@@ -69,7 +69,7 @@ fn checked<S: System>(boot: &mut Boot<'_, S>, sealed: &SealedVerity, table: &Ver
 fn reason(error: &io::Error) -> String {
     let meaning = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT) => "there is no signature in the initramfs",
-        Some(Errno::ENOKEY) => "it is by no key that the kernel or firmware trusts",
+        Some(Errno::ENOKEY) => "it is by no key that this kernel looks for",
         Some(Errno::EKEYREJECTED | Errno::EBADMSG) => "it does not verify",
         Some(Errno::EINVAL) => "this kernel cannot check it",
         _ => return text(error),
@@ -81,7 +81,8 @@ fn refused(error: &io::Error) -> FailureReport {
     refusal(
         STAGE,
         "the kernel does not accept the signature of the root hash",
-        "a signature by a key in the kernel's keyrings, or in firmware's db under Secure Boot",
+        "a signature by a key in the kernel's keyrings; or in firmware's db, where the kernel looks there \
+         (CONFIG_DM_VERITY_VERIFY_ROOTHASH_SIG_PLATFORM_KEYRING)",
         reason(error),
         "sign the root hash with such a key, or seal verity.root_hash_signature as preferred",
     )

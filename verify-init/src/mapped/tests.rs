@@ -38,7 +38,7 @@ fn the_kernel_is_given_the_signature_and_the_key_is_gone_afterwards() {
 #[test]
 fn a_signature_that_the_kernel_does_not_know_stops_the_boot_where_it_is_required() {
     for (signature, expected) in [
-        (Some(&b"by another"[..]), "it is by no key that the kernel or firmware trusts (Required key not available"),
+        (Some(&b"by another"[..]), "it is by no key that this kernel looks for (Required key not available"),
         (None, "there is no signature in the initramfs (No such file"),
     ] {
         let mut fake = machine(RootHashSignature::Required, signature);

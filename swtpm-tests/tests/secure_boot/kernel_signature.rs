@@ -1,0 +1,126 @@
+//! The kernel's own check of the signed root hash: by the keys that firmware trusts, in kernels that look there.
+
+use anyhow::{Result, ensure};
+use iofs_policy::manifest::RootHashSignature::{self, Preferred, Required};
+use iofs_sign::{
+    seal::UkiRequest,
+    x509::{SigningCertificate, X509Signer},
+};
+use swtpm_tests::{
+    BASE_COMMAND_LINE, Disk, Ending, Line, Machine, SecureBoot, Signer, Vm, cache,
+    chain::{Chain, ROOT_REACHED},
+};
+
+use crate::support::{FIRMWARE, TINY};
+
+/// What the kernel says of its table, which verify-init read back.
+const OPTION: &str = " root_hash_sig_key_desc iofs:roothash";
+const SIGNED: &str = ", signed as the kernel demands";
+/// ENOKEY, in verify-init's words.
+const NO_KEY: &str = "it is by no key that this kernel looks for (Required key not available (126))";
+
+/// An image that firmware with these keys starts, and whose root hash `root_hash` signed.
+fn sealed(suite: &str, wanted: RootHashSignature, keys: &SecureBoot, root_hash: &Signer) -> Result<Chain> {
+    let signers = [keys.image_signer(), root_hash];
+    let [image_signer, root_hash] = signers.map(|signer| SigningCertificate::read(signer.certificate()));
+    let (image_signer, root_hash) = (image_signer?, root_hash?);
+    let x509 = signers.map(|signer| X509Signer::read(signer.key(), signer.certificate()));
+    let x509 = x509.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let stub = cache::stub(suite)?;
+    Chain::tiny(suite, "cat /run/iofs/boot.json", |request| {
+        request.config.verity.root_hash_signature = wanted;
+        request.config.boot.command_lines = vec![BASE_COMMAND_LINE.join(" ")];
+        request.uki = Some(UkiRequest { stub: Some(stub), pcr_public_key: None });
+        request.certificates.secure_boot = Some(image_signer);
+        request.certificates.root_hash = Some(root_hash);
+        request.keys.x509 = x509;
+    })
+}
+
+/// Reaches the root, with the kernel's check or, after a warning, without.
+fn boots(machine: &Machine, checked: bool) -> Result<()> {
+    let mut vm = machine.start()?;
+    if !checked {
+        let warning = format!("warning: the kernel does not check the signed root hash: {NO_KEY}");
+        vm.wait_for_line(&Line::containing(&warning), FIRMWARE)?;
+    }
+    let mapped = vm.wait_for_line(&Line::containing("verify-init: mapped /dev/dm-0 with root hash"), FIRMWARE)?;
+    ensure!(mapped.text.contains(SIGNED) == checked, "{}", mapped.text);
+    vm.wait_for_line(&Line::containing(ROOT_REACHED), TINY)?;
+    let table = vm.wait_for_line(&Line::containing("\"verity_table\""), TINY)?;
+    ensure!(table.text.contains(OPTION) == checked, "{}", table.text);
+    ensure!(vm.wait_for_end(TINY)? == Ending::PoweredOff);
+    Ok(())
+}
+
+fn is_refused(machine: &Machine) -> Result<()> {
+    let mut vm = machine.start()?;
+    for text in [
+        "BOOT REFUSED before stage \"mapped\": the kernel does not accept the signature of the root hash",
+        "expected: a signature by a key in the kernel's keyrings; or in firmware's db",
+        &format!("found:    {NO_KEY}"),
+        "next:     ",
+    ] {
+        vm.wait_for_line(&Line::containing(text), FIRMWARE)?;
+    }
+    ensure!(vm.wait_for_end(TINY)? == Ending::PoweredOff);
+    never_reached_the_root(&vm)
+}
+
+fn never_reached_the_root(vm: &Vm) -> Result<()> {
+    ensure!(vm.console().find(&Line::containing(ROOT_REACHED)).is_none(), "the refused image's init ran");
+    Ok(())
+}
+
+/// Boots an image under Secure Boot whose root hash was signed by the key that firmware trusts, or by another.
+fn under_secure_boot(
+    name: &str,
+    suite: &str,
+    wanted: RootHashSignature,
+    by_another: bool,
+    outcome: impl FnOnce(&Machine) -> Result<()>,
+) -> Result<()> {
+    let (keys, other) = (SecureBoot::new()?, Signer::new("somebody else")?);
+    let signer = if by_another { &other } else { keys.image_signer() };
+    let chain = sealed(suite, wanted, &keys, signer)?;
+    let (disk, _) = chain.disk()?;
+    outcome(&Machine::named(name).secure_boot(&keys).memory_mib(1024).disk(Disk::raw(disk.path())))
+}
+
+#[test]
+fn a_root_hash_signed_by_a_key_that_firmware_trusts_is_accepted_by_the_kernel_of_debian_13() -> Result<()> {
+    under_secure_boot("a_signed_root_hash", "trixie", Required, false, |machine| boots(machine, true))
+}
+
+#[test]
+fn a_root_hash_signed_by_another_key_is_refused_by_the_kernel_where_that_is_required() -> Result<()> {
+    under_secure_boot("a_root_hash_by_another_key", "trixie", Required, true, is_refused)
+}
+
+#[test]
+fn a_root_hash_signed_by_another_key_is_warned_of_where_the_kernels_check_is_preferred() -> Result<()> {
+    under_secure_boot("a_warning_of_another_key", "trixie", Preferred, true, |machine| boots(machine, false))
+}
+
+// Debian 12's kernel is configured without DM_VERITY_VERIFY_ROOTHASH_SIG_PLATFORM_KEYRING (Linux 6.12 knows it): it
+// checks signatures, but never looks at firmware's keys.
+
+#[test]
+fn debian_12s_kernel_knows_no_key_of_firmware_and_boots_with_a_warning_where_its_check_is_preferred() -> Result<()> {
+    under_secure_boot("preferred_on_debian_12", "bookworm", Preferred, false, |machine| boots(machine, false))
+}
+
+#[test]
+fn debian_12s_kernel_knows_no_key_of_firmware_and_is_refused_where_its_check_is_required() -> Result<()> {
+    under_secure_boot("required_on_debian_12", "bookworm", Required, false, is_refused)
+}
+
+#[test]
+fn without_firmware_that_trusts_the_key_the_kernel_does_not_accept_it() -> Result<()> {
+    let keys = SecureBoot::new()?;
+    let chain = sealed("trixie", Required, &keys, keys.image_signer())?;
+    let (disk, _) = chain.disk()?;
+    let plain = Machine::named("required_without_secure_boot").uefi().memory_mib(1024).disk(Disk::raw(disk.path()));
+    is_refused(&plain)?;
+    is_refused(&chain.machine("required_with_a_bios", &disk))
+}
