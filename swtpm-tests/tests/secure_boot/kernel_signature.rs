@@ -93,7 +93,8 @@ fn a_root_hash_signed_by_a_key_that_firmware_trusts_is_accepted_by_the_kernel_of
 }
 
 #[test]
-fn a_root_hash_signed_by_another_key_is_refused_by_the_kernel_where_that_is_required() -> Result<()> {
+fn signature_confusion_a_root_hash_signed_by_another_key_is_refused_by_the_kernel_where_its_check_is_required()
+-> Result<()> {
     under_secure_boot("a_root_hash_by_another_key", "trixie", Required, true, is_refused)
 }
 
