@@ -155,8 +155,7 @@ impl Rebase<'_> {
             let wide: Vec<u8> = self.next.command_line.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
             PcrDigest::of(self.bank, &[&wide])
         } else {
-            let initrd = self.uki.sections.iter().find(|section| section.name == ".initrd");
-            let digest = initrd.and_then(|section| section.digests.get(self.bank));
+            let digest = self.uki.initrd.get(self.bank);
             digest.ok_or(BaseError::Bank { event: event.number, bank: self.bank })?
         };
         Ok(self.predictor.extend(pcr, &kind, &text, digest)?)

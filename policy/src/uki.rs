@@ -53,6 +53,9 @@ pub struct UkiMeasurements {
     pub stub: String,
     /// Its Authenticode digest: what firmware measures into register 4, whoever signed it.
     pub authenticode: BankDigests,
+    /// What the stub hands to the kernel as its initramfs, which the kernel's EFI stub measures into register 9: the image's own,
+    /// and archives with signatures, their key and, of some releases, the os-release.
+    pub initrd: BankDigests,
     /// The sections that the stub measures into register 11, in its order.
     pub sections: Vec<UkiSection>,
 }
@@ -103,8 +106,8 @@ mod tests {
     #[test]
     fn each_section_is_measured_as_name_and_contents() {
         let section = UkiSection { name: ".linux".to_owned(), digests: BankDigests::of(&[b"kernel"]) };
-        let authenticode = BankDigests::of(&[b""]);
-        let uki = UkiMeasurements { stub: "257".to_owned(), authenticode, sections: vec![section] };
+        let (authenticode, initrd) = (BankDigests::of(&[b""]), BankDigests::of(&[b""]));
+        let uki = UkiMeasurements { stub: "257".to_owned(), authenticode, initrd, sections: vec![section] };
         let measured = uki.measured(PcrBank::Sha256).unwrap();
         assert_eq!(measured[0].1, PcrDigest::of(PcrBank::Sha256, &[b".linux\0"]));
         assert_eq!(measured[1].1, PcrDigest::of(PcrBank::Sha256, &[b"kernel"]));

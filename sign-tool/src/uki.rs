@@ -22,6 +22,8 @@ use crate::{
     x509::{SignerName, X509Signer},
 };
 
+mod initrd;
+
 /// What the stub's magic section begins with; its version follows.
 const MAGIC: &str = "#### LoaderInfo: systemd-stub ";
 
@@ -267,7 +269,15 @@ pub fn measurements(image: &[u8]) -> Result<UkiMeasurements, UkiError> {
         digests: BankDigests::of(&[section.contents(image)]),
     };
     let sections = measured(&headers, image).into_iter().map(section).collect();
-    Ok(UkiMeasurements { stub, authenticode: authenticode::bank_digests(image)?, sections })
+    let initrd = BankDigests::of(&[&initrd::combined(&headers, image)]);
+    Ok(UkiMeasurements { stub, authenticode: authenticode::bank_digests(image)?, initrd, sections })
+}
+
+/// The release of systemd that an image's stub is of; 0 where that is not told.
+fn stub_number(headers: &Headers, image: &[u8]) -> u32 {
+    let version = stub_version(headers, image).unwrap_or_default();
+    let number = version.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
+    number.parse().unwrap_or_default()
 }
 
 /// The sections that the stub measures, in its order (systemd's `uki.h`, `unified_section_measure`).
@@ -275,9 +285,7 @@ pub fn measured<'a>(headers: &'a Headers, image: &[u8]) -> Vec<&'a pe::Section> 
     const ALL: [&str; 10] =
         [".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey"];
     const NEW: [&str; 3] = [".ucode", ".uname", ".sbat"];
-    let version = stub_version(headers, image).unwrap_or_default();
-    let number = version.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
-    let new = number.parse::<u32>().is_ok_and(|number| number >= MORE_SECTIONS);
+    let new = stub_number(headers, image) >= MORE_SECTIONS;
     let known = ALL.into_iter().filter(|name| new || !NEW.contains(name));
     known.filter_map(|name| headers.find(name)).collect()
 }

@@ -1,7 +1,7 @@
 //! Machines with Secure Boot that start a signed image: their registers beside what was predicted, and a verifier that knows the
 //! release and what firmware does.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use iofs_attest::{
@@ -15,13 +15,17 @@ use iofs_policy::{
     release::Release,
 };
 use iofs_sign::{
+    pcr_policy::PolicySigner,
     seal::{SealRequest, UkiRequest},
     sealed,
     x509::{SigningCertificate, X509Signer},
 };
 use swtpm_tests::{
     BASE_COMMAND_LINE, DeviceShell, Disk, Ending, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm,
-    attester::quick, cache, chain::Chain, verifier::Verifier,
+    attester::quick,
+    cache,
+    chain::{Chain, tiny_root},
+    verifier::Verifier,
 };
 
 const BOOT: Duration = Duration::from_secs(300);
@@ -56,10 +60,21 @@ fn attester(keys: &SecureBoot, words: &str, change: impl FnOnce(&mut SealRequest
     fault.map(|()| chain)
 }
 
-/// A release that prints its registers.
+/// A release that prints its registers. Its image holds all that a stub hands on: the root's os-release, and signatures for
+/// register 11 with their key.
 fn printer(keys: &SecureBoot, suite: &str, stub: &str, words: &str) -> Result<Chain> {
-    let mut fault = Ok(());
-    let chain = Chain::tiny(suite, REGISTERS, |request| fault = with_uki(request, keys, stub, words))?;
+    let (root, mut fault) = (tempfile::tempdir()?, Ok(()));
+    tiny_root(root.path(), REGISTERS)?;
+    fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
+    fs::write(root.path().join("etc/os-release"), "ID=printer\nVERSION_ID=1\n")?;
+    let signer = PolicySigner::read(keys.image_signer().key())?;
+    let chain = Chain::seal(suite, root.path(), |request| {
+        fault = with_uki(request, keys, stub, words);
+        if let Some(uki) = &mut request.uki {
+            uki.pcr_public_key = Some(signer.public_pem().to_owned());
+        }
+        request.keys.pcr = Some(signer);
+    })?;
     fault.map(|()| chain)
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use iofs_policy::{
     digest::Sha256Digest,
     pcr::{PcrBank, PcrDigest, PcrIndex},
+    uki::BankDigests,
 };
 
 use super::{Reference, Refusal, Registers, Verification, stub};
@@ -51,9 +52,14 @@ pub(super) fn judge(
 pub(crate) fn release_files(reference: &Reference) -> Vec<(Sha256Digest, String)> {
     let release = reference.release();
     let kernel = release.kernel_authenticode.map(|digest| (digest, "kernel".to_owned()));
-    let uki = release.uki.as_ref().and_then(|uki| uki.authenticode.get(PcrBank::Sha256));
-    let uki = uki.and_then(|digest| <[u8; 32]>::try_from(digest.as_bytes()).ok());
-    let uki = uki.map(|digest| (Sha256Digest::from_bytes(digest), "uki.efi".to_owned()));
+    let of_uki = |digests: &BankDigests, name: &str| {
+        let digest = digests.get(PcrBank::Sha256)?;
+        let digest = <[u8; 32]>::try_from(digest.as_bytes()).ok()?;
+        Some((Sha256Digest::from_bytes(digest), name.to_owned()))
+    };
+    let uki = release.uki.iter().flat_map(|uki| {
+        [of_uki(&uki.authenticode, "uki.efi"), of_uki(&uki.initrd, "uki.efi: its initramfs")].into_iter().flatten()
+    });
     let booted = release.artifacts.iter().filter(|file| BOOT_FILES.contains(&file.name.as_str()));
     let lines = release.command_lines.iter().map(|line| (load_options(line), LOAD_OPTIONS.to_owned()));
     kernel.into_iter().chain(uki).chain(booted.map(|file| (file.sha256, file.name.clone()))).chain(lines).collect()
