@@ -1,6 +1,9 @@
 //! The kernel's own check of the signed root hash: by the keys that firmware trusts, in kernels that look there.
 
+use std::{fs, process::Command};
+
 use anyhow::{Result, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use iofs_policy::manifest::RootHashSignature::{self, Preferred, Required};
 use iofs_sign::{
     seal::UkiRequest,
@@ -9,6 +12,7 @@ use iofs_sign::{
 use swtpm_tests::{
     BASE_COMMAND_LINE, Disk, Ending, Line, Machine, SecureBoot, Signer, Vm, cache,
     chain::{Chain, ROOT_REACHED},
+    tools,
 };
 
 use crate::support::{FIRMWARE, TINY};
@@ -21,19 +25,30 @@ const NO_KEY: &str = "it is by no key that this kernel looks for (Required key n
 
 /// An image that firmware with these keys starts, and whose root hash `root_hash` signed.
 fn sealed(suite: &str, wanted: RootHashSignature, keys: &SecureBoot, root_hash: &Signer) -> Result<Chain> {
+    sealed_with(suite, "cat /run/iofs/boot.json", wanted, keys, root_hash)
+}
+
+/// The same with what the root does.
+fn sealed_with(
+    suite: &str,
+    script: &str,
+    wanted: RootHashSignature,
+    keys: &SecureBoot,
+    root_hash: &Signer,
+) -> Result<Chain> {
     let signers = [keys.image_signer(), root_hash];
     let [image_signer, root_hash] = signers.map(|signer| SigningCertificate::read(signer.certificate()));
     let (image_signer, root_hash) = (image_signer?, root_hash?);
     let x509 = signers.map(|signer| X509Signer::read(signer.key(), signer.certificate()));
     let x509 = x509.into_iter().collect::<Result<Vec<_>, _>>()?;
     let stub = cache::stub(suite)?;
-    Chain::tiny(suite, "cat /run/iofs/boot.json", |request| {
-        request.config.verity.root_hash_signature = wanted;
+    Chain::tiny(suite, script, |request| {
         request.config.boot.command_lines = vec![BASE_COMMAND_LINE.join(" ")];
         request.uki = Some(UkiRequest { stub: Some(stub), pcr_public_key: None });
         request.certificates.secure_boot = Some(image_signer);
         request.certificates.root_hash = Some(root_hash);
         request.keys.x509 = x509;
+        request.config.verity.root_hash_signature = wanted;
     })
 }
 
@@ -124,4 +139,69 @@ fn without_firmware_that_trusts_the_key_the_kernel_does_not_accept_it() -> Resul
     let plain = Machine::named("required_without_secure_boot").uefi().memory_mib(1024).disk(Disk::raw(disk.path()));
     is_refused(&plain)?;
     is_refused(&chain.machine("required_with_a_bios", &disk))
+}
+
+/// Lets programs run from volumes alone whose root hash the kernel found signed (`Documentation/admin-guide/LSM/ipe.rst`).
+const POLICY: &str = "policy_name=signed_volumes policy_version=0.0.1
+DEFAULT action=ALLOW
+DEFAULT op=EXECUTE action=DENY
+op=EXECUTE dmverity_signature=TRUE action=ALLOW
+";
+
+/// A root that brings this policy into force, and says which programs run then: its own, which IPE finds below the overlay, and
+/// one that was written into the overlay. It ends without any program.
+fn under_policy(policy: &[u8]) -> String {
+    let policy = BASE64.encode(policy);
+    format!(
+        "mount -t securityfs securityfs /sys/kernel/security
+cat /sys/kernel/security/lsm; echo
+cat /bin/busybox >/tmp/busybox; /bin/busybox chmod 755 /tmp/busybox
+/tmp/busybox true && echo 'BEFORE: A COPY RUNS'
+echo {policy} | /bin/busybox base64 -d >/run/policy
+dd bs=64k if=/run/policy of=/sys/kernel/security/ipe/new_policy
+echo 1 >/sys/kernel/security/ipe/policies/signed_volumes/active
+/bin/busybox true && echo 'UNDER THE POLICY: THE ROOT RUNS' || echo 'UNDER THE POLICY: THE ROOT IS DENIED'
+/tmp/busybox true && echo 'UNDER THE POLICY: A COPY RUNS' || echo 'UNDER THE POLICY: A COPY IS DENIED'
+echo o >/proc/sysrq-trigger
+while :; do :; done"
+    )
+}
+
+fn signed(policy: &str, signer: &Signer) -> Result<Vec<u8>> {
+    let openssl = tools::require("openssl", "apt-get install openssl")?;
+    let folder = tempfile::tempdir()?;
+    let (plain, out) = (folder.path().join("policy"), folder.path().join("policy.p7b"));
+    fs::write(&plain, policy)?;
+    let mut command = Command::new(openssl);
+    command.args(["smime", "-sign", "-binary", "-noattr", "-nodetach", "-nosmimecap", "-outform", "der"]);
+    command.arg("-signer").arg(signer.certificate()).arg("-inkey").arg(signer.key());
+    let output = command.arg("-in").arg(&plain).arg("-out").arg(&out).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(fs::read(out)?)
+}
+
+fn runs_under_policy(name: &str, by_another: bool, outcome: &str) -> Result<()> {
+    let (keys, other) = (SecureBoot::new()?, Signer::new("somebody else")?);
+    let signer = if by_another { &other } else { keys.image_signer() };
+    let script = under_policy(&signed(POLICY, keys.image_signer())?);
+    let chain = sealed_with("trixie", &script, Preferred, &keys, signer)?;
+    let (disk, _) = chain.disk()?;
+    let machine = Machine::named(name).secure_boot(&keys).memory_mib(1024).disk(Disk::raw(disk.path()));
+    let mut vm = machine.start()?;
+    vm.wait_for_line(&Line::containing(ROOT_REACHED), FIRMWARE)?;
+    for text in [",ipe", "BEFORE: A COPY RUNS", outcome, "UNDER THE POLICY: A COPY IS DENIED"] {
+        vm.wait_for_line(&Line::containing(text), TINY)?;
+    }
+    ensure!(vm.wait_for_end(TINY)? == Ending::PoweredOff);
+    Ok(())
+}
+
+#[test]
+fn a_policy_of_ipe_lets_programs_of_the_signed_root_run_and_no_others() -> Result<()> {
+    runs_under_policy("ipe_and_a_signed_root", false, "UNDER THE POLICY: THE ROOT RUNS")
+}
+
+#[test]
+fn a_policy_of_ipe_denies_programs_of_a_root_whose_signature_the_kernel_did_not_take() -> Result<()> {
+    runs_under_policy("ipe_and_an_unsigned_root", true, "UNDER THE POLICY: THE ROOT IS DENIED")
 }
