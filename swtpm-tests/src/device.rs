@@ -39,7 +39,8 @@ impl DeviceShell {
     pub(crate) fn waiting(stream: UnixStream, patience: Duration) -> Result<Self> {
         let deadline = Instant::now() + scaled(patience);
         let mut shell = Self { reader: BufReader::new(stream.try_clone()?), writer: stream };
-        while shell.line(deadline.saturating_duration_since(Instant::now()))? != READY {}
+        // UEFI firmware and the kernel's EFI stub talk on this port too, and need not end their last line.
+        while !shell.line(deadline.saturating_duration_since(Instant::now()))?.ends_with(READY) {}
         Ok(shell)
     }
 
