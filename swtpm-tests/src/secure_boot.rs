@@ -4,6 +4,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -74,7 +75,7 @@ impl Signer {
 #[derive(Debug)]
 pub struct SecureBoot {
     store: PathBuf,
-    image_signer: Signer,
+    image_signer: Arc<Signer>,
     _folder: TempDir,
 }
 
@@ -96,12 +97,26 @@ impl SecureBoot {
             command.args([option, OWNER]).arg(&signer.certificate);
         }
         run(&mut command)?;
-        Ok(Self { store, image_signer, _folder: folder })
+        Ok(Self { store, image_signer: Arc::new(image_signer), _folder: folder })
     }
 
     /// Who signs images that this firmware starts.
     pub fn image_signer(&self) -> &Signer {
         &self.image_signer
+    }
+
+    /// The same keys in firmware whose menu has Secure Boot switched off.
+    ///
+    /// # Errors
+    ///
+    /// Where `virt-fw-vars` fails.
+    pub fn switched_off(&self) -> Result<Self> {
+        let folder = tempfile::tempdir_in(cache::target_folder("vm-scratch")?)?;
+        let store = folder.path().join("variables.fd");
+        let mut command = virt_fw_vars()?;
+        command.arg("--input").arg(&self.store).args(["--set-false", "SecureBootEnable", "--output"]).arg(&store);
+        run(&mut command)?;
+        Ok(Self { store, image_signer: Arc::clone(&self.image_signer), _folder: folder })
     }
 
     /// From now on this firmware starts the image of this Authenticode digest, signed or not.

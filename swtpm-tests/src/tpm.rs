@@ -74,6 +74,22 @@ impl TpmState {
         Ok(state)
     }
 
+    /// The same TPM once more, as it is now and without power: what one does with it, the other does not know.
+    ///
+    /// # Errors
+    ///
+    /// Where a file cannot be copied.
+    pub fn copied(&self) -> Result<Self> {
+        let copy = Self::new()?;
+        for entry in fs::read_dir(self.path())? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                fs::copy(entry.path(), copy.path().join(entry.file_name()))?;
+            }
+        }
+        Ok(copy)
+    }
+
     /// Makes a storage root key at its usual handle, and returns its public area as `tpm2_readpublic` writes it.
     ///
     /// # Errors
