@@ -13,7 +13,7 @@ use iofs_policy::{
 
 use crate::{
     bytes::{FieldError, Reader},
-    tcg::{Event, EventLog, EventType, variable_value},
+    tcg::{Event, EventLog, EventType, load_options, variable_value},
 };
 
 /// Where firmware measures the programs that it starts, and its Secure Boot policy.
@@ -81,7 +81,7 @@ pub fn predict(log: &EventLog, next: &NextBoot<'_>, bank: PcrBank) -> Result<Vec
     let uki = release.uki.as_ref().ok_or_else(|| BaseError::NoUki(release.image.id.to_string()))?;
     let mut predictor = Predictor::new(bank);
     PcrIndex::all().for_each(|pcr| predictor.start(pcr, log.initial_value(bank, pcr)));
-    let mut rebase = Rebase { log, next, uki, bank, predictor, program: false, authority: false, booting: false };
+    let mut rebase = Rebase { log, next, uki, bank, predictor, booting: false, started: false };
     log.events.iter().try_for_each(|event| rebase.event(event))?;
     rebase.started()?;
     let measurements = Measurement::of_boot(next.command_line.as_bytes(), release.manifest_digest, release.image.debug);
@@ -97,10 +97,8 @@ struct Rebase<'a> {
     predictor: Predictor,
     /// Whether firmware tries its boot options.
     booting: bool,
-    /// Whether the signer was measured.
-    authority: bool,
     /// Whether the image was started.
-    program: bool,
+    started: bool,
 }
 
 impl Rebase<'_> {
@@ -122,12 +120,10 @@ impl Rebase<'_> {
 
     /// The signer, the image and what its stub measures: once, where the log has the first of these.
     fn started(&mut self) -> Result<(), BaseError> {
-        if !std::mem::replace(&mut self.authority, true) {
-            self.measure_authority()?;
-        }
-        if std::mem::replace(&mut self.program, true) {
+        if std::mem::replace(&mut self.started, true) {
             return Ok(());
         }
+        self.measure_authority()?;
         let lacks = || BaseError::Bank { event: 0, bank: self.bank };
         let digest = self.uki.authenticode.get(self.bank).ok_or_else(lacks)?;
         let kind = EventType::EFI_BOOT_SERVICES_APPLICATION.to_string();
@@ -152,8 +148,7 @@ impl Rebase<'_> {
         let (pcr, kind) = (PcrIndex::new(KERNEL_STUB)?, event.kind.to_string());
         let text = event.description();
         let digest = if text.contains("LoadOptions") {
-            let wide: Vec<u8> = self.next.command_line.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
-            PcrDigest::of(self.bank, &[&wide])
+            PcrDigest::of(self.bank, &[&load_options(self.next.command_line)])
         } else {
             let digest = self.uki.initrd.get(self.bank);
             digest.ok_or(BaseError::Bank { event: event.number, bank: self.bank })?

@@ -30,6 +30,11 @@ const STARTUP_LOCALITY: &[u8; 16] = b"StartupLocality\0";
 /// SHA-1 digests in the first event, which is of the old format.
 const SHA1_SIZE: usize = 20;
 
+/// A command line as the kernel's EFI stub measures it: in UTF-16, with the NUL at its end.
+pub(crate) fn load_options(line: &str) -> Vec<u8> {
+    line.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect()
+}
+
 /// A digest algorithm that a log has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Algorithm {

@@ -75,6 +75,11 @@ impl AtomicFile {
     }
 }
 
+/// Reads a whole file.
+pub fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))
+}
+
 /// Writes a whole file, or leaves what was there.
 pub fn write(path: &Path, mode: u32, bytes: &[u8]) -> Result<(), Failure> {
     let mut file = AtomicFile::create(path, mode)?;

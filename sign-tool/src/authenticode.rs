@@ -10,12 +10,8 @@ use std::ops::Range;
 use iofs_policy::{digest::Sha256Digest, uki::BankDigests};
 use sha2::{Digest, Sha256};
 
-/// Where the PE header's offset stands in the DOS header.
-const PE_OFFSET: usize = 0x3c;
-/// Bytes of signature and COFF header before the optional header.
-const COFF_SIZE: usize = 24;
-/// Offset of the checksum in the optional header, for PE32 and PE32+ alike.
-const CHECKSUM: usize = 64;
+use crate::pe::{CHECKSUM, COFF_SIZE, PE_OFFSET, number};
+
 /// The entry of the certificate table among the data directories.
 const CERTIFICATES: usize = 4;
 
@@ -45,11 +41,8 @@ pub enum AuthenticodeError {
 /// # Errors
 /// [`AuthenticodeError`].
 pub fn digest(image: &[u8]) -> Result<Sha256Digest, AuthenticodeError> {
-    let header = Header::parse(image)?;
     let mut hasher = Sha256::new();
-    for range in header.hashed(image.len())? {
-        hasher.update(image.get(range).ok_or(AuthenticodeError::Truncated("header"))?);
-    }
+    hashed(image)?.into_iter().for_each(|part| hasher.update(part));
     Ok(Sha256Digest::from_bytes(hasher.finalize().into()))
 }
 
@@ -58,10 +51,14 @@ pub fn digest(image: &[u8]) -> Result<Sha256Digest, AuthenticodeError> {
 /// # Errors
 /// [`AuthenticodeError`].
 pub fn bank_digests(image: &[u8]) -> Result<BankDigests, AuthenticodeError> {
-    let ranges = Header::parse(image)?.hashed(image.len())?;
+    Ok(BankDigests::of(&hashed(image)?))
+}
+
+/// The parts of an image that count, in their order.
+fn hashed(image: &[u8]) -> Result<[&[u8]; 3], AuthenticodeError> {
+    let [first, second, third] = Header::parse(image)?.hashed(image.len());
     let part = |range: Range<usize>| image.get(range).ok_or(AuthenticodeError::Truncated("header"));
-    let [first, second, third] = ranges;
-    Ok(BankDigests::of(&[part(first)?, part(second)?, part(third)?]))
+    Ok([part(first)?, part(second)?, part(third)?])
 }
 
 /// What is left out.
@@ -102,9 +99,9 @@ impl Header {
     }
 
     /// The ranges in their order. Behind the certificates there must be nothing.
-    fn hashed(&self, length: usize) -> Result<[Range<usize>; 3], AuthenticodeError> {
+    fn hashed(&self, length: usize) -> [Range<usize>; 3] {
         let end = if self.certificates.is_empty() { length } else { self.certificates.start };
-        Ok([0..self.checksum, self.checksum + 4..self.entry, self.entry + 8..end])
+        [0..self.checksum, self.checksum + 4..self.entry, self.entry + 8..end]
     }
 }
 
@@ -118,12 +115,6 @@ fn table(start: u64, size: u64, length: usize) -> Result<Range<usize>, Authentic
     }
     // Below `length`, so that it fits.
     Ok(start as usize..length)
-}
-
-/// A little-endian number.
-fn number(image: &[u8], at: usize, size: usize) -> Option<u64> {
-    let bytes = image.get(at..at.checked_add(size)?)?;
-    Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
@@ -36,7 +36,7 @@ pub enum KeyFileError {
         /// The file.
         path: PathBuf,
         /// The system's error.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The file is not what it should be.
     #[error("key {}: expected {expected}, found {found}", path.display())]
@@ -178,14 +178,17 @@ pub fn is_exposed(path: &Path) -> bool {
 }
 
 pub(crate) fn read_pem(path: &Path) -> Result<Zeroizing<String>, KeyFileError> {
-    let read = || {
-        // All room at once: a vector that grows would leave copies of the secret behind.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
-        File::open(path)?.take(MAX_KEY_FILE).read_to_end(&mut bytes)?;
-        // Other bytes make it no key, which its parser says better.
-        Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
-    };
-    read().map_err(|source| KeyFileError::Read { path: path.to_owned(), source })
+    let bytes = read_secret(path).map_err(|source| KeyFileError::Read { path: path.to_owned(), source })?;
+    // Other bytes make it no key, which its parser says better.
+    Ok(Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The bytes of a key's file, as many as a key can have.
+pub(crate) fn read_secret(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    // All room at once: a vector that grows would leave copies of the secret behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE as usize + 1));
+    File::open(path)?.take(MAX_KEY_FILE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Says what a file holds without showing any of it: only a PEM label is safe to repeat.

@@ -12,9 +12,9 @@ mod append;
 pub use append::{NewSection, append};
 
 /// Where the PE header's offset stands in the DOS header.
-const PE_OFFSET: usize = 0x3c;
+pub(crate) const PE_OFFSET: usize = 0x3c;
 /// Bytes of signature and COFF header before the optional header.
-const COFF_SIZE: usize = 24;
+pub(crate) const COFF_SIZE: usize = 24;
 /// Bytes of an entry of the section table.
 const ENTRY_SIZE: usize = 40;
 const NAME_SIZE: usize = 8;
@@ -23,8 +23,8 @@ const PE32_PLUS: u64 = 0x20b;
 const OPTIONAL_MINIMUM: usize = 112 + 8 * 5;
 /// The entry of the certificate table in the optional header.
 const CERTIFICATES: usize = 112 + 8 * 4;
-/// The checksum in the optional header.
-const CHECKSUM: usize = 64;
+/// The checksum in the optional header, for PE32 and PE32+ alike.
+pub(crate) const CHECKSUM: usize = 64;
 /// Windows loads no more; nobody needs more.
 const MAX_SECTIONS: usize = 96;
 
@@ -207,7 +207,7 @@ fn checksum(image: &[u8]) -> u32 {
 }
 
 /// A little-endian number.
-fn number(image: &[u8], at: usize, size: usize) -> Option<u64> {
+pub(crate) fn number(image: &[u8], at: usize, size: usize) -> Option<u64> {
     let bytes = image.get(at..at.checked_add(size)?)?;
     Some(bytes.iter().rev().fold(0, |value, byte| value << 8 | u64::from(*byte)))
 }

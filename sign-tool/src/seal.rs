@@ -8,14 +8,14 @@ use std::{
 
 use iofs_policy::{
     digest::Sha256Digest,
-    manifest::{Architecture, ImageIdentity, Manifest},
+    manifest::{ImageIdentity, Manifest},
     trust::{TrustedKey, TrustedKeys},
     verity::RootHash,
 };
 
 use crate::{
-    atomic::AtomicDirectory,
-    initramfs::{self, Format, elf::Machine, init, kernel::KernelImage, modules::ModuleSet},
+    atomic::{self, AtomicDirectory},
+    initramfs::{self, Format, init, kernel::KernelImage, modules::ModuleSet},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory},
@@ -179,7 +179,7 @@ fn read_kernel(request: &SealRequest) -> Result<Option<KernelImage>, Failure> {
     let Some(paths) = &request.kernel else { return Ok(None) };
     let kernel = KernelImage::read(&paths.image)?;
     match request.config.image.architecture {
-        Some(wanted) if wanted != architecture(&kernel) => {
+        Some(wanted) if wanted != kernel.machine.architecture() => {
             let (image, found) = (paths.image.display(), kernel.machine.name());
             let fact = format!("kernel {image}: expected one for {wanted}, found one for {found}");
             Err(Failure::new(ExitStatus::Usage, fact).next("correct image.architecture, or leave it out"))
@@ -192,13 +192,6 @@ fn read_kernel(request: &SealRequest) -> Result<Option<KernelImage>, Failure> {
 fn read_init(request: &SealRequest) -> Result<Vec<u8>, Failure> {
     let Some(kernel) = &request.kernel else { return Ok(Vec::new()) };
     init::read(kernel.init.as_deref(), request.config.needs_full_init())
-}
-
-fn architecture(kernel: &KernelImage) -> Architecture {
-    match kernel.machine {
-        Machine::X86_64 => Architecture::X86_64,
-        Machine::Arm64 => Architecture::Arm64,
-    }
 }
 
 /// The keys that the device will trust. All that sign are among them.
@@ -273,7 +266,7 @@ fn write_uki_base(
         (Part::Devicetree, &section.devicetree),
     ] {
         if let Some(path) = file {
-            let bytes = fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+            let bytes = atomic::read(path)?;
             parts.push((part, bytes));
         }
     }

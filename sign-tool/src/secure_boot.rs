@@ -120,17 +120,46 @@ impl IndirectData {
     }
 }
 
-/// An image's digest, with what its signature has to cover.
-struct Content {
+/// An image that is to be signed, with what its signature has to cover.
+struct Unsigned {
+    image: Vec<u8>,
     indirect: Any,
     attributes: SignedAttributes,
 }
 
-impl Content {
-    fn of(digest: Sha256Digest) -> Result<Self, SecureBootError> {
-        let indirect = Any::encode_from(&IndirectData::of(digest)?)?;
+impl Unsigned {
+    /// Fills an image up to where its signature begins. One that has a signature is refused: two would need each other's
+    /// order.
+    fn new(image: &[u8]) -> Result<Self, SecureBootError> {
+        if !Headers::parse(image)?.certificates.is_empty() {
+            return Err(table("signatures", "none yet", "one"));
+        }
+        let mut image = image.to_vec();
+        image.resize(image.len().next_multiple_of(ALIGNMENT), 0);
+        let indirect = Any::encode_from(&IndirectData::of(authenticode::digest(&image)?)?)?;
         let attributes = attributes(&indirect)?;
-        Ok(Self { indirect, attributes })
+        Ok(Self { image, indirect, attributes })
+    }
+
+    fn to_sign(&self) -> Result<Vec<u8>, SecureBootError> {
+        Ok(self.attributes.to_der()?)
+    }
+
+    fn attach(self, signature: &[u8], signer: &SigningCertificate) -> Result<Vec<u8>, SecureBootError> {
+        signer.verify(&self.to_sign()?, signature)?;
+        let Self { mut image, indirect, attributes } = self;
+        let (content_type, content) = (INDIRECT_DATA, Some(indirect));
+        let parts = Parts { content_type, content, attributes: Some(attributes), signer, with_certificate: true };
+        let pkcs7 = pkcs7::write(parts, signature)?;
+        let headers = Headers::parse(&image)?;
+        let start = u32::try_from(image.len()).map_err(|_| too_large())?;
+        let length = u32::try_from(CERTIFICATE_HEADER + pkcs7.len()).map_err(|_| too_large())?;
+        image.extend(length.to_le_bytes());
+        image.extend(REVISION_AND_TYPE);
+        image.extend(pkcs7);
+        image.resize(image.len().next_multiple_of(ALIGNMENT), 0);
+        headers.set_certificates(&mut image, start);
+        Ok(image)
     }
 }
 
@@ -152,8 +181,7 @@ fn attributes(content: &Any) -> Result<SignedAttributes, SecureBootError> {
 /// # Errors
 /// [`SecureBootError`].
 pub fn to_sign(image: &[u8]) -> Result<Vec<u8>, SecureBootError> {
-    let digest = authenticode::digest(&padded(image)?)?;
-    Ok(Content::of(digest)?.attributes.to_der()?)
+    Unsigned::new(image)?.to_sign()
 }
 
 /// Signs an image that has no signature yet. The same input gives the same bytes.
@@ -161,8 +189,9 @@ pub fn to_sign(image: &[u8]) -> Result<Vec<u8>, SecureBootError> {
 /// # Errors
 /// [`SecureBootError`].
 pub fn sign(image: &[u8], signer: &X509Signer) -> Result<Vec<u8>, SecureBootError> {
-    let signature = signer.sign(&to_sign(image)?)?;
-    attach(image, &signature, signer.certificate())
+    let unsigned = Unsigned::new(image)?;
+    let signature = signer.sign(&unsigned.to_sign()?)?;
+    unsigned.attach(&signature, signer.certificate())
 }
 
 /// Puts a signature into the image that was made elsewhere over [`to_sign`].
@@ -170,27 +199,7 @@ pub fn sign(image: &[u8], signer: &X509Signer) -> Result<Vec<u8>, SecureBootErro
 /// # Errors
 /// It does not verify with the certificate's key, or the image is signed already.
 pub fn attach(image: &[u8], signature: &[u8], signer: &SigningCertificate) -> Result<Vec<u8>, SecureBootError> {
-    let mut image = padded(image)?;
-    let content = Content::of(authenticode::digest(&image)?)?;
-    signer.verify(&content.attributes.to_der()?, signature)?;
-    let parts = Parts {
-        content_type: INDIRECT_DATA,
-        content: Some(content.indirect),
-        attributes: Some(content.attributes),
-        signer,
-        with_certificate: true,
-    };
-    let pkcs7 = pkcs7::write(parts, signature)?;
-    let headers = Headers::parse(&image)?;
-    let start = image.len();
-    let length = u32::try_from(CERTIFICATE_HEADER + pkcs7.len()).map_err(|_| too_large())?;
-    image.extend(length.to_le_bytes());
-    image.extend(REVISION_AND_TYPE);
-    image.extend(pkcs7);
-    image.resize(image.len().next_multiple_of(ALIGNMENT), 0);
-    let start = u32::try_from(start).map_err(|_| too_large())?;
-    headers.set_certificates(&mut image, start);
-    Ok(image)
+    Unsigned::new(image)?.attach(signature, signer)
 }
 
 fn too_large() -> SecureBootError {
@@ -199,17 +208,6 @@ fn too_large() -> SecureBootError {
 
 fn table(field: &'static str, expected: impl Into<String>, found: impl Into<String>) -> SecureBootError {
     SecureBootError::Table { field, expected: expected.into(), found: found.into() }
-}
-
-/// The image up to where its signature begins. One that has a signature is refused: two would need each other's order.
-fn padded(image: &[u8]) -> Result<Vec<u8>, SecureBootError> {
-    let headers = Headers::parse(image)?;
-    if !headers.certificates.is_empty() {
-        return Err(table("signatures", "none yet", "one"));
-    }
-    let mut image = image.to_vec();
-    image.resize(image.len().next_multiple_of(ALIGNMENT), 0);
-    Ok(image)
 }
 
 /// Checks all signatures of an image, each against the certificate inside it. Whether anybody trusts these is another

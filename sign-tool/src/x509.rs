@@ -3,7 +3,7 @@
 //! ed25519 satisfies neither: firmware knows RSA alone for certain (UEFI, section 32.2.4), and the kernel's keyrings take
 //! what is in it.
 
-use std::{fmt, fs::File, io::Read, path::Path};
+use std::{fmt, path::Path};
 
 use iofs_policy::digest::Sha256Digest;
 use rsa::{
@@ -23,8 +23,10 @@ use x509_cert::{
 };
 use zeroize::Zeroizing;
 
-/// No key or certificate is larger: a bound for what is read before anything is known of it.
-const MAX_FILE: u64 = 64 * 1024;
+use crate::keys::read_secret;
+
+/// The largest signature in bytes: RSA of [`MAX_BITS`].
+pub const MAX_SIGNATURE: usize = MAX_BITS / 8;
 /// Fewer bits are no security, and firmware refuses them.
 const MIN_BITS: usize = 2048;
 /// More bits are slow, and firmware refuses them.
@@ -260,9 +262,5 @@ fn read_key(path: &Path) -> Result<RsaPrivateKey, X509Error> {
 }
 
 fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, X509Error> {
-    let read = |bytes: &mut Vec<u8>| File::open(path)?.take(MAX_FILE).read_to_end(bytes);
-    // Room enough from the start: a buffer that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE as usize));
-    read(&mut bytes).map_err(|source| X509Error::Read { path: path.display().to_string(), source })?;
-    Ok(bytes)
+    read_secret(path).map_err(|source| X509Error::Read { path: path.display().to_string(), source })
 }

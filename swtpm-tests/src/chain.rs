@@ -14,6 +14,7 @@ use iofs_policy::{
     dsse::{Envelope, PayloadType},
     manifest::Manifest,
     paths,
+    release::Release,
 };
 use iofs_sign::{
     disk::{self, Additions, DiskReport},
@@ -27,7 +28,7 @@ use iofs_sign::{
 };
 use tempfile::TempDir;
 
-use crate::{BASE_COMMAND_LINE, Disk, Machine, ScratchDisk, cache, tools};
+use crate::{Disk, Machine, ScratchDisk, cache, command_line, tools};
 
 /// What the tiny root's init says first. A refused image must never get that far.
 pub const ROOT_REACHED: &str = "ROOT REACHED";
@@ -151,6 +152,16 @@ impl Chain {
         Ok(Manifest::from_json(envelope.unverified_payload())?)
     }
 
+    /// Its release statement.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be read.
+    pub fn release(&self) -> Result<Release> {
+        let envelope = self.directory().envelope(sealed::RELEASE, PayloadType::Release)?;
+        Ok(Release::from_json(envelope.unverified_payload())?)
+    }
+
     /// A disk of its own with the sealed partitions, and where they lie.
     ///
     /// # Errors
@@ -180,7 +191,7 @@ impl Chain {
     }
 
     /// An unsigned unified kernel image of the sealed kernel, by this stub, with these words behind
-    /// [`BASE_COMMAND_LINE`] and this mini-initramfs in the place of the sealed one.
+    /// [`BASE_COMMAND_LINE`](crate::BASE_COMMAND_LINE) and this mini-initramfs in the place of the sealed one.
     ///
     /// # Errors
     ///
@@ -190,7 +201,7 @@ impl Chain {
         let kernel = fs::read(directory.file(sealed::KERNEL))?;
         let initramfs = initramfs.map_or_else(|| directory.file(sealed::INITRAMFS), Path::to_owned);
         let initramfs = fs::read(initramfs)?;
-        let command_line = [&BASE_COMMAND_LINE[..], &[words]].concat().join(" ");
+        let command_line = command_line(words);
         let parts =
             [(Part::Linux, &kernel[..]), (Part::CommandLine, command_line.as_bytes()), (Part::Initrd, &initramfs[..])];
         Ok(uki::assemble(&fs::read(stub)?, &parts)?.bytes)

@@ -144,6 +144,11 @@ impl Firmware {
 const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_SECURE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.secboot.fd";
 
+/// The command line of a kernel that is told these words, too; none if empty.
+pub fn command_line(words: &str) -> String {
+    BASE_COMMAND_LINE.into_iter().chain(Some(words).filter(|words| !words.is_empty())).collect::<Vec<_>>().join(" ")
+}
+
 /// What every kernel is told: talk on the serial port, reset at once after a panic, and believe the timer. On a busy
 /// host an emulated timer can miss the short test that the kernel gives it, which then panics.
 pub const BASE_COMMAND_LINE: [&str; 3] = ["console=ttyS0", "panic=-1", "no_timer_check"];

@@ -7,11 +7,16 @@ use std::{
     sync::Arc,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use iofs_policy::{digest::Sha256Digest, hex};
+use iofs_sign::{
+    pcr_policy::PolicySigner,
+    seal::{SealRequest, UkiRequest},
+    x509::X509Signer,
+};
 use tempfile::TempDir;
 
-use crate::{cache, tools};
+use crate::{attester::run, cache, command_line, tools};
 
 /// Firmware's variables as Debian's package `ovmf` has them: without keys, in setup mode.
 pub(crate) const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
@@ -52,6 +57,15 @@ impl Signer {
     /// The certificate, PEM.
     pub fn certificate(&self) -> &Path {
         &self.certificate
+    }
+
+    /// The key and its certificate, as `seal` takes them.
+    ///
+    /// # Errors
+    ///
+    /// Where they are not what OpenSSL writes.
+    pub fn x509(&self) -> Result<X509Signer> {
+        Ok(X509Signer::read(&self.key, &self.certificate)?)
     }
 
     /// The image with this signature, by `sbsign`.
@@ -139,7 +153,7 @@ impl SecureBoot {
 
     fn list(&self, option: &str, digest: &Sha256Digest) -> Result<()> {
         let digest = hex::encode(digest.as_bytes());
-        run(virt_fw_vars()?.arg("--inplace").arg(&self.store).args([option, OWNER, &digest]))
+        run(virt_fw_vars()?.arg("--inplace").arg(&self.store).args([option, OWNER, &digest])).map(drop)
     }
 
     /// The variable store.
@@ -148,15 +162,46 @@ impl SecureBoot {
     }
 }
 
+/// The image for firmware that `seal` is to make.
+#[derive(Debug)]
+pub struct FirmwareImage {
+    stub: PathBuf,
+    signer: X509Signer,
+    command_line: String,
+    pcr: Option<PolicySigner>,
+}
+
+impl FirmwareImage {
+    /// One that firmware with these keys starts, by the stub of a Debian suite, with these words on its command line.
+    ///
+    /// # Errors
+    ///
+    /// Where the cache lacks the stub.
+    pub fn new(keys: &SecureBoot, suite: &str, words: &str) -> Result<Self> {
+        let (stub, signer) = (cache::stub(suite)?, keys.image_signer().x509()?);
+        Ok(Self { stub, signer, command_line: command_line(words), pcr: None })
+    }
+
+    /// The same with signatures for register 11 by this key.
+    #[must_use]
+    pub fn with_registers(self, key: PolicySigner) -> Self {
+        Self { pcr: Some(key), ..self }
+    }
+
+    /// Asks `seal` for it.
+    pub fn ask(self, request: &mut SealRequest) {
+        let pcr_public_key = self.pcr.as_ref().map(|key| key.public_pem().to_owned());
+        request.uki = Some(UkiRequest { stub: Some(self.stub), pcr_public_key });
+        request.certificates.secure_boot = Some(self.signer.certificate().clone());
+        request.keys.x509.push(self.signer);
+        request.keys.pcr = self.pcr;
+        request.config.boot.command_lines = vec![self.command_line];
+    }
+}
+
 /// Not the program's own script, whose first line names the folder that it was installed in.
 fn virt_fw_vars() -> Result<Command> {
     let mut command = Command::new(cache::virt_firmware_python()?);
     command.args(["-m", "virt.firmware.vars"]);
     Ok(command)
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.output().with_context(|| format!("cannot run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
 }

@@ -13,8 +13,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use iofs_policy::{dsse::PayloadType, hex, manifest::TpmUse, measurement::Measurement, pcr::PcrBank, release::Release};
-use iofs_sign::{seal::SealRequest, sealed};
+use iofs_policy::{hex, manifest::TpmUse, measurement::Measurement, pcr::PcrBank};
+use iofs_sign::seal::SealRequest;
 
 use crate::{
     DeviceShell, Disk, Ran, ScratchDisk, TpmState, Vm,
@@ -96,8 +96,7 @@ pub fn device(suite: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chai
 ///
 /// Where the release statement cannot be read.
 pub fn measured_at_unlock<'a>(chain: &Chain, command_line: &'a str) -> Result<Vec<Measurement<'a>>> {
-    let statement = chain.directory().envelope(sealed::RELEASE, PayloadType::Release)?;
-    let release = Release::from_json(statement.unverified_payload())?;
+    let release = chain.release()?;
     let until_unlocked = release.measurements(command_line).into_iter();
     Ok(until_unlocked.filter(|measured| *measured != Measurement::LeaveInitrd).collect())
 }

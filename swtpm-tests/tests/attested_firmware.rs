@@ -9,22 +9,16 @@ use iofs_attest::{
     tcg::EventLog,
 };
 use iofs_policy::{
-    dsse::PayloadType,
     measurement::PredictedEvent,
     pcr::{PcrBank, PcrDigest, PcrIndex},
-    release::Release,
 };
-use iofs_sign::{
-    pcr_policy::PolicySigner,
-    seal::{SealRequest, UkiRequest},
-    sealed,
-    x509::{SigningCertificate, X509Signer},
-};
+use iofs_sign::{pcr_policy::PolicySigner, seal::SealRequest, sealed};
 use swtpm_tests::{
-    BASE_COMMAND_LINE, DeviceShell, Disk, Ending, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm,
+    DeviceShell, Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm,
     attester::quick,
     cache,
     chain::{Chain, tiny_root},
+    command_line,
     verifier::Verifier,
 };
 
@@ -36,51 +30,25 @@ const PREDICTED: [u8; 6] = [4, 7, 9, 11, 12, 13];
 /// Prints every register of every bank, behind a word: the kernel's own lines may come in between.
 const REGISTERS: &str = "for file in /sys/class/tpm/tpm0/pcr-*/*; do echo \"REGISTER $file $(cat $file)\"; done";
 
-fn line(words: &str) -> String {
-    [&BASE_COMMAND_LINE[..], &[words]].concat().join(" ")
-}
-
-/// Lets `seal` make and sign an image for firmware with these keys.
-fn with_uki(request: &mut SealRequest, keys: &SecureBoot, stub: &str, words: &str) -> Result<()> {
-    let (key, certificate) = (keys.image_signer().key(), keys.image_signer().certificate());
-    request.uki = Some(UkiRequest { stub: Some(cache::stub(stub)?), pcr_public_key: None });
-    request.certificates.secure_boot = Some(SigningCertificate::read(certificate)?);
-    request.keys.x509.push(X509Signer::read(key, certificate)?);
-    request.config.boot.command_lines = vec![line(words)];
-    Ok(())
-}
-
 /// A release whose device answers to commands.
 fn attester(keys: &SecureBoot, words: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
-    let mut fault = Ok(());
-    let chain = quick(|request| {
-        fault = with_uki(request, keys, "trixie", words);
+    let image = FirmwareImage::new(keys, "trixie", words)?;
+    quick(|request| {
+        image.ask(request);
         change(request);
-    })?;
-    fault.map(|()| chain)
+    })
 }
 
 /// A release that prints its registers. Its image holds all that a stub hands on: the root's os-release, and signatures for
 /// register 11 with their key.
 fn printer(keys: &SecureBoot, suite: &str, stub: &str, words: &str) -> Result<Chain> {
-    let (root, mut fault) = (tempfile::tempdir()?, Ok(()));
+    let root = tempfile::tempdir()?;
     tiny_root(root.path(), REGISTERS)?;
     fs::set_permissions(root.path(), fs::Permissions::from_mode(0o755))?;
     fs::write(root.path().join("etc/os-release"), "ID=printer\nVERSION_ID=1\n")?;
-    let signer = PolicySigner::read(keys.image_signer().key())?;
-    let chain = Chain::seal(suite, root.path(), |request| {
-        fault = with_uki(request, keys, stub, words);
-        if let Some(uki) = &mut request.uki {
-            uki.pcr_public_key = Some(signer.public_pem().to_owned());
-        }
-        request.keys.pcr = Some(signer);
-    })?;
-    fault.map(|()| chain)
-}
-
-fn release(chain: &Chain) -> Result<Release> {
-    let envelope = chain.directory().envelope(sealed::RELEASE, PayloadType::Release)?;
-    Ok(Release::from_json(envelope.unverified_payload())?)
+    let image = FirmwareImage::new(keys, stub, words)?;
+    let image = image.with_registers(PolicySigner::read(keys.image_signer().key())?);
+    Chain::seal(suite, root.path(), |request| image.ask(request))
 }
 
 /// A machine under power, and the disk that it started from.
@@ -134,7 +102,7 @@ fn registers_are_predicted_for_images_that_the_machine_never_ran_from_a_log_of_a
         ("predicted_6.1_by_252", "bookworm", "bookworm", "quiet"),
     ] {
         let chain = printer(&keys, suite, stub, words)?;
-        let (release, line) = (release(&chain)?, line(words));
+        let (release, line) = (chain.release()?, command_line(words));
         let signer = fs::read(chain.directory().file(sealed::SECURE_BOOT_CERTIFICATE))?;
         let next = NextBoot { release: &release, command_line: &line, signer: Some(&signer) };
         let mut started = start(name, &chain, &keys, &tpm)?;
@@ -215,7 +183,7 @@ fn a_machine_with_secure_boot_is_attested_from_its_release_and_its_firmware() ->
     let accepting = verifier.file("accepting.toml");
     fs::write(
         &accepting,
-        policy.replace("command_lines = []", &format!("command_lines = [{:?}]", line("quiet other=1"))),
+        policy.replace("command_lines = []", &format!("command_lines = [{:?}]", command_line("quiet other=1"))),
     )?;
     let options = ["--policy", accepting.to_str().context("UTF-8")?];
     let because = "in PCR 11: expected .cmdline contents of org.example.attester 7's unified kernel image, found sha";
@@ -233,7 +201,7 @@ fn a_machine_with_secure_boot_is_attested_from_its_release_and_its_firmware() ->
 #[test]
 fn a_prediction_needs_an_image_and_a_log_of_the_bank() -> Result<()> {
     let chain = Chain::tiny("trixie", "", |_| ())?;
-    let release = release(&chain)?;
+    let release = chain.release()?;
     let log = EventLog { algorithms: Vec::new(), startup_locality: 0, events: Vec::new() };
     let next = NextBoot { release: &release, command_line: "quiet", signer: None };
     let refused = base::predict(&log, &next, PcrBank::Sha256).expect_err("no image").to_string();

@@ -15,14 +15,13 @@ use iofs_sign::{
     authenticode,
     pcr_policy::{self, Phase, PolicySigner},
     pe::Headers,
-    seal::{SealRequest, UkiRequest, config::VolumeSection},
+    seal::{SealRequest, config::VolumeSection},
     sealed,
     uki::{self, Part},
-    x509::{SigningCertificate, X509Signer},
 };
 use serde_json::{Value, json};
 use swtpm_tests::{
-    BASE_COMMAND_LINE, Disk, Ending, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester, cache,
+    Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester, cache,
     chain::{Chain, ROOT_REACHED, example_key},
     tools,
     volume::{VolumeFile, data_volume, disk_of},
@@ -78,41 +77,29 @@ struct Release<'a> {
 }
 
 impl Release<'_> {
-    fn line(&self) -> String {
-        [&BASE_COMMAND_LINE[..], &[self.words]].concat().join(" ")
-    }
-
-    /// Has `seal` make its image: one file that firmware checks, with signatures for register 11 in it.
-    fn describe(&self, request: &mut SealRequest) -> Result<()> {
-        let (key, certificate) = (self.keys.image_signer().key(), self.keys.image_signer().certificate());
-        let pcr = self.pcr.signer()?;
-        let pcr_public_key = Some(pcr.public_pem().to_owned());
-        request.uki = Some(UkiRequest { stub: Some(cache::stub(self.stub)?), pcr_public_key });
-        request.keys.pcr = Some(pcr);
-        request.certificates.secure_boot = Some(SigningCertificate::read(certificate)?);
-        request.keys.x509.push(X509Signer::read(key, certificate)?);
-        request.config.boot.command_lines = vec![self.line()];
-        request.config.tpm.usage = TpmUse::Required;
+    /// What `seal` is asked for: one file that firmware checks, with signatures for register 11 in it, and a volume.
+    fn request(&self) -> Result<impl FnOnce(&mut SealRequest)> {
+        let image = FirmwareImage::new(self.keys, self.stub, self.words)?.with_registers(self.pcr.signer()?);
         let volume: VolumeSection = serde_json::from_value(data_volume("state", "/state", &self.unlock))?;
-        request.config.volumes = vec![volume];
-        Ok(())
+        Ok(|request: &mut SealRequest| {
+            image.ask(request);
+            request.config.tpm.usage = TpmUse::Required;
+            request.config.volumes = vec![volume];
+        })
     }
 
     /// One that says what is in the volume, and switches the machine off.
     fn tiny(&self, suite: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
-        let mut described = Ok(());
-        let chain = Chain::tiny(suite, SCRIPT, |request| {
-            described = self.describe(request);
+        let ask = self.request()?;
+        Chain::tiny(suite, SCRIPT, |request| {
+            ask(request);
             change(request);
-        })?;
-        described.map(|()| chain)
+        })
     }
 
     /// One that can enrol the volume.
     fn with_tools(&self) -> Result<Chain> {
-        let mut described = Ok(());
-        let chain = attester::quick(|request| described = self.describe(request))?;
-        described.map(|()| chain)
+        attester::quick(self.request()?)
     }
 }
 

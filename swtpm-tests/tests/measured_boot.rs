@@ -9,7 +9,6 @@ use iofs_policy::{
     measurement_log,
     paths::{BOOT_RECORD, MEASUREMENT_LOG},
     pcr::PcrBank,
-    release::Release,
 };
 use swtpm_tests::{DeviceShell, Ending, Line, Machine, ScratchDisk, TpmState, attester::quick, chain::Chain};
 
@@ -27,7 +26,7 @@ fn measured_as_predicted(chain: &Chain, machine: &Machine) -> Result<()> {
     let line = text(&mut shell, "cat /proc/cmdline")?;
     let record: BootRecord = serde_json::from_slice(&shell.output(&format!("cat {BOOT_RECORD}"), COMMAND)?)?;
     ensure!(!record.measured_banks.is_empty(), "{:?}", record.warnings);
-    let release = release(chain)?;
+    let release = chain.release()?;
     for bank in &record.measured_banks {
         let bank: PcrBank = bank.parse()?;
         let events = predict(&release.measurements(&line), bank)?;
@@ -43,11 +42,6 @@ fn measured_as_predicted(chain: &Chain, machine: &Machine) -> Result<()> {
     shell.power_off()?;
     ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
     Ok(())
-}
-
-fn release(chain: &Chain) -> Result<Release> {
-    let statement = chain.directory().envelope(iofs_sign::sealed::RELEASE, iofs_policy::dsse::PayloadType::Release)?;
-    Ok(Release::from_json(statement.unverified_payload())?)
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! The disk that `iofs-sign disk` writes, as systemd's own program takes it.
 
 use anyhow::{Context, Result, ensure};
-use iofs_sign::x509::{SigningCertificate, X509Signer};
 use swtpm_tests::{ScratchDisk, Signer, TpmState, chain::Chain, workshop::Workshop};
 
 /// Demands a signature, and lists what is in the root that it is of.
@@ -16,12 +15,11 @@ const LISTED: [&str; 3] = [
 
 /// Data, tree and the signature of the root hash.
 fn disk(signer: &Signer) -> Result<ScratchDisk> {
-    let certificate = SigningCertificate::read(signer.certificate())?;
-    let keys = vec![X509Signer::read(signer.key(), signer.certificate())?];
+    let signer = signer.x509()?;
     let chain = Chain::tiny("trixie", "", |request| {
         request.kernel = None;
-        request.certificates.root_hash = Some(certificate);
-        request.keys.x509 = keys;
+        request.certificates.root_hash = Some(signer.certificate().clone());
+        request.keys.x509.push(signer);
     })?;
     Ok(chain.disk()?.0)
 }

@@ -28,9 +28,9 @@ pub const OWNER_INDICES: std::ops::RangeInclusive<u32> = 0x0180_0000..=0x01bf_ff
 /// guess. Not ORDERLY: such a counter jumps after a power cut.
 pub const ATTRIBUTES: u32 = WRITTEN | 0x0206_0012;
 /// `TPMA_NV_WRITTEN`
-const WRITTEN: u32 = 0x2000_0000;
+pub(crate) const WRITTEN: u32 = 0x2000_0000;
 /// A counter has eight bytes.
-const SIZE: u16 = 8;
+pub(crate) const SIZE: u16 = 8;
 /// `TPM_EO_UNSIGNED_LE` (Part 2, section 6.14): what the index holds is not higher than the operand.
 pub(crate) const NOT_HIGHER: u16 = 0x0009;
 /// `TPM_RC_POLICY`: the comparison of TPM2_PolicyNV does not hold.
@@ -83,6 +83,11 @@ pub fn public(index: u32) -> NvPublic {
     NvPublic::parse(&parts.concat()).expect("all fields are there")
 }
 
+/// Whether these are the attributes of a counter before it is counted up for the first time: it has no value until then.
+pub(crate) fn is_uncounted(attributes: u32) -> bool {
+    attributes == ATTRIBUTES & !WRITTEN
+}
+
 /// The Name of a counter at this index.
 pub fn name(index: u32) -> Name {
     public(index).name()
@@ -96,10 +101,10 @@ impl<T: Transport> Protected<'_, T> {
     pub fn rollback_counter(&mut self, index: u32) -> Result<u64, CounterError> {
         let found = self.nv_public(index).map_err(|error| absent(index, error))?;
         if found != public(index) {
-            // Until it is counted up for the first time a counter lacks this attribute.
-            return Err(match found.attributes() | WRITTEN {
-                ATTRIBUTES if found.attributes() != ATTRIBUTES => CounterError::Absent { index },
-                _ => CounterError::Other { index, attributes: found.attributes(), size: found.size() },
+            let (attributes, size) = (found.attributes(), found.size());
+            return Err(match is_uncounted(attributes) {
+                true => CounterError::Absent { index },
+                false => CounterError::Other { index, attributes, size },
             });
         }
         let bytes = self.nv_read(&found, &[]).map_err(|error| absent(index, error))?;

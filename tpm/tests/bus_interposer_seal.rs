@@ -5,7 +5,7 @@ mod host_common;
 
 use std::{
     env,
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     process::Command,
     sync::{Arc, Mutex, MutexGuard},
     thread,
@@ -39,7 +39,7 @@ impl Bus {
         let upstream = TcpStream::connect(("127.0.0.1", software.port())).unwrap();
         upstream.set_nodelay(true).unwrap();
         let interposer = Arc::new(Mutex::new(Interposer::new(upstream)));
-        let (port, data, control) = two_listeners();
+        let (port, data, control) = host_common::two_listeners();
         let shared = Arc::clone(&interposer);
         thread::spawn(move || {
             for client in data.incoming() {
@@ -75,16 +75,6 @@ impl Bus {
                 let handle = u32::from_be_bytes(handle.try_into().unwrap());
                 direct.run(&TpmCommand::new(CommandCode::FlushContext).u32(handle)).unwrap();
             }
-        }
-    }
-}
-
-fn two_listeners() -> (u16, TcpListener, TcpListener) {
-    loop {
-        let port = host_common::two_free_ports();
-        let bound = TcpListener::bind(("127.0.0.1", port)).ok().zip(TcpListener::bind(("127.0.0.1", port + 1)).ok());
-        if let Some((data, control)) = bound {
-            return (port, data, control);
         }
     }
 }

@@ -11,7 +11,7 @@ use iofs_policy::{
 use super::{Reference, Refusal, Registers, Verification, stub};
 use crate::{
     policy_file::{Policy, Rule},
-    tcg::{DataCheck, Event, EventLog},
+    tcg::{DataCheck, Event, EventLog, load_options},
 };
 
 const LOG: &str = "firmware log";
@@ -61,14 +61,9 @@ pub(crate) fn release_files(reference: &Reference) -> Vec<(Sha256Digest, String)
         [of_uki(&uki.authenticode, "uki.efi"), of_uki(&uki.initrd, "uki.efi: its initramfs")].into_iter().flatten()
     });
     let booted = release.artifacts.iter().filter(|file| BOOT_FILES.contains(&file.name.as_str()));
-    let lines = release.command_lines.iter().map(|line| (load_options(line), LOAD_OPTIONS.to_owned()));
+    let lines =
+        release.command_lines.iter().map(|line| (Sha256Digest::of(&load_options(line)), LOAD_OPTIONS.to_owned()));
     kernel.into_iter().chain(uki).chain(booted.map(|file| (file.sha256, file.name.clone()))).chain(lines).collect()
-}
-
-/// A command line as the kernel's EFI stub measures it into register 9: in UTF-16, with the NUL at its end.
-fn load_options(line: &str) -> Sha256Digest {
-    let wide: Vec<u8> = line.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
-    Sha256Digest::of(&wide)
 }
 
 /// The release's file that an event is of. Releases have SHA-256 digests, so that only this bank tells.

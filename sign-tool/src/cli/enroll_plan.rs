@@ -22,10 +22,7 @@ use iofs_sign::{
     report::{ExitStatus, Failure, Output},
     sealed::bad_input,
 };
-use iofs_tpm::{
-    policy_key::{MAX_PEM, PolicyKey},
-    rollback::DEFAULT_INDEX,
-};
+use iofs_tpm::rollback::DEFAULT_INDEX;
 
 use super::attest_tpm::{Handle, parse_nv_index};
 
@@ -231,8 +228,7 @@ impl RegisterArguments {
 
     fn signed(&self) -> Result<Option<SignedPlan>, Failure> {
         let Some(path) = &self.pcr_policy else { return Ok(None) };
-        let pem = attest::read(path, MAX_PEM)?;
-        let key = PolicyKey::from_pem(&pem).map_err(|error| bad_input(path, &error))?;
+        let (pem, key) = super::read_policy_key(path)?;
         let pcrs = self.pcr_policy_pcrs.pcrs.clone();
         if pcrs.is_empty() {
             return Err(Failure::new(ExitStatus::Usage, "--pcr-policy-pcrs: expected registers, found none")

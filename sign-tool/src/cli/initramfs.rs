@@ -1,9 +1,6 @@
 //! `iofs-sign initramfs`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use clap::Args;
 use iofs_policy::paths;
@@ -146,12 +143,8 @@ fn embedded_files(arguments: &Arguments) -> Result<Vec<EmbeddedFile>, Failure> {
     let mut files = Vec::new();
     for (source, path) in [(&arguments.manifest, paths::MANIFEST), (&arguments.trust, paths::TRUST)] {
         if let Some(source) = source {
-            files.push(EmbeddedFile { path: in_archive(path).to_owned(), mode: 0o644, bytes: read(source)? });
+            files.push(EmbeddedFile { path: in_archive(path).to_owned(), mode: 0o644, bytes: atomic::read(source)? });
         }
     }
     Ok(files)
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(path).map_err(|error| Failure::io(format!("read {}", path.display()), &error))
 }

@@ -31,11 +31,16 @@ mod uki;
 mod verify;
 mod verity;
 
-use std::{num::NonZeroUsize, process::ExitCode};
+use std::{num::NonZeroUsize, path::Path, process::ExitCode};
 
 use clap::Parser;
 use iofs_policy::trust::KeyId;
-use iofs_sign::report::{ExitStatus, Failure, Output};
+use iofs_sign::{
+    attest as inputs,
+    report::{ExitStatus, Failure, Output},
+    sealed::bad_input,
+};
+use iofs_tpm::policy_key::{MAX_PEM, PolicyKey};
 
 /// Seal a root tree into a signed, verified image, and check what was sealed.
 #[derive(Debug, Parser)]
@@ -138,6 +143,13 @@ fn report(failure: &Failure, output: Output) {
 /// The number of threads to use: as asked, else one per processor.
 fn threads(asked: Option<NonZeroUsize>) -> NonZeroUsize {
     asked.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+}
+
+/// Reads a public key that a TPM takes, and its PEM.
+fn read_policy_key(path: &Path) -> Result<(Vec<u8>, PolicyKey), Failure> {
+    let pem = inputs::read(path, MAX_PEM)?;
+    let key = PolicyKey::from_pem(&pem).map_err(|error| bad_input(path, &error))?;
+    Ok((pem, key))
 }
 
 /// Says aloud that everybody has the private half of an example key.

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -143,7 +142,7 @@ fn of_image(
     key: &PolicySigner,
     output: Output,
 ) -> Result<PcrSignatures, Failure> {
-    let image = fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    let image = atomic::read(path)?;
     let mut phases: BTreeSet<Phase> = arguments.phase.iter().cloned().collect();
     if phases.is_empty() {
         phases.insert(Phase::initramfs());

@@ -8,7 +8,6 @@ use std::{
 use super::secure_boot::{SecureBootKey, VerityKey};
 use iofs_policy::manifest::{ImageId, ImageVersion, RollbackIndex};
 use iofs_sign::{
-    attest,
     erofs::ImageCompression,
     keys::{self, PrivateKey},
     pcr_policy::PolicySigner,
@@ -16,10 +15,6 @@ use iofs_sign::{
     seal::{self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest, config::Config, finish::SigningKeys},
     sealed::bad_input,
 };
-use iofs_tpm::policy_key::PolicyKey;
-
-/// No public key in PEM is larger.
-const MAX_PEM: usize = 16 * 1024;
 
 /// Seal a root tree: image, hash tree, signed manifest, mini-initramfs, release statement
 ///
@@ -174,8 +169,7 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
 
 /// The PEM text of a key that a TPM takes.
 fn read_pcr_public_key(path: &Path) -> Result<String, Failure> {
-    let pem = attest::read(path, MAX_PEM)?;
-    PolicyKey::from_pem(&pem).map_err(|error| bad_input(path, &error))?;
+    let (pem, _) = super::read_policy_key(path)?;
     String::from_utf8(pem).map_err(|error| bad_input(path, &error))
 }
 

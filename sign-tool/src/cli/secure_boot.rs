@@ -7,12 +7,9 @@ use iofs_sign::{
     atomic, attest, authenticode,
     report::{ExitStatus, Failure, Output},
     secure_boot,
-    x509::{SignerName, SigningCertificate, X509Signer},
+    x509::{MAX_SIGNATURE, SignerName, SigningCertificate, X509Signer},
 };
 use serde::Serialize;
-
-/// No signature is larger: RSA of 4096 bits.
-const MAX_SIGNATURE: usize = 512;
 
 /// PE images have less than 4 GiB.
 const MAX_IMAGE: usize = u32::MAX as usize;

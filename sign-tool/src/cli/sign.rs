@@ -9,12 +9,11 @@ use iofs_sign::{
     report::{ExitStatus, Failure, Output},
     seal::finish::{self, Pending, SigningKeys},
     sealed::{SealedDirectory, TO_SIGN},
+    x509::MAX_SIGNATURE,
 };
 
 /// The size of an ed25519 signature in bytes.
 const SIGNATURE_SIZE: usize = 64;
-/// The largest signature of a certificate in bytes: RSA of 4096 bits.
-const MAX_SIGNATURE: usize = 512;
 
 /// Sign a directory that was sealed with --unsigned, or by fewer keys than it needs
 ///

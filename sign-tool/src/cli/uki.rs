@@ -1,9 +1,6 @@
 //! `iofs-sign uki`.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use super::secure_boot::SecureBootKey;
 use iofs_sign::{
@@ -91,8 +88,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 fn parts(arguments: &Arguments, path: &Path, kernel: &KernelImage) -> Result<Vec<(Part, Vec<u8>)>, Failure> {
     let initrd = of_directory(arguments, arguments.initrd.as_deref(), sealed::INITRAMFS)?;
     let mut parts = vec![
-        (Part::Linux, read(path)?),
-        (Part::Initrd, read(&initrd)?),
+        (Part::Linux, atomic::read(path)?),
+        (Part::Initrd, atomic::read(&initrd)?),
         (Part::Uname, kernel.release.to_string().into_bytes()),
     ];
     if let Some(line) = &arguments.cmdline {
@@ -107,7 +104,7 @@ fn parts(arguments: &Arguments, path: &Path, kernel: &KernelImage) -> Result<Vec
         (Part::PcrPublicKey, &arguments.pcr_public_key),
     ] {
         if let Some(file) = file {
-            parts.push((part, read(file)?));
+            parts.push((part, atomic::read(file)?));
         }
     }
     Ok(parts)
@@ -128,13 +125,9 @@ fn of_directory(arguments: &Arguments, given: Option<&Path>, name: &str) -> Resu
 /// As it was typed, or the one line of a file.
 fn command_line(text: &str) -> Result<String, Failure> {
     let Some(path) = text.strip_prefix('@') else { return Ok(text.to_owned()) };
-    let bytes = read(Path::new(path))?;
+    let bytes = atomic::read(Path::new(path))?;
     let line = String::from_utf8(bytes).map_err(|error| sealed::bad_input(Path::new(path), &error))?;
     Ok(line.trim_end_matches('\n').to_owned())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))
 }
 
 fn describe(assembled: &Assembled) -> String {

@@ -12,7 +12,7 @@ use iofs_policy::manifest::Architecture;
 
 use super::{ALIGNMENT, copy_sparse, fat32::Layout};
 use crate::{
-    initramfs::elf::Machine,
+    atomic,
     pe::Headers,
     report::{ExitStatus, Failure, Progress},
     sealed::bad_input,
@@ -36,9 +36,9 @@ pub(super) struct Esp {
 impl Esp {
     /// Reads the image, which must be one for this processor.
     pub(super) fn new(path: &Path, architecture: Architecture, volume_id: u32) -> Result<Self, Failure> {
-        let uki = std::fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+        let uki = atomic::read(path)?;
         let headers = Headers::parse(&uki).map_err(|error| bad_input(path, &error))?;
-        if machine(architecture) != headers.machine {
+        if headers.machine.architecture() != architecture {
             let found = headers.machine.name();
             return Err(bad_input(path, &format_args!("expected an image for {architecture}, found one for {found}"))
                 .next("assemble it from the kernel that was sealed: iofs-sign uki"));
@@ -75,13 +75,6 @@ impl Esp {
 /// What so many bytes of files need: tables, 8 bytes a cluster, and some room for folders.
 fn with_tables(files: u64) -> u64 {
     (files + files / 64 + ALIGNMENT).next_multiple_of(ALIGNMENT).max(MINIMUM)
-}
-
-fn machine(architecture: Architecture) -> Machine {
-    match architecture {
-        Architecture::X86_64 => Machine::X86_64,
-        Architecture::Arm64 => Machine::Arm64,
-    }
 }
 
 /// As a directory entry has it: eight bytes, then three.

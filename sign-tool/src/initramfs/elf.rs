@@ -1,5 +1,7 @@
 //! The little of ELF that the build must know: for which machine a binary is, whether it is static, a module's `.modinfo`.
 
+use iofs_policy::manifest::Architecture;
+
 /// A processor that this toolkit boots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub enum Machine {
@@ -17,6 +19,14 @@ impl Machine {
         match self {
             Self::X86_64 => "x86-64",
             Self::Arm64 => "arm64",
+        }
+    }
+
+    /// The same in manifests.
+    pub fn architecture(self) -> Architecture {
+        match self {
+            Self::X86_64 => Architecture::X86_64,
+            Self::Arm64 => Architecture::Arm64,
         }
     }
 

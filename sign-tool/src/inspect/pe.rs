@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     fmt::{self, Display, Formatter},
-    fs,
     path::Path,
 };
 
@@ -11,7 +10,7 @@ use iofs_policy::{digest::Sha256Digest, pcr::PcrBank};
 use serde::Serialize;
 
 use crate::{
-    authenticode,
+    atomic, authenticode,
     pe::Headers,
     report::Failure,
     sealed::bad_input,
@@ -58,7 +57,7 @@ pub struct InspectedSection {
 
 /// Looks at it. `None` where a PE image has none of systemd's stub in it.
 pub(super) fn inspect(path: &Path) -> Result<Option<InspectedPe>, Failure> {
-    let image = fs::read(path).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    let image = atomic::read(path)?;
     let Ok(headers) = Headers::parse(&image) else { return Ok(None) };
     let Some(stub) = uki::stub_version(&headers, &image) else { return Ok(None) };
     let sections = headers.sections.iter().map(|section| {

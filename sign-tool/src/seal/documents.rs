@@ -8,7 +8,7 @@ use iofs_policy::{
 };
 use uuid::Uuid;
 
-use super::{architecture, config::Config, os_release::OsRelease};
+use super::{config::Config, os_release::OsRelease};
 use crate::{atomic::AtomicDirectory, initramfs::kernel::KernelImage, report::Failure, sealed};
 
 /// Which image this is: as configured, else as the tree says.
@@ -19,7 +19,10 @@ pub(super) fn identity(config: &Config, os_release: &OsRelease, kernel: Option<&
         version: image.version.clone().unwrap_or_else(|| os_release.image_version()),
         rollback_index: image.rollback_index,
         role: image.role,
-        architecture: image.architecture.or(kernel.map(architecture)).unwrap_or(Architecture::CURRENT),
+        architecture: image
+            .architecture
+            .or(kernel.map(|kernel| kernel.machine.architecture()))
+            .unwrap_or(Architecture::CURRENT),
         debug: image.debug,
     }
 }

@@ -28,7 +28,7 @@ use crate::{
     x509::{SignerName, X509Signer},
 };
 
-use super::firmware;
+use super::firmware::{self, Wanted};
 
 /// What a sealed directory waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -171,20 +171,15 @@ fn advance(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, F
             return Ok(Pending::Nothing);
         }
     };
-    match &pending {
-        // No bytes stand for these: they are many, one for each bank.
-        Pending::PcrSignature { .. } => remove(directory, sealed::TO_SIGN)?,
-        _ => atomic::write(&directory.file(sealed::TO_SIGN), 0o644, &to_sign)?,
+    match to_sign {
+        Some(bytes) => atomic::write(&directory.file(sealed::TO_SIGN), 0o644, &bytes)?,
+        None => remove(directory, sealed::TO_SIGN)?,
     }
     Ok(pending)
 }
 
 /// The next signature that is needed, and the bytes that it covers.
-fn next(
-    directory: &SealedDirectory,
-    trust: &TrustPolicy,
-    keys: &SigningKeys,
-) -> Result<Option<(Vec<u8>, Pending)>, Failure> {
+fn next(directory: &SealedDirectory, trust: &TrustPolicy, keys: &SigningKeys) -> Result<Option<Wanted>, Failure> {
     let manifest = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
     if !directory.has(sealed::RELEASE) {
         if let Some(wanted) = firmware::sign_root_hash(directory, &parse_manifest(directory, &manifest)?, &keys.x509)? {
@@ -212,7 +207,7 @@ fn next(
     Ok(None)
 }
 
-fn wanted(document: &'static str, envelope: &Envelope, trust: &TrustPolicy) -> (Vec<u8>, Pending) {
+fn wanted(document: &'static str, envelope: &Envelope, trust: &TrustPolicy) -> Wanted {
     let to_sign = envelope.signed_bytes();
     let pending = Pending::Signature {
         document,
@@ -220,7 +215,7 @@ fn wanted(document: &'static str, envelope: &Envelope, trust: &TrustPolicy) -> (
         threshold: trust.keys.threshold(),
         to_sign_sha256: Sha256Digest::of(&to_sign),
     };
-    (to_sign, pending)
+    (Some(to_sign), pending)
 }
 
 fn payload_type(document: &str) -> PayloadType {

@@ -20,8 +20,9 @@ use crate::{
     x509::{SigningCertificate, X509Signer},
 };
 
-/// A signature that is wanted: the bytes that it covers, and whose it is.
-type Wanted = (Vec<u8>, Pending);
+/// A signature that is wanted: the bytes that it covers, and whose it is. No bytes stand for those of register 11: they are
+/// many, one for each bank.
+pub(super) type Wanted = (Option<Vec<u8>>, Pending);
 
 /// The certificate whose signature a directory waits for.
 fn certificate(directory: &SealedDirectory, name: &str) -> Result<Option<SigningCertificate>, Failure> {
@@ -42,7 +43,7 @@ fn signer<'a>(signers: &'a [X509Signer], certificate: &SigningCertificate) -> Op
 
 fn wanted(document: &'static str, certificate: &SigningCertificate, to_sign: Vec<u8>) -> Wanted {
     let (signer, to_sign_sha256) = (certificate.name().clone(), Sha256Digest::of(&to_sign));
-    (to_sign, Pending::X509Signature { document, signer, to_sign_sha256 })
+    (Some(to_sign), Pending::X509Signature { document, signer, to_sign_sha256 })
 }
 
 /// Signs the root hash, where that is wanted; says so where the key is elsewhere.
@@ -105,7 +106,7 @@ fn sign_registers(directory: &SealedDirectory, key: Option<&PolicySigner>) -> Re
     }
     let public = PolicyKey::from_pem(section.contents(&base));
     let public = public.map_err(|error| sealed::bad_input(&directory.file(sealed::UKI_BASE), &error))?;
-    let Some(key) = key else { return Ok(Some((Vec::new(), Pending::PcrSignature { key: public.fingerprint() }))) };
+    let Some(key) = key else { return Ok(Some((None, Pending::PcrSignature { key: public.fingerprint() }))) };
     let signatures = pcr_policy::sign_for_stub(&unsigned_uki(directory)?, key, &BTreeSet::from([PcrBank::Sha256]))?;
     atomic::write(&directory.file(sealed::PCR_SIGNATURE), 0o644, &signatures.to_json())?;
     Ok(None)

@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Shutdown, TcpListener, TcpStream},
+    net::{Shutdown, TcpStream},
     process::{Command, Stdio},
     sync::{
         Arc,
@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use crate::host_common::{SoftwareTpm, two_free_ports};
+use crate::host_common::{SoftwareTpm, two_listeners};
 
 /// Which way a message goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,10 +47,8 @@ impl Interposer {
         software: &SoftwareTpm,
         touch: impl Fn(Way, usize, &mut Vec<u8>) -> bool + Send + Sync + 'static,
     ) -> Self {
-        let port = two_free_ports();
+        let (port, data, control) = two_listeners();
         let to = software.port();
-        let data = TcpListener::bind(("127.0.0.1", port)).unwrap();
-        let control = TcpListener::bind(("127.0.0.1", port + 1)).unwrap();
         thread::spawn(move || {
             for client in control.incoming().flatten() {
                 let server = TcpStream::connect(("127.0.0.1", to + 1)).unwrap();

@@ -5,12 +5,8 @@ use std::{fs, process::Command};
 use anyhow::{Result, ensure};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use iofs_policy::manifest::RootHashSignature::{self, Preferred, Required};
-use iofs_sign::{
-    seal::UkiRequest,
-    x509::{SigningCertificate, X509Signer},
-};
 use swtpm_tests::{
-    BASE_COMMAND_LINE, Disk, Ending, Line, Machine, SecureBoot, Signer, Vm, cache,
+    Disk, Ending, FirmwareImage, Line, Machine, SecureBoot, Signer, Vm,
     chain::{Chain, ROOT_REACHED},
     tools,
 };
@@ -36,18 +32,11 @@ fn sealed_with(
     keys: &SecureBoot,
     root_hash: &Signer,
 ) -> Result<Chain> {
-    let signers = [keys.image_signer(), root_hash];
-    let [image_signer, root_hash] = signers.map(|signer| SigningCertificate::read(signer.certificate()));
-    let (image_signer, root_hash) = (image_signer?, root_hash?);
-    let x509 = signers.map(|signer| X509Signer::read(signer.key(), signer.certificate()));
-    let x509 = x509.into_iter().collect::<Result<Vec<_>, _>>()?;
-    let stub = cache::stub(suite)?;
+    let (image, signer) = (FirmwareImage::new(keys, suite, "")?, root_hash.x509()?);
     Chain::tiny(suite, script, |request| {
-        request.config.boot.command_lines = vec![BASE_COMMAND_LINE.join(" ")];
-        request.uki = Some(UkiRequest { stub: Some(stub), pcr_public_key: None });
-        request.certificates.secure_boot = Some(image_signer);
-        request.certificates.root_hash = Some(root_hash);
-        request.keys.x509 = x509;
+        image.ask(request);
+        request.certificates.root_hash = Some(signer.certificate().clone());
+        request.keys.x509.push(signer);
         request.config.verity.root_hash_signature = wanted;
     })
 }

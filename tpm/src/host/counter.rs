@@ -11,10 +11,8 @@ use tss_esapi::{
 };
 
 use super::{Host, HostError};
-use crate::rollback::ATTRIBUTES;
+use crate::rollback::{ATTRIBUTES, SIZE, WRITTEN, is_uncounted};
 
-/// `TPMA_NV_WRITTEN`: no attribute to define an index with.
-const WRITTEN: u32 = 0x2000_0000;
 const DEFINE: &str = "TPM2_NV_DefineSpace";
 const INCREMENT: &str = "TPM2_NV_Increment";
 
@@ -34,7 +32,7 @@ impl Host {
         let opened = self.open_index(handle)?;
         let (public, _) = self.plain("TPM2_NV_ReadPublic", |context| context.nv_read_public(opened))?;
         let attributes = u32::try_from(public.attributes()).map_err(|source| HostError::command(DEFINE, source))?;
-        if attributes | WRITTEN == ATTRIBUTES && attributes != ATTRIBUTES {
+        if is_uncounted(attributes) {
             self.increment(opened)?;
         }
         Ok(())
@@ -52,12 +50,13 @@ impl Host {
 
     fn define(&mut self, handle: NvIndexTpmHandle) -> Result<(), HostError> {
         let failed = |source| HostError::command(DEFINE, source);
+        // No attribute to define an index with.
         let attributes = NvIndexAttributes::try_from(ATTRIBUTES & !WRITTEN).map_err(failed)?;
         let area = NvPublicBuilder::new()
             .with_nv_index(handle)
             .with_index_name_algorithm(HashingAlgorithm::Sha256)
             .with_index_attributes(attributes)
-            .with_data_area_size(8)
+            .with_data_area_size(SIZE.into())
             .build()
             .map_err(failed)?;
         self.password(DEFINE, |context| context.nv_define_space(Provision::Owner, None, area).map(drop))

@@ -173,12 +173,18 @@ impl Drop for SoftwareTpm {
 }
 
 /// The first of two ports in a row that nobody has.
-pub(crate) fn two_free_ports() -> u16 {
+fn two_free_ports() -> u16 {
+    two_listeners().0
+}
+
+/// The same, held: nobody can take them any more.
+pub(crate) fn two_listeners() -> (u16, TcpListener, TcpListener) {
     loop {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if port < u16::MAX && TcpListener::bind(("127.0.0.1", port + 1)).is_ok() {
-            return port;
+        let data = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = data.local_addr().unwrap().port();
+        let control = port.checked_add(1).and_then(|next| TcpListener::bind(("127.0.0.1", next)).ok());
+        if let Some(control) = control {
+            return (port, data, control);
         }
     }
 }
