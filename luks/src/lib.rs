@@ -41,4 +41,4 @@ pub use open::OpenError;
 pub use segment::Segment;
 pub use source::ReadAt;
 pub use table::{Below, CryptTable, IntegrityTable, KeyReference};
-pub use token::{PrimaryAlg, RollbackLimit, SignedPcrs, Token, TokenId, TokenSrk, Tpm2Token};
+pub use token::{PrimaryAlg, SignedPcrs, Token, TokenId, TokenSrk, Tpm2Token};

@@ -7,6 +7,7 @@ use std::{collections::BTreeSet, fmt};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use iofs_policy::{
     hex,
+    manifest::{RollbackIndex, RollbackRule},
     pcr::{PCR_COUNT, PcrBank, PcrIndex},
 };
 use sha2::{Digest, Sha256};
@@ -196,19 +197,6 @@ pub struct TokenSrk {
     pub public: Vec<u8>,
 }
 
-/// What ties a token to the TPM's rollback counter: it opens until the counter is above the limit.
-///
-/// The counter of each TPM starts somewhere else, and counts up by one for each rollback index.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RollbackLimit {
-    /// The counter: an NV index.
-    pub counter: u32,
-    /// The highest value of the counter at which the token opens.
-    pub limit: u64,
-    /// The rollback index of the release that the token is for: what the counter stands for at the limit.
-    pub index: u64,
-}
-
 /// A token of type `systemd-tpm2`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tpm2Token {
@@ -243,7 +231,10 @@ pub struct Tpm2Token {
     pub pcr_values: Vec<Vec<u8>>,
     /// The rollback counter in the token's policy: our own keys `iofs-rollback-counter`, `iofs-rollback-limit` and
     /// `iofs-rollback-index`, which systemd passes over. It then makes a policy without the counter, which opens nothing.
-    pub rollback: Option<RollbackLimit>,
+    ///
+    /// The token opens for a release of that rollback index until the counter is above that value. Where the policy is signed
+    /// ([`Tpm2Token::signed`]), it also opens for later ones, each with a limit of its own.
+    pub rollback: Option<RollbackRule>,
     /// The names of fields that are not known here. A token that has some is not written anew.
     pub unknown: Vec<String>,
 }
@@ -355,7 +346,7 @@ impl Tpm2Token {
         if let Some(rule) = &self.rollback {
             put(ROLLBACK_COUNTER, &rule.counter.to_string());
             // Numbers of 64 bits are text in LUKS2's JSON.
-            put(ROLLBACK_LIMIT, &format!("\"{}\"", rule.limit));
+            put(ROLLBACK_LIMIT, &format!("\"{}\"", rule.value));
             put(ROLLBACK_INDEX, &format!("\"{}\"", rule.index));
         }
         text.push('}');
@@ -400,14 +391,14 @@ fn pcr_values(field: Field<'_>) -> Result<Vec<Vec<u8>>, Fault> {
 }
 
 /// All three fields, or none.
-fn rollback(field: Field<'_>) -> Result<Option<RollbackLimit>, Fault> {
+fn rollback(field: Field<'_>) -> Result<Option<RollbackRule>, Fault> {
     let [counter, limit, index] =
         [field.member(ROLLBACK_COUNTER)?, field.member(ROLLBACK_LIMIT)?, field.member(ROLLBACK_INDEX)?];
     if counter.is_absent() && limit.is_absent() && index.is_absent() {
         return Ok(None);
     }
     let counter = counter.number(*NV_INDICES.start(), *NV_INDICES.end())?;
-    Ok(Some(RollbackLimit { counter, limit: limit.decimal()?, index: index.decimal()? }))
+    Ok(Some(RollbackRule { counter, value: limit.decimal()?, index: RollbackIndex(index.decimal()?) }))
 }
 
 /// Policies are made by sessions of SHA-256.

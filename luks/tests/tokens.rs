@@ -15,10 +15,11 @@ use common::{
     edit::{Both, DEBIAN_12, DEBIAN_13},
     run, slot,
 };
-use iofs_luks::{Header, PrimaryAlg, RollbackLimit, SignedPcrs, Token, TokenSrk, Tpm2Token};
+use iofs_luks::{Header, PrimaryAlg, SignedPcrs, Token, TokenSrk, Tpm2Token};
 use iofs_policy::{
     digest::Sha256Digest,
     hex,
+    manifest::{RollbackIndex, RollbackRule},
     pcr::{PcrBank, PcrIndex},
 };
 use proptest::prelude::*;
@@ -295,7 +296,7 @@ prop_compose! {
             pcrlock: false,
             persistent,
             pcr_values: values.into_iter().map(|value| value.to_vec()).collect(),
-            rollback: rollback.map(|(counter, limit, index)| RollbackLimit { counter, limit, index }),
+            rollback: rollback.map(|(counter, value, index)| RollbackRule { counter, value, index: RollbackIndex(index) }),
             unknown: Vec::new(),
         }
     }

@@ -12,7 +12,6 @@ use std::{fs, process::Output};
 
 use enroll_common::{Disk, ask, json, lean, measure};
 use host_common::{SoftwareTpm, require};
-use iofs_luks::RollbackLimit;
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, PayloadType},
@@ -63,7 +62,7 @@ impl Machine {
     /// The limits in the volume's tokens, by rollback index.
     fn limits(&self) -> Vec<(u64, u64)> {
         let limits = self.disk.tpm2_tokens().into_iter().map(|(_, token)| token.rollback.unwrap());
-        limits.map(|RollbackLimit { limit, index, .. }| (index, limit)).collect()
+        limits.map(|RollbackRule { value, index, .. }| (index.0, value)).collect()
     }
 
     /// Resets the TPM, and measures what verify-init measures of a release before it opens volumes.

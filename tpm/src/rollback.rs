@@ -7,6 +7,8 @@
 
 use std::fmt;
 
+use iofs_policy::manifest::RollbackRule;
+
 use crate::{
     client::{CommandError, Tpm, malformed},
     command::{Command, CommandCode},
@@ -43,6 +45,13 @@ pub struct CounterLimit {
     pub index: u32,
     /// The value.
     pub value: u64,
+}
+
+impl From<RollbackRule> for CounterLimit {
+    /// The limit of the rule's own index.
+    fn from(rule: RollbackRule) -> Self {
+        Self { index: rule.counter, value: rule.value }
+    }
 }
 
 impl fmt::Display for CounterLimit {

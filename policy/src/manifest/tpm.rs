@@ -68,6 +68,12 @@ impl RollbackRule {
         u64::try_from(i128::from(self.value) + i128::from(index.0) - i128::from(self.index.0)).ok()
     }
 
+    /// Whether both say the same of that counter, at whichever index.
+    pub fn agrees_with(&self, other: &Self) -> bool {
+        let difference = |rule: &Self| i128::from(rule.value) - i128::from(rule.index.0);
+        self.counter == other.counter && difference(self) == difference(other)
+    }
+
     /// The oldest rollback index that may boot while the counter has this value.
     pub fn floor(&self, counter: u64) -> RollbackIndex {
         let floor = i128::from(self.index.0) + i128::from(counter) - i128::from(self.value);

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use iofs_luks::RollbackLimit;
 use iofs_policy::{
+    manifest::RollbackRule,
     pcr::{PcrBank, PcrDigest, PcrIndex},
     pcr_signature::PcrSignatures,
     release::Release,
@@ -164,7 +164,7 @@ impl RegisterArguments {
         release: &Release,
         tpm: &mut TpmSide,
         output: Output,
-    ) -> Result<Option<RollbackLimit>, Failure> {
+    ) -> Result<Option<RollbackRule>, Failure> {
         let Some(counter) = self.rollback_counter else { return Ok(None) };
         let counter = counter.map_or(DEFAULT_INDEX, |index| index.0);
         let value = match tpm.rollback_counter(counter)? {

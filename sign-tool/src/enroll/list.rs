@@ -146,7 +146,7 @@ impl ListedTpm2 {
             salted: token.salt.is_some(),
             srk: token.srk.as_ref().map(|srk| hex::encode(&srk.name)),
             handle: token.persistent.map(|handle| format!("{handle:#010x}")),
-            rollback: token.rollback.map(super::rollback::rule),
+            rollback: token.rollback,
             policy_hashes: token.policy_hashes.iter().map(|hash| hex::encode(hash)).collect(),
         }
     }

@@ -3,9 +3,8 @@
 //! The counter of each TPM starts somewhere else, and counts up by one for each rollback index. A token says at which value it
 //! ends (the limit) and which index that stands for, and so does the rule in a manifest: from one of them follow all others.
 
-use iofs_luks::{RollbackLimit, Token};
+use iofs_luks::Token;
 use iofs_policy::manifest::{RollbackIndex, RollbackRule};
-use iofs_tpm::rollback::CounterLimit;
 
 use super::volume::Volume;
 use crate::report::{ExitStatus, Failure};
@@ -14,7 +13,7 @@ use crate::report::{ExitStatus, Failure};
 pub const MAX_STEPS: u64 = 256;
 
 /// The tokens' limits of this counter.
-pub fn limits(volume: &Volume, counter: u32) -> Vec<RollbackLimit> {
+pub fn limits(volume: &Volume, counter: u32) -> Vec<RollbackRule> {
     let of_counter = |token: &Token| match token {
         Token::SystemdTpm2(token) => token.rollback.filter(|limit| limit.counter == counter),
         _ => None,
@@ -32,20 +31,19 @@ pub fn limit(
     counter: u32,
     value: u64,
     index: RollbackIndex,
-    known: &[RollbackLimit],
-) -> Result<RollbackLimit, Failure> {
+    known: &[RollbackRule],
+) -> Result<RollbackRule, Failure> {
     let limit = match known {
         [] => Some(value),
         [first, others @ ..] => {
-            let of = |known: &RollbackLimit| i128::from(known.limit) + i128::from(index.0) - i128::from(known.index);
-            if others.iter().any(|other| of(other) != of(first)) {
+            if others.iter().any(|other| !other.agrees_with(first)) {
                 let fact = format!(
                     "rollback counter {counter:#010x}: the volume's tokens disagree on what its values stand for"
                 );
                 return Err(Failure::new(ExitStatus::BadInput, fact)
                     .next("remove the tokens that are not yours ('--list', '--wipe'), and enrol again"));
             }
-            u64::try_from(of(first)).ok()
+            first.value_of(index)
         }
     };
     let limit = limit.filter(|limit| *limit >= value).ok_or_else(|| {
@@ -58,7 +56,7 @@ pub fn limit(
         )
     })?;
     steps(counter, value, limit)?;
-    Ok(RollbackLimit { counter, limit, index: index.0 })
+    Ok(RollbackRule { counter, value: limit, index })
 }
 
 /// How often the counter has to be counted up.
@@ -90,7 +88,7 @@ pub fn target(
 ) -> Result<u64, Failure> {
     let of_volume = |volume: &Volume| {
         let limits =
-            limits(volume, counter).into_iter().filter(|limit| limit.index == index.0).map(|limit| limit.limit);
+            limits(volume, counter).into_iter().filter(|limit| limit.index == index).map(|limit| limit.value);
         limits.max().ok_or_else(|| {
             let path = volume.path.display();
             let fact = format!("{path}: expected a token of counter {counter:#010x} for rollback index {index}, found none");
@@ -108,30 +106,20 @@ pub fn target(
     })
 }
 
-/// As the TPM's policy has it.
-pub fn counter_limit(limit: RollbackLimit) -> CounterLimit {
-    CounterLimit { index: limit.counter, value: limit.limit }
-}
-
-/// The same as a manifest's rule.
-pub fn rule(limit: RollbackLimit) -> RollbackRule {
-    RollbackRule { counter: limit.counter, value: limit.limit, index: RollbackIndex(limit.index) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const COUNTER: u32 = 0x0180_494f;
 
-    fn known(limit: u64, index: u64) -> RollbackLimit {
-        RollbackLimit { counter: COUNTER, limit, index }
+    fn known(value: u64, index: u64) -> RollbackRule {
+        RollbackRule { counter: COUNTER, value, index: RollbackIndex(index) }
     }
 
     #[test]
     fn the_limit_of_a_release_follows_from_any_other() {
-        let limit = |value, index, known: &[RollbackLimit]| {
-            limit(COUNTER, value, RollbackIndex(index), known).map(|limit| (limit.limit, limit.index))
+        let limit = |value, index, known: &[RollbackRule]| {
+            limit(COUNTER, value, RollbackIndex(index), known).map(|limit| (limit.value, limit.index.0))
         };
         assert_eq!(limit(1, 20, &[]).unwrap(), (1, 20), "the first one");
         assert_eq!(limit(1, 22, &[known(1, 20)]).unwrap(), (3, 22));

@@ -178,8 +178,7 @@ impl Session {
         progress.finish();
         let proof = self.undo_unless(made, slot, marker, kept.as_ref().map(|kept| (tpm, kept)))?;
         let (keyslot, token) = (slot.get(), marker.get());
-        let rollback = plan.rollback.map(super::rollback::rule);
-        self.done.added.push(Added { kind: Kind::Tpm2, keyslot, token, proof, rollback });
+        self.done.added.push(Added { kind: Kind::Tpm2, keyslot, token, proof, rollback: plan.rollback });
         Ok(())
     }
 

@@ -7,9 +7,10 @@ use std::{
     time::Duration,
 };
 
-use iofs_luks::{PrimaryAlg, RollbackLimit, SignedPcrs, SlotId, TokenSrk, Tpm2Token};
+use iofs_luks::{PrimaryAlg, SignedPcrs, SlotId, TokenSrk, Tpm2Token};
 use iofs_policy::{
     hex,
+    manifest::RollbackRule,
     pcr::{PcrBank, PcrDigest, PcrIndex},
     pcr_signature::PcrSignatures,
 };
@@ -21,7 +22,7 @@ use iofs_tpm::{
     pin::pin_auth,
     policy::PolicyDigest,
     policy_key::PolicyKey,
-    rollback::CounterError,
+    rollback::{CounterError, CounterLimit},
     sealed::Sealed,
     srk::{self, LegacyParent, PinnedSrk},
     transport::{Device, Socket, Transport},
@@ -30,7 +31,7 @@ use iofs_tpm::{
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use super::{pending::Kept, rollback::counter_limit};
+use super::pending::Kept;
 use crate::report::{ExitStatus, Failure};
 
 /// Random bytes of a sealed secret, and of a salt.
@@ -63,7 +64,7 @@ pub struct TpmPlan {
     /// Registers whose values a key signs.
     pub signed: Option<SignedPlan>,
     /// The rollback counter, and where it ends.
-    pub rollback: Option<RollbackLimit>,
+    pub rollback: Option<RollbackRule>,
     /// What the TPM asks for.
     pub pin: Option<Zeroizing<Vec<u8>>>,
     /// Where the TPM is to keep the object.
@@ -96,7 +97,7 @@ impl TpmPlan {
             policy = policy.registers(&self.values.iter().map(|(pcr, value)| ((self.bank, *pcr), *value)).collect());
         }
         if let Some(limit) = self.rollback {
-            policy = policy.counter(counter_limit(limit));
+            policy = policy.counter(limit.into());
         }
         if self.pin.is_some() { policy.auth_value() } else { policy }
     }
@@ -470,7 +471,7 @@ impl TpmSide {
                     signatures,
                 }),
                 registers: token.pcrs.iter().map(|pcr| (bank, *pcr)).collect(),
-                counter: token.rollback.map(counter_limit),
+                counter: token.rollback.map(CounterLimit::from),
                 auth_value: auth.as_ref().map(|auth| auth.as_slice()),
             },
         };

@@ -12,7 +12,7 @@ use iofs_luks::{
 use iofs_policy::{
     digest::Sha256Digest,
     hex,
-    manifest::{RollbackIndex, RollbackRule},
+    manifest::RollbackRule,
     pcr::PcrIndex,
 };
 use serde::Serialize;
@@ -273,11 +273,7 @@ impl InspectedTpm2 {
             primary_alg: token.primary_alg.name(),
             pcrlock: token.pcrlock,
             persistent_handle: token.persistent,
-            rollback: token.rollback.map(|limit| RollbackRule {
-                counter: limit.counter,
-                value: limit.limit,
-                index: RollbackIndex(limit.index),
-            }),
+            rollback: token.rollback,
             unknown_fields: token.unknown.clone(),
         }
     }

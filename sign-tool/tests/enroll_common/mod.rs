@@ -204,7 +204,7 @@ pub(crate) fn ask(
         policy: UnsealPolicy {
             signed,
             registers: token.pcrs.iter().map(|pcr| (bank, *pcr)).collect(),
-            counter: token.rollback.map(|rule| CounterLimit { index: rule.counter, value: rule.limit }),
+            counter: token.rollback.map(CounterLimit::from),
             auth_value: auth.as_ref().map(|auth| auth.as_slice()),
         },
     };

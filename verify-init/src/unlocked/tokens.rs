@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, io::ErrorKind};
 
-use iofs_luks::{OpenError, PrimaryAlg, RollbackLimit, Tpm2Token};
+use iofs_luks::{OpenError, PrimaryAlg, Tpm2Token};
 use iofs_policy::{
     manifest::SrkPublic,
     pcr::{PcrBank, PcrDigest, PcrIndex},
@@ -128,7 +128,7 @@ pub(super) fn secret<S: System>(
             signatures: &signatures,
         }),
         registers: token.pcrs.iter().map(|index| (bank, *index)).collect(),
-        counter: token.rollback.map(counter_limit),
+        counter: token.rollback.map(CounterLimit::from),
         auth_value: auth.as_ref().map(|auth| &auth[..]),
     };
     let kind = match token.primary_alg {
@@ -172,11 +172,6 @@ fn pinned(sealed: Option<&SrkPublic>, token: &Tpm2Token) -> Result<Option<Pinned
     let Some(public) = public else { return Ok(None) };
     let public = Public::parse_sized(public).map_err(|error| broken(&error))?;
     PinnedSrk::new(public).map(Some).map_err(|error| broken(&error))
-}
-
-/// A token's end, as the TPM's policy has it.
-fn counter_limit(limit: RollbackLimit) -> CounterLimit {
-    CounterLimit { index: limit.counter, value: limit.limit }
 }
 
 /// The signatures that came with the kernel image, and those that were sealed into the initramfs. Where both have one for
@@ -230,7 +225,7 @@ fn enrolled_values(token: &Tpm2Token) -> BTreeMap<(PcrBank, PcrIndex), PcrDigest
         values.filter_map(|(index, value)| Some(((bank, *index), PcrDigest::new(bank, value).ok()?))).collect();
     let policy = PolicyDigest::ZERO.registers(&values);
     let policy = match token.rollback {
-        Some(limit) => policy.counter(counter_limit(limit)),
+        Some(limit) => policy.counter(limit.into()),
         None => policy,
     };
     let policy = if token.pin { policy.auth_value() } else { policy };
