@@ -2,6 +2,8 @@
 //! machine's version, with a software TPM.
 
 mod common;
+#[path = "../../tpm/tests/host_common/ports.rs"]
+mod ports;
 
 use std::{
     collections::BTreeSet,
@@ -22,6 +24,7 @@ use iofs_policy::{
     manifest::{RollbackIndex, RollbackRule},
     pcr::{PcrBank, PcrIndex},
 };
+use ports::Ports;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -312,15 +315,17 @@ proptest! {
 /// A software TPM on TCP, as tools ask for one with `swtpm:host=…,port=…`.
 struct Swtpm {
     process: Child,
-    port: u16,
+    ports: Ports,
     _state: TempDir,
 }
 
 impl Swtpm {
     fn start() -> Self {
         let state = TempDir::new().unwrap();
-        // Two neighbouring ports that are free now; others may take them meanwhile, so that some are tried.
-        for port in (20_000 + (std::process::id() % 20_000) as u16..).step_by(2).take(100) {
+        // Other programs may take them meanwhile, so that some are tried.
+        for _ in 0..100 {
+            let ports = Ports::take();
+            let port = ports.first;
             let child = Command::new("swtpm")
                 .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
                 .arg(format!("dir={}", state.path().display()))
@@ -329,7 +334,7 @@ impl Swtpm {
                 .spawn();
             let mut process = child.expect("swtpm; 'scripts/install-deps test' installs what the tests need");
             if listens(&mut process, port + 1) {
-                return Self { process, port, _state: state };
+                return Self { process, ports, _state: state };
             }
         }
         panic!("no free pair of ports for swtpm");
@@ -358,7 +363,10 @@ fn enroll(volume: &Volume, options: &[&str]) {
     let tpm = Swtpm::start();
     let mut command = Command::new("systemd-cryptenroll");
     command.envs([("PASSWORD", PASSPHRASE), ("PIN", "1234"), ("NEWPIN", "1234")]);
-    run(command.arg(format!("--tpm2-device=swtpm:host=127.0.0.1,port={}", tpm.port)).args(options).arg(volume.path()));
+    run(command
+        .arg(format!("--tpm2-device=swtpm:host=127.0.0.1,port={}", tpm.ports.first))
+        .args(options)
+        .arg(volume.path()));
 }
 
 #[test]

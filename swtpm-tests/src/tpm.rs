@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    net::{TcpListener, TcpStream},
+    net::TcpStream,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -14,6 +14,11 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::tools;
+
+#[path = "../../tpm/tests/host_common/ports.rs"]
+mod ports;
+
+use ports::Ports;
 
 /// How long swtpm may take to open its socket, or to write its state and end.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -114,9 +119,9 @@ impl TpmState {
         let folder = tempfile::Builder::new().prefix("iofs-tpm.").tempdir()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            // Between finding a port and swtpm's taking it, another test may take it.
+            // Between finding a port and swtpm's taking it, another program may take it.
             match Swtpm::alone(self.path(), folder.path()) {
-                Ok((swtpm, port)) => return Ok(PoweredTpm { swtpm, port, folder }),
+                Ok((swtpm, ports)) => return Ok(PoweredTpm { swtpm, ports, folder }),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 Err(_) => {}
             }
@@ -143,14 +148,14 @@ impl TpmState {
 #[derive(Debug)]
 pub struct PoweredTpm {
     swtpm: Swtpm,
-    port: u16,
+    ports: Ports,
     folder: TempDir,
 }
 
 impl PoweredTpm {
     /// How programs reach it: those of ours, and all that use libtss2.
     pub fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.port)
+        format!("swtpm:host=127.0.0.1,port={}", self.ports.first)
     }
 
     /// A file in its folder.
@@ -207,15 +212,16 @@ impl Swtpm {
     }
 
     /// Starts the TPM as firmware does, for tools that talk to it at a port of this machine.
-    fn alone(state: &Path, folder: &Path) -> Result<(Self, u16)> {
-        let port = two_free_ports()?;
+    fn alone(state: &Path, folder: &Path) -> Result<(Self, Ports)> {
+        let ports = Ports::take();
+        let port = ports.first;
         // Where libtss2 looks for it.
         let control = format!("type=tcp,bindaddr=127.0.0.1,port={}", port + 1);
         let server = format!("type=tcp,bindaddr=127.0.0.1,port={port}");
         let options = ["--flags", "not-need-init,startup-clear", "--server", &server, "--ctrl", &control];
         let mut swtpm = Self { child: spawn(state, folder, &options)?, socket: PathBuf::new() };
         swtpm.wait_until(folder, || TcpStream::connect(("127.0.0.1", port + 1)).is_ok())?;
-        Ok((swtpm, port))
+        Ok((swtpm, ports))
     }
 
     fn wait_until(&mut self, folder: &Path, listens: impl Fn() -> bool) -> Result<()> {
@@ -269,16 +275,6 @@ fn spawn(state: &Path, folder: &Path, options: &[&str]) -> Result<Child> {
         .stderr(File::create(folder.join(COMPLAINT))?)
         .spawn()
         .context("cannot run setpriv")
-}
-
-/// A port that nobody listens on, nor on the next one.
-fn two_free_ports() -> Result<u16> {
-    loop {
-        let first = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
-        if first.checked_add(1).is_some_and(|second| TcpListener::bind(("127.0.0.1", second)).is_ok()) {
-            return Ok(first);
-        }
-    }
 }
 
 impl Drop for Swtpm {

@@ -12,6 +12,10 @@ use std::{
 
 use tempfile::TempDir;
 
+pub(crate) mod ports;
+
+use ports::Ports;
+
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Finds a program, or says how to install it: a test that is skipped would look like one that passed.
@@ -26,7 +30,7 @@ pub(crate) fn require(program: &str, package: &str) -> PathBuf {
 pub(crate) struct SoftwareTpm {
     process: Child,
     folder: TempDir,
-    port: u16,
+    ports: Ports,
 }
 
 impl SoftwareTpm {
@@ -40,7 +44,7 @@ impl SoftwareTpm {
         let mut folder = folder;
         let start = Instant::now();
         loop {
-            // Between finding a port and swtpm's taking it, another test may take it.
+            // Between finding a port and swtpm's taking it, another program may take it.
             match Self::try_on(folder) {
                 Ok(software) => return software,
                 Err(back) => folder = back,
@@ -50,7 +54,8 @@ impl SoftwareTpm {
     }
 
     fn try_on(folder: TempDir) -> Result<Self, TempDir> {
-        let port = two_free_ports();
+        let ports = Ports::take();
+        let port = ports.first;
         let output = fs::File::create(folder.path().join("output")).unwrap();
         let process = Command::new(require("swtpm", "swtpm"))
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
@@ -67,7 +72,7 @@ impl SoftwareTpm {
             .stdout(output)
             .spawn()
             .unwrap();
-        let mut software = Self { process, folder, port };
+        let mut software = Self { process, folder, ports };
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
             if software.process.try_wait().unwrap().is_some() {
@@ -84,11 +89,11 @@ impl SoftwareTpm {
 
     /// As libtss2 and tpm2-tools take it.
     pub(crate) fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.port)
+        format!("swtpm:host=127.0.0.1,port={}", self.port())
     }
 
     pub(crate) fn port(&self) -> u16 {
-        self.port
+        self.ports.first
     }
 
     /// A file beside the TPM's state.
@@ -172,12 +177,7 @@ impl Drop for SoftwareTpm {
     }
 }
 
-/// The first of two ports in a row that nobody has.
-fn two_free_ports() -> u16 {
-    two_listeners().0
-}
-
-/// The same, held: nobody can take them any more.
+/// Listeners on two ports in a row, and the first port.
 pub(crate) fn two_listeners() -> (u16, TcpListener, TcpListener) {
     loop {
         let data = TcpListener::bind("127.0.0.1:0").unwrap();
