@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     digest::Sha256Digest,
+    manifest::RollbackIndex,
     pcr::{PcrBank, PcrIndex},
 };
 
@@ -34,6 +35,25 @@ pub struct PcrSignature {
     pub policy: Sha256Digest,
     /// `sig`: over SHA-256 of `policy`. RSASSA-PKCS1-v1_5, or ECDSA as a DER sequence of two numbers.
     pub signature: Vec<u8>,
+    /// `iofs-rollback`, which systemd passes over: that the values are those of a release of some rollback index.
+    pub rollback: Option<RollbackSignature>,
+}
+
+/// What a key says of a policy's release, for objects that end with a TPM's rollback counter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RollbackSignature {
+    /// The release's rollback index.
+    pub index: RollbackIndex,
+    /// `sig`: of the same form, over SHA-256 of the policy and [`policy_ref`].
+    pub signature: Vec<u8>,
+}
+
+/// What stands for a rollback index in a signed policy (`policyRef` of TPM2_PolicyAuthorize): 13 letters, and the index in 8
+/// bytes, the highest first.
+pub fn policy_ref(index: RollbackIndex) -> [u8; 21] {
+    let mut bytes = *b"iofs-rollback\0\0\0\0\0\0\0\0";
+    bytes[13..].copy_from_slice(&index.0.to_be_bytes());
+    bytes
 }
 
 /// All signatures of a file, by bank.
@@ -71,6 +91,14 @@ struct Wire {
     pcrs: Vec<u8>,
     pkfp: Sha256Digest,
     pol: Sha256Digest,
+    sig: String,
+    #[serde(rename = "iofs-rollback", default, skip_serializing_if = "Option::is_none")]
+    rollback: Option<WireRollback>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireRollback {
+    index: RollbackIndex,
     sig: String,
 }
 
@@ -154,11 +182,24 @@ fn read(bank: PcrBank, entry: usize, wire: &Wire) -> Result<PcrSignature, PcrSig
     if registers.is_empty() {
         return Err(wrong("pcrs", "at least one register", "none".to_owned()));
     }
-    let signature = STANDARD.decode(&wire.sig).map_err(|error| wrong("sig", "base64", error.to_string()))?;
-    if signature.is_empty() || signature.len() > MAX_SIGNATURE {
-        return Err(wrong("sig", "1 to 512 bytes", signature.len().to_string()));
-    }
-    Ok(PcrSignature { registers, key: wire.pkfp, policy: wire.pol, signature })
+    let signature = |field, text: &str| {
+        let bytes = STANDARD.decode(text).map_err(|error| wrong(field, "base64", error.to_string()))?;
+        match (1..=MAX_SIGNATURE).contains(&bytes.len()) {
+            true => Ok(bytes),
+            false => Err(wrong(field, "1 to 512 bytes", bytes.len().to_string())),
+        }
+    };
+    let rollback = wire.rollback.as_ref().map(|rollback| {
+        let signature = signature("iofs-rollback.sig", &rollback.sig)?;
+        Ok(RollbackSignature { index: rollback.index, signature })
+    });
+    Ok(PcrSignature {
+        registers,
+        key: wire.pkfp,
+        policy: wire.pol,
+        signature: signature("sig", &wire.sig)?,
+        rollback: rollback.transpose()?,
+    })
 }
 
 fn write(entry: &PcrSignature) -> Wire {
@@ -167,6 +208,10 @@ fn write(entry: &PcrSignature) -> Wire {
         pkfp: entry.key,
         pol: entry.policy,
         sig: STANDARD.encode(&entry.signature),
+        rollback: entry
+            .rollback
+            .as_ref()
+            .map(|rollback| WireRollback { index: rollback.index, sig: STANDARD.encode(&rollback.signature) }),
     }
 }
 
@@ -212,6 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn a_rollback_index_has_a_signature_of_its_own() {
+        let with = |rollback| entry("[11]", "AQID").replace("}]}", &format!(",\"iofs-rollback\":{rollback}}}]}}"));
+        let json = with(r#"{"index":20,"sig":"BAUG"}"#) + "\n";
+        let signatures = PcrSignatures::parse(json.as_bytes()).unwrap();
+        let (_, found) = signatures.iter().next().unwrap();
+        assert_eq!(found.rollback, Some(RollbackSignature { index: RollbackIndex(20), signature: vec![4, 5, 6] }));
+        assert_eq!(signatures.to_json(), json.as_bytes());
+        assert_eq!(&policy_ref(RollbackIndex(0x1_0014)), b"iofs-rollback\0\0\0\0\0\x01\0\x14");
+        let refused = refusal(&with(r#"{"index":20,"sig":""}"#));
+        assert!(refused.ends_with("iofs-rollback.sig: expected 1 to 512 bytes, found 0"), "{refused}");
+        assert!(refusal(&with(r#"{"index":-1,"sig":"BAUG"}"#)).contains("invalid value"));
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         let expected = "PCR signatures: sha256, entry 0: pcrs: expected each register from 0 to 23 once, found 24";
         assert_eq!(refusal(&entry("[24]", "AQID")), expected);
@@ -242,10 +301,13 @@ mod tests {
             key in any::<[u8; 32]>(),
             policy in any::<[u8; 32]>(),
             signature in prop::collection::vec(any::<u8>(), 1..300),
+            rollback in prop::option::of((any::<u64>(), prop::collection::vec(any::<u8>(), 1..300))),
         ) -> PcrSignature {
             let registers = registers.into_iter().map(|number| PcrIndex::new(number).unwrap()).collect();
             let (key, policy) = (Sha256Digest::from_bytes(key), Sha256Digest::from_bytes(policy));
-            PcrSignature { registers, key, policy, signature }
+            let rollback =
+                rollback.map(|(index, signature)| RollbackSignature { index: RollbackIndex(index), signature });
+            PcrSignature { registers, key, policy, signature, rollback }
         }
     }
 

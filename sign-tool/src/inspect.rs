@@ -30,7 +30,7 @@ use crate::{
 mod disk;
 pub mod initramfs;
 mod luks;
-mod luks_text;
+pub(crate) mod luks_text;
 mod pe;
 mod text;
 

@@ -12,8 +12,9 @@ use std::{
 
 use iofs_policy::{
     digest::Sha256Digest,
+    manifest::RollbackIndex,
     pcr::{PcrBank, PcrDigest, PcrError, PcrIndex},
-    pcr_signature::{PcrSignature, PcrSignatures},
+    pcr_signature::{PcrSignature, PcrSignatures, RollbackSignature, policy_ref},
 };
 use iofs_tpm::{
     policy::PolicyDigest,
@@ -79,6 +80,9 @@ pub enum PcrPolicyError {
         "unified kernel image: expected systemd's stub, with a section .sdmagic that names its version, found none"
     )]
     ForeignStub,
+    /// The image's key is none.
+    #[error("section .pcrpkey: {0}")]
+    PublicKey(PolicyKeyError),
     /// The image tells the system another key than the one that signs.
     #[error("section .pcrpkey: expected the public half of the key that signs, {expected}, found {found}")]
     OtherKey {
@@ -97,6 +101,19 @@ pub enum PcrPolicyError {
         /// The signed one.
         found: Sha256Digest,
     },
+    /// A signature speaks of another release.
+    #[error("{bank}: expected a signature for rollback index {expected}, found one for {found}")]
+    OtherRollbackIndex {
+        /// The bank.
+        bank: PcrBank,
+        /// That of the image.
+        expected: RollbackIndex,
+        /// The signed one.
+        found: RollbackIndex,
+    },
+    /// The key whose public half the image holds has not signed.
+    #[error("expected a signature by the key in .pcrpkey, {0}, found none")]
+    NoSignature(Sha256Digest),
     /// A signature does not verify.
     #[error("{0}: the signature does not verify with the key in .pcrpkey")]
     NotVerified(PcrBank),
@@ -116,10 +133,11 @@ impl From<PcrPolicyError> for Failure {
                 .next("give an image that 'iofs-sign uki' or ukify wrote; for registers of another kind, --pcr"),
             PcrPolicyError::OtherKey { .. } => Self::new(ExitStatus::BadInput, fact)
                 .next("assemble the image with --pcr-public-key, or sign with the key whose public half is in it"),
-            PcrPolicyError::OtherValue { .. } | PcrPolicyError::NotVerified(_) => {
-                Self::new(ExitStatus::NotVerified, fact)
-            }
-            PcrPolicyError::Register(_) => Self::new(ExitStatus::BadInput, fact),
+            PcrPolicyError::OtherValue { .. }
+            | PcrPolicyError::OtherRollbackIndex { .. }
+            | PcrPolicyError::NoSignature(_)
+            | PcrPolicyError::NotVerified(_) => Self::new(ExitStatus::NotVerified, fact),
+            PcrPolicyError::PublicKey(_) | PcrPolicyError::Register(_) => Self::new(ExitStatus::BadInput, fact),
             PcrPolicyError::Sign(_) => Self::new(ExitStatus::System, fact),
         }
     }
@@ -128,20 +146,30 @@ impl From<PcrPolicyError> for Failure {
 /// What is known of the values of registers, one bank after the other.
 pub type Values = BTreeMap<(PcrBank, PcrIndex), PcrDigest>;
 
-/// Signs values: in each bank, its registers hold them together.
+/// Signs values: in each bank, its registers hold them together. With a rollback index it also signs that they are those of such
+/// a release.
 ///
 /// # Errors
 /// [`PcrPolicyError::Sign`].
-pub fn sign_values(key: &PolicySigner, values: &Values) -> Result<PcrSignatures, PcrPolicyError> {
+pub fn sign_values(
+    key: &PolicySigner,
+    values: &Values,
+    rollback: Option<RollbackIndex>,
+) -> Result<PcrSignatures, PcrPolicyError> {
     let mut signatures = PcrSignatures::default();
     for bank in values.keys().map(|(bank, _)| *bank).collect::<BTreeSet<_>>() {
         let of_bank: Values = values.iter().filter(|(at, _)| at.0 == bank).map(|(at, value)| (*at, *value)).collect();
         let policy = PolicyDigest::ZERO.registers(&of_bank);
+        let with_index = |index| {
+            let signature = key.sign(&policy, &policy_ref(index))?;
+            Ok::<_, SignError>(RollbackSignature { index, signature })
+        };
         let signature = PcrSignature {
             registers: of_bank.keys().map(|(_, index)| *index).collect(),
             key: key.public().fingerprint(),
             policy: Sha256Digest::from_bytes(*policy.as_bytes()),
-            signature: key.sign(&policy)?,
+            signature: key.sign(&policy, &[])?,
+            rollback: rollback.map(with_index).transpose()?,
         };
         signatures.insert(bank, signature);
     }
@@ -159,6 +187,7 @@ pub fn sign_image(
     key: &PolicySigner,
     banks: &BTreeSet<PcrBank>,
     phases: &BTreeSet<Phase>,
+    rollback: Option<RollbackIndex>,
 ) -> Result<PcrSignatures, PcrPolicyError> {
     let headers = headers(image)?;
     let mut signatures = PcrSignatures::default();
@@ -166,26 +195,26 @@ pub fn sign_image(
         let stub = uki::after_stub(&headers, image, *bank)?;
         for phase in phases {
             let value = phase.words().try_fold(stub, |value, word| uki::after_word(&value, word))?;
-            signatures.merge(sign_values(key, &BTreeMap::from([((*bank, PcrIndex::PHASES), value)]))?);
+            signatures.merge(sign_values(key, &BTreeMap::from([((*bank, PcrIndex::PHASES), value)]), rollback)?);
         }
     }
     Ok(signatures)
 }
 
-/// Signs for an image's own section `.pcrsig`: register 11 in the initramfs.
+/// Signs for an image's own section `.pcrsig`: register 11 in the initramfs, in the bank of SHA-256.
 ///
 /// `image` is assembled as a whole but for that section, with the public key in `.pcrpkey`, which is measured. Put the JSON
 /// of the result into [`Part::PcrSignature`] and assemble again: what was predicted stays true.
 ///
 /// # Errors
-/// See [`PcrPolicyError`]; [`PcrPolicyError::OtherKey`] where `.pcrpkey` is another key, or is not there.
+/// See [`PcrPolicyError`].
 pub fn sign_for_stub(
     image: &[u8],
     key: &PolicySigner,
-    banks: &BTreeSet<PcrBank>,
+    rollback: RollbackIndex,
 ) -> Result<PcrSignatures, PcrPolicyError> {
-    check_public_key(image, key.public())?;
-    sign_image(image, key, banks, &BTreeSet::from([Phase::initramfs()]))
+    let (banks, phases) = (BTreeSet::from([PcrBank::Sha256]), BTreeSet::from([Phase::initramfs()]));
+    sign_image(image, key, &banks, &phases, Some(rollback))
 }
 
 /// Whether the image's `.pcrpkey` is this key.
@@ -206,13 +235,18 @@ pub fn check_public_key(image: &[u8], key: &PolicyKey) -> Result<(), PcrPolicyEr
     Err(PcrPolicyError::OtherKey { expected: key.fingerprint(), found })
 }
 
-/// Checks an image's own signatures: each is by the key in `.pcrpkey`, for what register 11 holds in the initramfs.
+/// Checks an image's own signatures: for what register 11 holds in the initramfs, and this rollback index; those by the key in
+/// `.pcrpkey` verify, and there are some. Others are by earlier keys, which are not known here.
 ///
 /// # Errors
 /// See [`PcrPolicyError`].
-pub fn verify_image(image: &[u8], signatures: &PcrSignatures) -> Result<(), PcrPolicyError> {
+pub fn verify_image(image: &[u8], signatures: &PcrSignatures, rollback: RollbackIndex) -> Result<(), PcrPolicyError> {
     let headers = headers(image)?;
     let pem = headers.find(Part::PcrPublicKey.section()).map(|section| section.contents(image)).unwrap_or_default();
+    let key = PolicyKey::from_pem(pem).map_err(PcrPolicyError::PublicKey)?.fingerprint();
+    if !signatures.iter().any(|(_, signature)| signature.key == key) {
+        return Err(PcrPolicyError::NoSignature(key));
+    }
     for (bank, signature) in signatures.iter() {
         let value = uki::after_word(&uki::after_stub(&headers, image, bank)?, "enter-initrd")?;
         let expected = PolicyDigest::ZERO.registers(&Values::from([((bank, PcrIndex::PHASES), value)]));
@@ -220,7 +254,16 @@ pub fn verify_image(image: &[u8], signatures: &PcrSignatures) -> Result<(), PcrP
         if signature.policy != expected {
             return Err(PcrPolicyError::OtherValue { bank, expected, found: signature.policy });
         }
-        if !key::verifies(pem, &signature.policy, &signature.signature) {
+        let verifies = |policy_ref: &[u8], bytes| key::verifies(pem, &signature.policy, policy_ref, bytes);
+        let is_ours = signature.key == key;
+        if is_ours && !verifies(&[], &signature.signature) {
+            return Err(PcrPolicyError::NotVerified(bank));
+        }
+        let Some(RollbackSignature { index, signature }) = &signature.rollback else { continue };
+        if *index != rollback {
+            return Err(PcrPolicyError::OtherRollbackIndex { bank, expected: rollback, found: *index });
+        }
+        if is_ours && !verifies(&policy_ref(*index), signature) {
             return Err(PcrPolicyError::NotVerified(bank));
         }
     }

@@ -12,8 +12,9 @@ use enroll_common::{Disk, json};
 use host_common::SoftwareTpm;
 use iofs_policy::{
     hex,
+    manifest::RollbackIndex,
     pcr::{PcrBank, PcrIndex},
-    pcr_signature::PcrSignatures,
+    pcr_signature::{PcrSignature, PcrSignatures},
 };
 use iofs_sign::{
     pcr_policy::{self, PolicySigner},
@@ -212,19 +213,41 @@ fn a_volume_opens_by_what_was_signed_for_the_registers_of_now() {
 fn the_stubs_own_signatures_are_for_the_image_that_they_are_put_into() {
     let (image, private) = image_of(&P256);
     let key = PolicySigner::read(Path::new(&private)).unwrap();
-    let banks = BTreeSet::from([PcrBank::Sha256, PcrBank::Sha384]);
     let before = fs::read(image.path("image.efi")).unwrap();
-    let signatures = pcr_policy::sign_for_stub(&before, &key, &banks).unwrap();
-    assert_eq!(signatures.iter().count(), 2);
+    let index = RollbackIndex(3);
+    let signatures = pcr_policy::sign_for_stub(&before, &key, index).unwrap();
+    assert_eq!(signatures.iter().count(), 1);
     let whole = image.assemble(&[(".pcrsig", &signatures.to_json())]);
     let predicted = |image: &[u8]| uki::predict(&Headers::parse(image).unwrap(), image, PcrBank::Sha256).unwrap();
     assert_eq!(predicted(&before), predicted(&whole), ".pcrsig is not measured");
-    assert_eq!(pcr_policy::sign_for_stub(&whole, &key, &banks).unwrap(), signatures);
+    assert_eq!(pcr_policy::sign_for_stub(&whole, &key, index).unwrap(), signatures);
     assert!(predicted(&whole).iter().all(|one| one.value.len() == 64), "hexadecimal alone: {:?}", predicted(&whole));
 
-    image.write("pcrpkey", b"another");
-    let refused = pcr_policy::sign_for_stub(&image.assemble(&[]), &key, &banks).unwrap_err().to_string();
-    assert!(refused.contains(".pcrpkey: expected the public half of the key that signs"), "{refused}");
+    let refused = |signatures: &PcrSignatures, index| {
+        pcr_policy::verify_image(&whole, signatures, RollbackIndex(index)).unwrap_err().to_string()
+    };
+    pcr_policy::verify_image(&whole, &signatures, index).unwrap();
+    assert_eq!(refused(&signatures, 4), "sha256: expected a signature for rollback index 4, found one for 3");
+    let changed = |change: fn(&mut PcrSignature)| {
+        let mut one = signatures.iter().next().unwrap().1.clone();
+        change(&mut one);
+        let mut signatures = PcrSignatures::default();
+        signatures.insert(PcrBank::Sha256, one);
+        signatures
+    };
+    let plain = changed(|one| one.rollback = None);
+    pcr_policy::verify_image(&whole, &plain, index).unwrap();
+    // What was signed for one purpose does not pass for the other.
+    let swapped = changed(|one| one.rollback.as_mut().unwrap().signature = one.signature.clone());
+    assert!(refused(&swapped, 3).contains("the signature does not verify"));
+    let swapped = changed(|one| one.signature = one.rollback.clone().unwrap().signature);
+    assert!(refused(&swapped, 3).contains("the signature does not verify"));
+    let (other, _) = image.key("other.pem", &P256);
+    let other = PolicySigner::read(Path::new(&other)).unwrap();
+    let mut both = pcr_policy::sign_for_stub(&whole, &other, index).unwrap();
+    assert!(refused(&both, 3).contains("expected a signature by the key in .pcrpkey"));
+    both.merge(signatures);
+    pcr_policy::verify_image(&whole, &both, index).unwrap();
 }
 
 #[test]

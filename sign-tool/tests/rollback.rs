@@ -17,6 +17,7 @@ use iofs_policy::{
     dsse::{Envelope, PayloadType},
     manifest::{Manifest, RollbackIndex, RollbackRule},
     measurement::Measurement,
+    pcr::{PcrBank, PcrIndex},
     pcr_signature::PcrSignatures,
 };
 use iofs_tpm::{PinnedSrk, Protected, name::Public, rollback::DEFAULT_INDEX, unlock::UnsealError};
@@ -85,8 +86,36 @@ impl Machine {
 
     /// The refusals of all tokens, and `None` for each that opens.
     fn asked(&self) -> Vec<Option<UnsealError>> {
-        let ask = |token| ask(&self.software, token, None, &PcrSignatures::default()).err();
+        self.asked_with(&PcrSignatures::default())
+    }
+
+    fn asked_with(&self, signatures: &PcrSignatures) -> Vec<Option<UnsealError>> {
+        let ask = |token| ask(&self.software, token, None, signatures).err();
         self.disk.tpm2_tokens().iter().map(|(_, token)| ask(token)).collect()
+    }
+
+    /// What a PCR key says of register 13 after this release's boot, with or without its rollback index.
+    fn sign(&self, index: u64, more: &[&str]) -> PcrSignatures {
+        self.boot(index);
+        let wanted = [(PcrBank::Sha256, PcrIndex::MANIFEST)].into();
+        let values = iofs_tpm::pcr::read(&mut lean(&self.software), &wanted).unwrap();
+        let value = format!("13:{}", values.iter().next().unwrap().1.to_string().replace(":", "="));
+        let (key, out) = (self.disk.text("pcr.pem"), self.disk.text("signatures"));
+        let arguments = ["policy", "sign", "--pcr", &value, "--key", &key, "--out", &out];
+        passes(&iofs_sign([&arguments[..], more].concat()));
+        PcrSignatures::parse(&fs::read(&out).unwrap()).unwrap()
+    }
+
+    /// Binds the volume once to what a new PCR key signs of register 13.
+    fn enroll_signed(&self, more: &[&str]) -> Output {
+        let (private, public) = (self.disk.text("pcr.pem"), self.disk.text("pcr.pub.pem"));
+        if !self.disk.path("pcr.pem").exists() {
+            let options = ["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", &private];
+            passes(&tool("openssl", "openssl", &[&["genpkey"][..], &options].concat()));
+            passes(&tool("openssl", "openssl", &["pkey", "-in", &private, "-pubout", "-out", &public]));
+        }
+        let arguments = ["--pcr-policy", &public, "--pcr-policy-pcrs", "13", "--rollback-counter", "--json"];
+        self.disk.enroll(&self.software, &[&arguments[..], more].concat())
     }
 
     fn opens(&self) -> bool {
@@ -173,6 +202,60 @@ fn rollback_an_old_release_opens_nothing_once_a_newer_one_is_confirmed() {
 }
 
 #[test]
+fn rollback_old_signatures_and_old_releases_open_nothing_that_was_enrolled_once() {
+    let machine = Machine::with(&[5, 6, 7]);
+    machine.boot(5);
+    let told = fails(&machine.enroll_signed(&[]), 2);
+    assert!(told.contains("--rollback-index N"), "no boot record says it: {told}");
+    let done = json(&passes(&machine.enroll_signed(&["--rollback-index", "6"])));
+    let first = machine.counter();
+    assert_eq!(done["added"][0]["rollback"], value!({"counter": DEFAULT_INDEX, "value": first, "index": 6}));
+    assert_eq!(json(&passes(&machine.enroll_signed(&["--rollback-index", "6"])))["unchanged"], 0);
+    let listed = passes(&iofs_sign(["enroll", &machine.disk.text("volume"), "--list"]));
+    let range = "rollback index 6 to 69, the first until counter 0x0180494f is above";
+    assert!(listed.contains(range), "{listed}");
+
+    // All three releases are signed by the right key. The one below the enrolled index opens nothing from the start.
+    let (five, six, seven) = (
+        machine.sign(5, &["--rollback-index", "5"]),
+        machine.sign(6, &["--rollback-index", "6"]),
+        machine.sign(7, &["--rollback-index", "7"]),
+    );
+    let asked = |boots: u64, signatures: &PcrSignatures| {
+        machine.boot(boots);
+        machine.asked_with(signatures).remove(0)
+    };
+    assert!(matches!(asked(5, &five), Some(UnsealError::OtherRollbackIndex { .. })));
+    assert!(asked(6, &six).is_none() && asked(7, &seven).is_none(), "enrolled once");
+    let plain = machine.sign(7, &[]);
+    assert!(matches!(asked(7, &plain), Some(UnsealError::NoRollbackIndex { .. })));
+
+    assert_eq!(
+        machine.marked(),
+        value!({
+            "counter": "0x0180494f", "rollback_index": 7, "before": first, "after": first + 1,
+        })
+    );
+    assert!(asked(7, &seven).is_none());
+    assert!(matches!(asked(6, &six), Some(UnsealError::Superseded { .. })), "an old release with its own signatures");
+    assert!(matches!(asked(6, &seven), Some(UnsealError::NoSignature { .. })), "an old release with newer signatures");
+    assert!(matches!(asked(7, &six), Some(UnsealError::NoSignature { .. })), "older signatures alone");
+    let lie = fs::read_to_string(machine.disk.path("signatures")).unwrap();
+    assert!(!lie.contains("iofs-rollback"), "systemd-measure's own form");
+    let lie = String::from_utf8(six.to_json()).unwrap().replace(r#""index":6"#, r#""index":7"#);
+    let lie = PcrSignatures::parse(lie.as_bytes()).unwrap();
+    assert!(matches!(asked(6, &lie), Some(UnsealError::BadSignature { .. })), "an old release that calls itself newer");
+
+    // Beyond what was enrolled: counted up that far, nothing would open the volume.
+    let record = fs::read_to_string(machine.disk.path("boot.json")).unwrap();
+    let far = record.replace(r#""rollback_index":6"#, r#""rollback_index":70"#);
+    machine.disk.write("boot.json", far.as_bytes());
+    let told = fails(&machine.mark_good(&machine.software.tcti(), &[]).output().unwrap(), 3);
+    assert!(told.contains("expected a token of counter 0x0180494f for rollback index 70"), "{told}");
+    assert!(machine.disk.opens_by("pass"));
+}
+
+#[test]
 fn what_would_lock_out_or_bind_nothing_is_refused() {
     let machine = Machine::with(&[5, 6, 900]);
     let told = fails(&machine.try_enroll(5, &["--pcrs", "11+12"]), 2);
@@ -180,7 +263,7 @@ fn what_would_lock_out_or_bind_nothing_is_refused() {
     let told = fails(&machine.try_enroll(5, &["--systemd-252"]), 2);
     assert!(told.contains("no systemd opens a key that ends with a rollback counter"), "{told}");
     let told = fails(&machine.disk.enroll(&machine.software, &["--pcrs", "7", "--rollback-counter"]), 2);
-    assert!(told.contains("--release"), "{told}");
+    assert!(told.contains("expected what tells this release from older ones"), "{told}");
     let told = passes(&machine.try_enroll(5, &["--dry-run"]));
     assert!(!told.is_empty() && machine.software.tool("tpm2_getcap", &["handles-nv-index"]).trim().is_empty());
 

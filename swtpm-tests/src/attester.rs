@@ -40,6 +40,15 @@ pub fn root() -> Result<PathBuf> {
     MADE.get_or_init(|| make().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
+/// The same root with the files of a folder added to it, which has `etc` and `usr`: an archive that keeps the name that it gets.
+///
+/// # Errors
+///
+/// As [`root`].
+pub fn root_with(added: &Path, name: &str) -> Result<PathBuf> {
+    extended(&root()?, added, name)
+}
+
 fn make() -> Result<PathBuf> {
     let added = tempfile::tempdir()?;
     let place = |name: &str| added.path().join(name);

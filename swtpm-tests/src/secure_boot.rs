@@ -168,7 +168,7 @@ pub struct FirmwareImage {
     stub: PathBuf,
     signer: X509Signer,
     command_line: String,
-    pcr: Option<PolicySigner>,
+    pcr: Vec<PolicySigner>,
 }
 
 impl FirmwareImage {
@@ -179,18 +179,19 @@ impl FirmwareImage {
     /// Where the cache lacks the stub.
     pub fn new(keys: &SecureBoot, suite: &str, words: &str) -> Result<Self> {
         let (stub, signer) = (cache::stub(suite)?, keys.image_signer().x509()?);
-        Ok(Self { stub, signer, command_line: command_line(words), pcr: None })
+        Ok(Self { stub, signer, command_line: command_line(words), pcr: Vec::new() })
     }
 
-    /// The same with signatures for register 11 by this key.
+    /// The same with signatures for register 11 by this key. The image holds the public half of the first one.
     #[must_use]
-    pub fn with_registers(self, key: PolicySigner) -> Self {
-        Self { pcr: Some(key), ..self }
+    pub fn with_registers(mut self, key: PolicySigner) -> Self {
+        self.pcr.push(key);
+        self
     }
 
     /// Asks `seal` for it.
     pub fn ask(self, request: &mut SealRequest) {
-        let pcr_public_key = self.pcr.as_ref().map(|key| key.public_pem().to_owned());
+        let pcr_public_key = self.pcr.first().map(|key| key.public_pem().to_owned());
         request.uki = Some(UkiRequest { stub: Some(self.stub), pcr_public_key });
         request.certificates.secure_boot = Some(self.signer.certificate().clone());
         request.keys.x509.push(self.signer);

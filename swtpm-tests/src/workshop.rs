@@ -159,6 +159,17 @@ impl Workshop {
         Ok(printed)
     }
 
+    /// Runs one that takes longer than most.
+    ///
+    /// # Errors
+    ///
+    /// Where it fails, or takes longer than that.
+    pub fn run_for(&mut self, command: &str, patience: Duration) -> Result<()> {
+        let ran = self.shell.run(command, patience)?;
+        ensure!(ran.code == 0, "in the workshop, {command} ended with {}: {}", ran.code, ran.stderr);
+        Ok(())
+    }
+
     /// Runs a command that may fail.
     ///
     /// # Errors

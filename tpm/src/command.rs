@@ -31,6 +31,8 @@ pub enum CommandCode {
     NvReadPublic,
     /// `TPM2_PolicyNV` (Part 3, section 23.9)
     PolicyNv,
+    /// `TPM2_PolicyOR` (Part 3, section 23.6)
+    PolicyOr,
     /// `TPM2_PolicyAuthorize` (Part 3, section 23.16)
     PolicyAuthorize,
     /// `TPM2_PolicyAuthValue` (Part 3, section 23.17)
@@ -71,6 +73,7 @@ impl CommandCode {
             Self::LoadExternal => (0x167, "TPM2_LoadExternal"),
             Self::NvReadPublic => (0x169, "TPM2_NV_ReadPublic"),
             Self::PolicyAuthorize => (0x16a, "TPM2_PolicyAuthorize"),
+            Self::PolicyOr => (0x171, "TPM2_PolicyOR"),
             Self::PolicyAuthValue => (0x16b, "TPM2_PolicyAuthValue"),
             Self::ReadPublic => (0x173, "TPM2_ReadPublic"),
             Self::StartAuthSession => (0x176, "TPM2_StartAuthSession"),

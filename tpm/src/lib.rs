@@ -17,6 +17,7 @@ pub mod client;
 pub mod command;
 #[cfg(feature = "host")]
 pub mod host;
+pub mod ladder;
 pub mod name;
 pub mod nv;
 pub mod pcr;

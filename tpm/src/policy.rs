@@ -3,11 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iofs_policy::pcr::{PcrBank, PcrDigest, PcrIndex};
+use iofs_policy::{
+    manifest::RollbackRule,
+    pcr::{PcrBank, PcrDigest, PcrIndex},
+};
 
 use crate::{
     command::CommandCode,
     crypto::{SIZE, sha256},
+    ladder::Ladder,
     name::Name,
     pcr,
     rollback::{self, CounterLimit, NOT_HIGHER},
@@ -61,8 +65,43 @@ impl PolicyDigest {
     /// before does not count: it is what the key signs.
     #[must_use]
     pub fn authorized_by(key: &Name) -> Self {
+        Self::authorized_for(key, &[])
+    }
+
+    /// The same for what the key signs with this `policyRef`.
+    #[must_use]
+    pub fn authorized_for(key: &Name, policy_ref: &[u8]) -> Self {
         let signed = Self::ZERO.step(CommandCode::PolicyAuthorize, &[key.as_bytes()]);
-        Self(sha256(&[&signed.0]))
+        Self(sha256(&[&signed.0, policy_ref]))
+    }
+
+    /// A whole policy of the parts that [`UnsealPolicy`](crate::unlock::UnsealPolicy) has, with the Name of the key that
+    /// signs, where there is one.
+    #[must_use]
+    pub fn whole(
+        key: Option<&Name>,
+        values: &BTreeMap<(PcrBank, PcrIndex), PcrDigest>,
+        rollback: Option<RollbackRule>,
+        auth_value: bool,
+    ) -> Self {
+        let signed = match (key, rollback) {
+            (None, _) => Self::ZERO,
+            (Some(key), None) => Self::authorized_by(key),
+            (Some(key), Some(rule)) => Ladder::new(rule).policy(key),
+        };
+        let held = if values.is_empty() { signed } else { signed.registers(values) };
+        let counted = match (key, rollback) {
+            (None, Some(rule)) => held.counter(rule.into()),
+            _ => held,
+        };
+        if auth_value { counted.auth_value() } else { counted }
+    }
+
+    /// TPM2_PolicyOR (Part 3, section 23.6): one of these, which are 2 to 8. Whatever was there before does not count.
+    #[must_use]
+    pub fn any_of(branches: &[Self]) -> Self {
+        let branches: Vec<&[u8]> = branches.iter().map(|branch| &branch.0[..]).collect();
+        Self::ZERO.step(CommandCode::PolicyOr, &branches)
     }
 
     fn step(self, command: CommandCode, parts: &[&[u8]]) -> Self {

@@ -18,6 +18,7 @@ use bus_common::{Exchange, Flip, Interposer, Side, Takes, all_flips, assert_hidd
 use common::{PATIENCE, SoftwareTpm, digests, index, registers, seal, write_nv};
 use iofs_policy::{
     digest::Sha256Digest,
+    manifest::{RollbackIndex, RollbackRule},
     pcr::{PcrBank, PcrDigest},
     pcr_signature::{PcrSignature, PcrSignatures},
 };
@@ -27,7 +28,7 @@ use iofs_tpm::{
     pcr::{ActiveBanks, ExtendError, Judgement, PcrValues, active_banks, judge, read},
     policy::PolicyDigest,
     policy_key::PolicyKey,
-    rollback::{CounterError, CounterLimit, DEFAULT_INDEX},
+    rollback::{CounterError, DEFAULT_INDEX},
     sealed::Sealed,
     srk::{SRK_HANDLE, SrkError, read_public, standard_srk},
     transport::{Socket, Transport, TransportError},
@@ -264,23 +265,23 @@ fn bus_interposer_any_bit_of_the_rollback_counter_is_noticed() {
 fn bus_interposer_any_bit_of_an_unsealing_with_a_rollback_counter_is_noticed() {
     let secret = *b"the secret that unlocks the disk";
     let mut blob = Vec::new();
-    let mut counter = None;
+    let mut rollback = None;
     let scene = Scene::new(|software| {
         make_counter(software);
         software.tool("tpm2_nvread", &["-Q", "-C", COUNTER, "-s", "8", "-o", "value", COUNTER]);
         let value = u64::from_be_bytes(software.file("value").try_into().unwrap());
-        let limit = CounterLimit { index: DEFAULT_INDEX, value };
+        let rule = RollbackRule { counter: DEFAULT_INDEX, value, index: RollbackIndex(0) };
         let zero = ((PcrBank::Sha256, index(7)), PcrDigest::zero(PcrBank::Sha256));
         software.write("secret", &secret);
-        software.write("policy", PolicyDigest::ZERO.registers(&[zero].into()).counter(limit).as_bytes());
+        software.write("policy", PolicyDigest::ZERO.registers(&[zero].into()).counter(rule.into()).as_bytes());
         let arguments = ["-Q", "-C", "0x81000001", "-i", "secret", "-L", "policy", "-u", "seal.pub", "-r", "seal.priv"];
         software.tool("tpm2_create", &[&arguments[..], &["-a", "fixedtpm|fixedparent|noda"]].concat());
         blob = [software.file("seal.priv"), software.file("seal.pub")].concat();
-        counter = Some(limit);
+        rollback = Some(rule);
     });
     let sealed = Sealed::parse(&blob).unwrap();
     let registers = BTreeSet::from([(PcrBank::Sha256, index(7))]);
-    let policy = UnsealPolicy { registers, counter, ..UnsealPolicy::default() };
+    let policy = UnsealPolicy { registers, rollback, ..UnsealPolicy::default() };
     let request = UnsealRequest { policy, ..request(&scene, &sealed, None) };
     Unlocking { scene: &scene, request, secret: &secret }.flip_each();
 }
@@ -326,7 +327,7 @@ fn sign_register_7(software: &SoftwareTpm) -> (PolicyKey, PcrSignature) {
     openssl(&["dgst", "-sha256", "-sign", "key.pem", "-out", "signature", "policy"]);
     let (registers, signature) = (BTreeSet::from([index(7)]), software.file("signature"));
     let policy = Sha256Digest::from_bytes(*policy.as_bytes());
-    (key.clone(), PcrSignature { registers, key: key.fingerprint(), policy, signature })
+    (key.clone(), PcrSignature { registers, key: key.fingerprint(), policy, signature, rollback: None })
 }
 
 /// What a man in the middle gets out of unlocking by changing one bit of it.

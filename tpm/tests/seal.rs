@@ -3,13 +3,10 @@
 mod host_common;
 mod unlock_common;
 
-use std::process::Command;
-
 use host_common::SoftwareTpm;
 use iofs_policy::{
-    digest::Sha256Digest,
     pcr::{PcrBank, PcrDigest},
-    pcr_signature::{PcrSignature, PcrSignatures},
+    pcr_signature::PcrSignatures,
 };
 use iofs_tpm::{
     PinnedSrk,
@@ -20,12 +17,11 @@ use iofs_tpm::{
     host::{Authorizations, Host, HostError, SEALED_HANDLES, SealedAt, StorageRootKey},
     name::Public,
     policy::PolicyDigest,
-    policy_key::PolicyKey,
     sealed::Sealed,
     srk::{SRK_HANDLE, SrkError},
     unlock::{Parent, SignedPolicy, UnsealError, UnsealPolicy, UnsealRequest},
 };
-use unlock_common::{codes, counted, index, indices, sha256};
+use unlock_common::{ECDSA, RSA, Signer, codes, counted, index, indices, sha256};
 
 const SECRET: &[u8] = b"32 bytes that open a disk's slot";
 
@@ -236,41 +232,6 @@ fn persistent_objects_are_listed_and_only_the_one_that_is_named_is_removed() {
     drop(host);
     assert_eq!(software.leftovers(), "");
 }
-
-/// What OpenSSL makes of a policy: its key, and its signature of a digest.
-struct Signer<'s>(&'s SoftwareTpm);
-
-impl<'s> Signer<'s> {
-    fn new(software: &'s SoftwareTpm, options: &[&str]) -> Self {
-        let signer = Self(software);
-        signer.openssl(&[&["genpkey", "-out", "key.pem"][..], options].concat());
-        signer.openssl(&["pkey", "-in", "key.pem", "-pubout", "-out", "key.pub"]);
-        signer
-    }
-
-    fn openssl(&self, arguments: &[&str]) {
-        let output = Command::new("openssl").args(arguments).current_dir(self.0.path("")).output().unwrap();
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
-
-    fn key(&self) -> PolicyKey {
-        PolicyKey::from_pem(&self.0.read("key.pub")).unwrap()
-    }
-
-    fn sign(&self, registers: &[u8], policy: &PolicyDigest) -> PcrSignature {
-        self.0.write("policy", policy.as_bytes());
-        self.openssl(&["dgst", "-sha256", "-sign", "key.pem", "-out", "signature", "policy"]);
-        PcrSignature {
-            registers: indices(registers),
-            key: self.key().fingerprint(),
-            policy: Sha256Digest::from_bytes(*policy.as_bytes()),
-            signature: self.0.read("signature"),
-        }
-    }
-}
-
-const RSA: &[&str] = &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
-const ECDSA: &[&str] = &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
 
 #[test]
 fn policies_signed_by_rsa_and_ecdsa_open_by_either_of_the_keys_names() {

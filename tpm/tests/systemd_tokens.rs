@@ -67,7 +67,7 @@ impl Read {
         let signed = self.token.signed.as_ref().zip(self.key.as_ref());
         let signed = signed.map(|(signed, key)| SignedPolicy { bank, registers: signed.pcrs.clone(), key, signatures });
         let registers = self.token.pcrs.iter().map(|index| (bank, *index)).collect();
-        let policy = UnsealPolicy { signed, registers, auth_value, counter: None };
+        let policy = UnsealPolicy { signed, registers, auth_value, rollback: None };
         UnsealRequest { parent, sealed: &self.sealed, persistent: None, policy }
     }
 

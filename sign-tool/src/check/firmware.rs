@@ -2,7 +2,7 @@
 //! that lie beside it, and the signatures by X.509 certificates.
 
 use iofs_policy::{
-    manifest::Manifest,
+    manifest::{Manifest, RollbackIndex},
     pcr_signature::{self, PcrSignatures},
 };
 
@@ -67,7 +67,7 @@ impl Check<'_> {
             let expected = manifest.command_lines.join("\" or \"");
             self.problem(sealed::UKI, format_args!("{}: expected \"{expected}\", found {line:?}", Part::CommandLine));
         }
-        self.pcr_signature(&image, section(Part::PcrSignature));
+        self.pcr_signature(&image, section(Part::PcrSignature), manifest.image.rollback_index);
         let Some(signers) = self.note(sealed::UKI, secure_boot::signers(&image)) else { return };
         if signers != certificate.iter().cloned().collect::<Vec<_>>() {
             let name = |one: &SigningCertificate| one.name().to_string();
@@ -79,7 +79,7 @@ impl Check<'_> {
     }
 
     /// The signatures for register 11, which the image holds as well.
-    fn pcr_signature(&mut self, image: &[u8], embedded: Option<&[u8]>) {
+    fn pcr_signature(&mut self, image: &[u8], embedded: Option<&[u8]>, rollback: RollbackIndex) {
         let beside = self.directory.has(sealed::PCR_SIGNATURE);
         let beside = beside.then(|| self.directory.read(sealed::PCR_SIGNATURE, pcr_signature::MAX_SIZE).ok()).flatten();
         if beside.as_deref() != embedded {
@@ -91,7 +91,7 @@ impl Check<'_> {
         }
         let Some(bytes) = beside else { return };
         if let Some(signatures) = self.note(sealed::PCR_SIGNATURE, PcrSignatures::parse(&bytes)) {
-            self.note(sealed::PCR_SIGNATURE, pcr_policy::verify_image(image, &signatures));
+            self.note(sealed::PCR_SIGNATURE, pcr_policy::verify_image(image, &signatures, rollback));
         }
     }
 }

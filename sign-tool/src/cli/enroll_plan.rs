@@ -6,7 +6,8 @@ use std::{
 };
 
 use iofs_policy::{
-    manifest::RollbackRule,
+    manifest::{RollbackIndex, RollbackRule},
+    paths::BOOT_RECORD,
     pcr::{PcrBank, PcrDigest, PcrIndex},
     pcr_signature::PcrSignatures,
     release::Release,
@@ -52,9 +53,14 @@ pub(super) struct RegisterArguments {
     #[arg(long, value_name = "PCRS")]
     pcrs: Option<Registers>,
     /// End with the TPM's rollback counter: once 'mark-good' confirmed a release with a higher rollback index, the TPM opens
-    /// the volume for this one no more. The counter is made where there is none [default index: 0x0180494f]
-    #[arg(long, value_name = "INDEX", value_parser = parse_nv_index, num_args = 0..=1, require_equals = true, requires = "release")]
+    /// the volume for this one no more. With --pcr-policy the key's signatures have the release's index in them, and one
+    /// enrolment is for 64 of them. The counter is made where there is none [default index: 0x0180494f]
+    #[arg(long, value_name = "INDEX", value_parser = parse_nv_index, num_args = 0..=1, require_equals = true)]
     rollback_counter: Option<Option<Handle>>,
+    /// The lowest rollback index that opens the volume, with --pcr-policy [default: that of --release, else of the running
+    /// release]
+    #[arg(long, value_name = "N", requires = "rollback_counter", requires = "pcr_policy", conflicts_with = "release")]
+    rollback_index: Option<u64>,
     /// A public key (PEM) whose signatures say what registers may hold, so that an update needs no new enrolment
     #[arg(long, value_name = "PUBLIC")]
     pcr_policy: Option<PathBuf>,
@@ -95,12 +101,20 @@ impl RegisterArguments {
                 "leave --pcrs or --release out",
             );
         }
-        if self.rollback_counter.is_some() && !self.literal().pcrs.contains(&PcrIndex::MANIFEST) {
-            return usage(
-                "--rollback-counter: expected register 13 among those whose values are sealed, found others: by it the TPM \
-                 tells this release from older ones",
-                "add 13 to --pcrs",
-            );
+        if self.rollback_counter.is_some() && self.pcr_policy.is_none() {
+            if self.release.is_none() {
+                return usage(
+                    "--rollback-counter: expected what tells this release from older ones, found none",
+                    "add --release SEALED --key PUBLIC, or --pcr-policy PUBLIC for signatures with a rollback index",
+                );
+            }
+            if !self.literal().pcrs.contains(&PcrIndex::MANIFEST) {
+                return usage(
+                    "--rollback-counter: expected register 13 among those whose values are sealed, found others: by it the \
+                     TPM tells this release from older ones",
+                    "add 13 to --pcrs",
+                );
+            }
         }
         match self.both_literal_and_signed() {
             Some(both) => usage(
@@ -151,8 +165,7 @@ impl RegisterArguments {
                 .warn("PCR 11 is taken as it is now: verify-init opens volumes earlier, when it holds something else");
         }
         let signed = self.signed()?;
-        let rollback =
-            release.map(|release| self.rollback(volume, dry_run, &release, tpm, output)).transpose()?.flatten();
+        let rollback = self.rollback(volume, dry_run, release.as_ref(), tpm, output)?;
         Ok(TpmPlan { bank, values, predicted, signed, rollback, pin: None, persistent: None, legacy: false })
     }
 
@@ -161,11 +174,12 @@ impl RegisterArguments {
         &self,
         volume: &Volume,
         dry_run: bool,
-        release: &Release,
+        release: Option<&Release>,
         tpm: &mut TpmSide,
         output: Output,
     ) -> Result<Option<RollbackRule>, Failure> {
         let Some(counter) = self.rollback_counter else { return Ok(None) };
+        let index = self.rollback_index(release)?;
         let counter = counter.map_or(DEFAULT_INDEX, |index| index.0);
         let value = match tpm.rollback_counter(counter)? {
             Some(value) => value,
@@ -175,8 +189,17 @@ impl RegisterArguments {
             }
             None => tpm.provide_counter(counter)?,
         };
-        let known = rollback::limits(volume, counter);
-        rollback::limit(counter, value, release.image.rollback_index, &known).map(Some)
+        rollback::limit(counter, value, index, &rollback::known(volume, counter)).map(Some)
+    }
+
+    fn rollback_index(&self, release: Option<&Release>) -> Result<RollbackIndex, Failure> {
+        if let Some(index) = release.map(|release| release.image.rollback_index) {
+            return Ok(index);
+        }
+        match self.rollback_index {
+            Some(index) => Ok(RollbackIndex(index)),
+            None => running_index(),
+        }
     }
 
     /// The release, verified.
@@ -237,6 +260,18 @@ impl RegisterArguments {
         let signatures = self.pcr_signature.as_deref().map(read_signatures).transpose()?;
         Ok(Some(SignedPlan { pcrs, pem, key, signatures }))
     }
+}
+
+fn running_index() -> Result<RollbackIndex, Failure> {
+    let record = super::mark_good::read_record(Path::new(BOOT_RECORD)).map_err(|failure| {
+        let fact = format!(
+            "--rollback-counter: expected --rollback-index or this boot's record, found neither: {}",
+            failure.fact
+        );
+        Failure::new(ExitStatus::Usage, fact)
+            .next("say which is the oldest release that is to open the volume: --rollback-index N")
+    });
+    Ok(record?.rollback_index)
 }
 
 fn read_signatures(path: &Path) -> Result<PcrSignatures, Failure> {

@@ -92,7 +92,7 @@ pub(super) fn text(done: &Done, left: &[Way]) -> String {
         text += &format!("added:     {kind}, keyslot {slot}, token {token}: {}\n", proven(added.proof));
         if let Some(RollbackRule { counter, value, index }) = added.rollback {
             text += &format!(
-                "           it ends when the counter is above {value}; in iofs.toml, below [tpm] with this machine's srk:\n           \
+                "           at {value} the counter stands for index {index}; in iofs.toml, below [tpm] with this machine's srk:\n           \
                  rollback = {{ counter = {counter:#010x}, value = {value}, index = {index} }}\n"
             );
         }

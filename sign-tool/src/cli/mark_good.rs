@@ -88,7 +88,7 @@ fn present(tpm: &mut TpmSide, counter: u32) -> Result<u64, Failure> {
     })
 }
 
-fn read_record(path: &Path) -> Result<BootRecord, Failure> {
+pub(super) fn read_record(path: &Path) -> Result<BootRecord, Failure> {
     let bytes = attest::read(path, MAX_RECORD)
         .map_err(|failure| failure.next("run this on the machine, after a boot by verify-init"))?;
     serde_json::from_slice(&bytes).map_err(|error| {

@@ -8,6 +8,7 @@ use std::{
 
 use iofs_policy::{
     hex,
+    manifest::RollbackIndex,
     pcr::{PcrBank, PcrDigest, PcrError, PcrIndex},
     pcr_signature::{MAX_SIZE, PcrSignature, PcrSignatures},
 };
@@ -60,6 +61,10 @@ struct SignArguments {
     /// Sign these values instead, all of a bank together; once for each register
     #[arg(long, value_name = "INDEX:BANK=HEX", conflicts_with = "bank")]
     pcr: Vec<RegisterValue>,
+    /// Sign the release's rollback index too, for volumes that end with a rollback counter: what systemd-measure writes
+    /// gets one more field, which systemd passes over
+    #[arg(long, value_name = "N")]
+    rollback_index: Option<u64>,
     /// Keep the signatures that this file has
     #[arg(long, value_name = "FILE")]
     append: Option<PathBuf>,
@@ -118,9 +123,10 @@ fn sign(arguments: &SignArguments, output: Output) -> Result<(), Failure> {
     if keys::is_exposed(&arguments.key) && !output.quiet {
         output.warn(format_args!("{}: others can read this private key", arguments.key.display()));
     }
+    let rollback = arguments.rollback_index.map(RollbackIndex);
     let new = match &arguments.image {
         Some(path) => of_image(arguments, path, &key, output)?,
-        None => pcr_policy::sign_values(&key, &values(&arguments.pcr)?)?,
+        None => pcr_policy::sign_values(&key, &values(&arguments.pcr)?, rollback)?,
     };
     let signed = describe(arguments, &key, &new);
     let mut all = arguments.append.as_deref().map(before).transpose()?.unwrap_or_default();
@@ -161,7 +167,8 @@ fn of_image(
         ));
     }
     let banks = arguments.bank.iter().copied().collect();
-    pcr_policy::sign_image(&image, key, &banks, &phases).map_err(|error| of(path, error))
+    let rollback = arguments.rollback_index.map(RollbackIndex);
+    pcr_policy::sign_image(&image, key, &banks, &phases, rollback).map_err(|error| of(path, error))
 }
 
 fn of(path: &Path, error: PcrPolicyError) -> Failure {

@@ -68,9 +68,10 @@ pub(crate) struct Arguments {
     /// configuration; with --uki, else 'ro']
     #[arg(long, value_name = "TEXT")]
     command_line: Option<String>,
-    /// A key (RSA or P-256, PEM) that signs the values of register 11, so that what is bound to the key opens for this image
+    /// A key (RSA or P-256, PEM) that signs the values of register 11, so that what is bound to the key opens for this image.
+    /// The image holds the public half of the first one; earlier ones behind it sign too, for volumes enrolled with them
     #[arg(long, value_name = "PRIVATE", requires = "uki")]
-    pcr_key: Option<PathBuf>,
+    pcr_key: Vec<PathBuf>,
     /// Its public half alone (PEM), where the key is elsewhere
     #[arg(long, value_name = "PUBLIC", requires = "uki", conflicts_with = "pcr_key")]
     pcr_public_key: Option<PathBuf>,
@@ -146,8 +147,8 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
     let (secure_boot, for_firmware) = arguments.secure_boot.read(output)?;
     let (root_hash, for_kernel) = arguments.verity.read(output)?;
     let certificates = Certificates { root_hash: root_hash.or_else(|| secure_boot.clone()), secure_boot };
-    let pcr = arguments.pcr_key.as_deref().map(PolicySigner::read).transpose()?;
-    let pcr_public_key = match (&pcr, &arguments.pcr_public_key) {
+    let pcr = arguments.pcr_key.iter().map(|path| PolicySigner::read(path)).collect::<Result<Vec<_>, _>>()?;
+    let pcr_public_key = match (pcr.first(), &arguments.pcr_public_key) {
         (Some(key), _) => Some(key.public_pem().to_owned()),
         (None, Some(path)) => Some(read_pcr_public_key(path)?),
         (None, None) => None,

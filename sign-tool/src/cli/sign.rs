@@ -27,9 +27,10 @@ pub(crate) struct SignArguments {
     /// A private key (PKCS#8 PEM)
     #[arg(long, value_name = "PRIVATE", required_unless_present_any = ["secure_boot_key", "verity_key", "pcr_key"])]
     key: Vec<PathBuf>,
-    /// A key that signs the values of register 11 (RSA or P-256, PEM)
+    /// A key that signs the values of register 11 (RSA or P-256, PEM): the one that the directory waits for, or an earlier one,
+    /// for volumes that were enrolled with it
     #[arg(long, value_name = "PRIVATE")]
-    pcr_key: Option<PathBuf>,
+    pcr_key: Vec<PathBuf>,
     #[command(flatten)]
     secure_boot: SecureBootKey,
     #[command(flatten)]
@@ -42,7 +43,7 @@ pub(crate) fn sign(arguments: &SignArguments, output: Output) -> Result<(), Fail
         super::warn_example(key.public().id(), output);
     }
     let x509 = [arguments.secure_boot.read(output)?, arguments.verity.read(output)?].into_iter();
-    let pcr = arguments.pcr_key.as_deref().map(PolicySigner::read).transpose()?;
+    let pcr = arguments.pcr_key.iter().map(|path| PolicySigner::read(path)).collect::<Result<_, _>>()?;
     let keys = SigningKeys { release: keys, x509: x509.filter_map(|(_, signer)| signer).collect(), pcr };
     let pending = finish::sign(&SealedDirectory::new(&arguments.directory), &keys)?;
     output.result(&pending, || describe(&pending, &arguments.directory.display().to_string()));

@@ -5,6 +5,7 @@ use iofs_policy::{hex, manifest::RollbackRule};
 use serde::Serialize;
 
 use super::volume::{Kind, Volume};
+use crate::inspect::luks_text::rollback_text;
 
 /// What `enroll --list` prints.
 #[derive(Debug, Serialize)]
@@ -171,9 +172,8 @@ impl ListedTpm2 {
             None => parts.push("no storage root key pinned".to_owned()),
             Some(name) => parts.push(format!("storage root key {}…", name.get(..16).unwrap_or(name))),
         }
-        if let Some(RollbackRule { counter, value, index }) = self.rollback {
-            parts.push(format!("rollback index {index}, until counter {counter:#010x} is above {value}"));
-        }
+        let rollback = self.rollback.map(|rule| rollback_text(rule, !self.signed_pcrs.is_empty()));
+        parts.extend(rollback.map(|text| format!("rollback index {text}")));
         parts.extend(self.handle.as_ref().map(|handle| format!("kept in the TPM at {handle}")));
         parts.join(", ")
     }

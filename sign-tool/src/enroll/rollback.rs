@@ -3,8 +3,9 @@
 //! The counter of each TPM starts somewhere else, and counts up by one for each rollback index. A token says at which value it
 //! ends (the limit) and which index that stands for, and so does the rule in a manifest: from one of them follow all others.
 
-use iofs_luks::Token;
+use iofs_luks::{Token, Tpm2Token};
 use iofs_policy::manifest::{RollbackIndex, RollbackRule};
+use iofs_tpm::ladder::Ladder;
 
 use super::volume::Volume;
 use crate::report::{ExitStatus, Failure};
@@ -12,13 +13,26 @@ use crate::report::{ExitStatus, Failure};
 /// Every step is a write into the TPM's memory, which bears some hundred thousand of them.
 pub const MAX_STEPS: u64 = 256;
 
-/// The tokens' limits of this counter.
-pub fn limits(volume: &Volume, counter: u32) -> Vec<RollbackRule> {
-    let of_counter = |token: &Token| match token {
-        Token::SystemdTpm2(token) => token.rollback.filter(|limit| limit.counter == counter),
+/// The tokens that this counter ends, each with what it says of the counter.
+fn tokens(volume: &Volume, counter: u32) -> impl Iterator<Item = (&Tpm2Token, RollbackRule)> {
+    let tokens = volume.header.tokens().filter_map(|(_, token)| match token {
+        Token::SystemdTpm2(token) => Some((&**token, token.rollback?)),
         _ => None,
-    };
-    volume.header.tokens().filter_map(|(_, token)| of_counter(token)).collect()
+    });
+    tokens.filter(move |(_, rule)| rule.counter == counter)
+}
+
+/// What the tokens say of this counter.
+pub fn known(volume: &Volume, counter: u32) -> Vec<RollbackRule> {
+    tokens(volume, counter).map(|(_, rule)| rule).collect()
+}
+
+/// Up to which value of its counter a token opens for a release of this index, if for such a one at all.
+fn limit_of(token: &Tpm2Token, rule: RollbackRule, index: RollbackIndex) -> Option<u64> {
+    match &token.signed {
+        Some(_) => Ladder::new(rule).limit(index).map(|limit| limit.value),
+        None => (rule.index == index).then_some(rule.value),
+    }
 }
 
 /// The limit of a new token, for a release of this index, while the counter has this value.
@@ -27,12 +41,7 @@ pub fn limits(volume: &Volume, counter: u32) -> Vec<RollbackRule> {
 ///
 /// # Errors
 /// Earlier tokens contradict each other, the release is older than the counter says, or it is too far ahead.
-pub fn limit(
-    counter: u32,
-    value: u64,
-    index: RollbackIndex,
-    known: &[RollbackRule],
-) -> Result<RollbackRule, Failure> {
+pub fn limit(counter: u32, value: u64, index: RollbackIndex, known: &[RollbackRule]) -> Result<RollbackRule, Failure> {
     let limit = match known {
         [] => Some(value),
         [first, others @ ..] => {
@@ -48,7 +57,7 @@ pub fn limit(
     };
     let limit = limit.filter(|limit| *limit >= value).ok_or_else(|| {
         let fact = format!(
-            "release: rollback index {index}: expected one that the counter {counter:#010x} at {value} still accepts, found an older one"
+            "rollback index {index}: expected one that the counter {counter:#010x} at {value} still accepts, found an older one"
         );
         Failure::new(ExitStatus::Usage, fact).next(
             "enrol a newer release: the TPM would never open the volume for this one. After the counter was removed, remove the \
@@ -87,14 +96,13 @@ pub fn target(
     index: RollbackIndex,
 ) -> Result<u64, Failure> {
     let of_volume = |volume: &Volume| {
-        let limits =
-            limits(volume, counter).into_iter().filter(|limit| limit.index == index).map(|limit| limit.value);
+        let limits = tokens(volume, counter).filter_map(|(token, rule)| limit_of(token, rule, index));
         limits.max().ok_or_else(|| {
             let path = volume.path.display();
             let fact = format!("{path}: expected a token of counter {counter:#010x} for rollback index {index}, found none");
             Failure::new(ExitStatus::BadInput, fact).next(
-                "enrol the volume for the running release first: 'iofs-sign enroll --release SEALED --rollback-counter'; raised \
-                 now, the TPM would never open it again",
+                "enrol the volume for the running release first: 'iofs-sign enroll --rollback-counter' with --release SEALED or \
+                 --pcr-policy PUBLIC; raised now, the TPM would never open it again",
             )
         })
     };

@@ -22,7 +22,7 @@ use iofs_tpm::{
     pin::pin_auth,
     policy::PolicyDigest,
     policy_key::PolicyKey,
-    rollback::{CounterError, CounterLimit},
+    rollback::CounterError,
     sealed::Sealed,
     srk::{self, LegacyParent, PinnedSrk},
     transport::{Device, Socket, Transport},
@@ -89,17 +89,9 @@ pub struct SignedPlan {
 impl TpmPlan {
     /// The policy's digest, computed without the TPM.
     pub fn policy(&self) -> PolicyDigest {
-        let mut policy = PolicyDigest::ZERO;
-        if let Some(name) = self.signed.as_ref().and_then(|signed| signed.key.names().into_iter().next()) {
-            policy = PolicyDigest::authorized_by(&name);
-        }
-        if !self.values.is_empty() {
-            policy = policy.registers(&self.values.iter().map(|(pcr, value)| ((self.bank, *pcr), *value)).collect());
-        }
-        if let Some(limit) = self.rollback {
-            policy = policy.counter(limit.into());
-        }
-        if self.pin.is_some() { policy.auth_value() } else { policy }
+        let key = self.signed.as_ref().and_then(|signed| signed.key.names().into_iter().next());
+        let values = self.values.iter().map(|(pcr, value)| ((self.bank, *pcr), *value)).collect();
+        PolicyDigest::whole(key.as_ref(), &values, self.rollback, self.pin.is_some())
     }
 
     /// Whether a token does already what this plan asks for, under the storage root key that has this TPM2B_PUBLIC, or under
@@ -471,7 +463,7 @@ impl TpmSide {
                     signatures,
                 }),
                 registers: token.pcrs.iter().map(|pcr| (bank, *pcr)).collect(),
-                counter: token.rollback.map(CounterLimit::from),
+                rollback: token.rollback,
                 auth_value: auth.as_ref().map(|auth| auth.as_slice()),
             },
         };

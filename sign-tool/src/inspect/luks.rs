@@ -9,12 +9,7 @@ use std::{
 use iofs_luks::{
     Extent, Header, HeaderError, KNOWN_HEADER_SIZES, Kdf, Keyslot, Priority, ReadAt, SlotId, Token, TokenId, Tpm2Token,
 };
-use iofs_policy::{
-    digest::Sha256Digest,
-    hex,
-    manifest::RollbackRule,
-    pcr::PcrIndex,
-};
+use iofs_policy::{digest::Sha256Digest, hex, manifest::RollbackRule, pcr::PcrIndex};
 use serde::Serialize;
 use uuid::Uuid;
 

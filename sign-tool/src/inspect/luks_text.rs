@@ -2,10 +2,23 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use iofs_policy::manifest::RollbackRule;
+use iofs_tpm::ladder::Ladder;
+
 use super::{
     InspectedLuks,
     luks::{InspectedKdf, InspectedKeyslot, InspectedToken, InspectedTpm2},
 };
+
+/// Where the rollback counter ends a token, whose policy may be signed.
+pub(crate) fn rollback_text(rule: RollbackRule, signed: bool) -> String {
+    let RollbackRule { counter, value, index } = rule;
+    if signed {
+        let (first, last) = Ladder::new(rule).indexes();
+        return format!("{first} to {last}, the first until counter {counter:#010x} is above {value}");
+    }
+    format!("{index}, until counter {counter:#010x} is above {value}")
+}
 
 impl Display for InspectedLuks {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
@@ -89,8 +102,7 @@ impl Display for InspectedTpm2 {
             _ => writeln!(out, "  storage root key: none pinned; made anew by the template ({})", self.primary_alg)?,
         }
         if let Some(rule) = self.rollback {
-            let (counter, value) = (rule.counter, rule.value);
-            writeln!(out, "  rollback index: {}, until counter {counter:#010x} is above {value}", rule.index)?;
+            writeln!(out, "  rollback index: {}", rollback_text(rule, !self.signed_pcrs.is_empty()))?;
         }
         if let Some(handle) = self.persistent_handle {
             writeln!(out, "  sealed object: kept in the TPM at {handle:#010x}")?;

@@ -77,14 +77,14 @@ impl PolicySigner {
         &self.public_pem
     }
 
-    /// Signs a policy's digest with an empty `policyRef`: the signature is over SHA-256 of it.
+    /// Signs a policy's digest and a `policyRef`, which may be empty: the signature is over SHA-256 of both.
     ///
     /// The same digest gives the same signature: RSASSA-PKCS1-v1_5 (RFC 8017, section 8.2), or ECDSA as in RFC 6979.
     ///
     /// # Errors
     /// See [`SignError`].
-    pub fn sign(&self, policy: &PolicyDigest) -> Result<Vec<u8>, SignError> {
-        let digest = Sha256::digest(policy.as_bytes());
+    pub fn sign(&self, policy: &PolicyDigest, policy_ref: &[u8]) -> Result<Vec<u8>, SignError> {
+        let digest = signed_digest(policy.as_bytes(), policy_ref);
         match &self.secret {
             // Blinded, so that how long it takes says nothing of the key.
             Secret::Rsa(key) => key
@@ -107,9 +107,13 @@ impl Secret {
     }
 }
 
-/// Whether a signature over a policy's digest verifies with a public key in PEM.
-pub(super) fn verifies(pem: &[u8], policy: &Sha256Digest, signature: &[u8]) -> bool {
-    let digest = Sha256::digest(policy.as_bytes());
+fn signed_digest(policy: &[u8], policy_ref: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(policy).chain_update(policy_ref).finalize().into()
+}
+
+/// Whether a signature over a policy's digest and a `policyRef` verifies with a public key in PEM.
+pub(super) fn verifies(pem: &[u8], policy: &Sha256Digest, policy_ref: &[u8], signature: &[u8]) -> bool {
+    let digest = signed_digest(policy.as_bytes(), policy_ref);
     let Ok(pem) = std::str::from_utf8(pem) else { return false };
     if let Ok(key) = rsa::PublicKey::from_public_key_pem(pem) {
         return key.verify(Pkcs1v15Sign::new::<Sha256>(), &digest, signature).is_ok();

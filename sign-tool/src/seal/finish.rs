@@ -70,8 +70,8 @@ pub struct SigningKeys {
     pub release: Vec<PrivateKey>,
     /// What signs root hash and unified kernel image.
     pub x509: Vec<X509Signer>,
-    /// What signs the values of register 11.
-    pub pcr: Option<PolicySigner>,
+    /// What signs the values of register 11: the key whose public half the image holds, and earlier ones.
+    pub pcr: Vec<PolicySigner>,
 }
 
 /// Signs what waits for a signature with a key, and goes on as far as that leads.
@@ -191,7 +191,7 @@ fn next(directory: &SealedDirectory, trust: &TrustPolicy, keys: &SigningKeys) ->
         if directory.has(sealed::INITRAMFS_BASE) {
             write_initramfs(directory, &manifest, trust)?;
         }
-        if let Some(wanted) = firmware::write_uki(directory, keys)? {
+        if let Some(wanted) = firmware::write_uki(directory, &parse_manifest(directory, &manifest)?, keys)? {
             return Ok(Some(wanted));
         }
         let release = release_statement(directory, &manifest)?;

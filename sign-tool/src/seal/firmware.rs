@@ -2,9 +2,11 @@
 //!
 //! The certificate lies in the sealed directory from the start, and says that its signature is wanted.
 
-use std::collections::BTreeSet;
-
-use iofs_policy::{digest::Sha256Digest, manifest::Manifest, pcr::PcrBank};
+use iofs_policy::{
+    digest::Sha256Digest,
+    manifest::{Manifest, RollbackIndex},
+    pcr_signature::{self, PcrSignatures},
+};
 use iofs_tpm::policy_key::PolicyKey;
 
 use super::finish::{Pending, SigningKeys};
@@ -68,11 +70,15 @@ pub(super) fn sign_root_hash(
 
 /// Completes the unified kernel image, where one is wanted, and signs what of it is to be signed; says so where the key is
 /// elsewhere.
-pub(super) fn write_uki(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Option<Wanted>, Failure> {
+pub(super) fn write_uki(
+    directory: &SealedDirectory,
+    manifest: &Manifest,
+    keys: &SigningKeys,
+) -> Result<Option<Wanted>, Failure> {
     if !directory.has(sealed::UKI_BASE) {
         return Ok(None);
     }
-    if let Some(wanted) = sign_registers(directory, keys.pcr.as_ref())? {
+    if let Some(wanted) = sign_registers(directory, manifest.image.rollback_index, &keys.pcr)? {
         return Ok(Some(wanted));
     }
     let unsigned = unsigned_uki(directory)?;
@@ -95,21 +101,39 @@ pub(super) fn write_uki(directory: &SealedDirectory, keys: &SigningKeys) -> Resu
     Ok(None)
 }
 
-/// Signs the values of register 11, where the image holds a key for that.
-fn sign_registers(directory: &SealedDirectory, key: Option<&PolicySigner>) -> Result<Option<Wanted>, Failure> {
+/// Signs the values of register 11, where the image holds a key for that: by that key, and by the others that are at hand.
+fn sign_registers(
+    directory: &SealedDirectory,
+    rollback: RollbackIndex,
+    keys: &[PolicySigner],
+) -> Result<Option<Wanted>, Failure> {
     let base = directory.read(sealed::UKI_BASE, MAX_IMAGE)?;
     let headers =
         Headers::parse(&base).map_err(|error| sealed::bad_input(&directory.file(sealed::UKI_BASE), &error))?;
     let Some(section) = headers.find(Part::PcrPublicKey.section()) else { return Ok(None) };
-    if directory.has(sealed::PCR_SIGNATURE) {
-        return Ok(None);
-    }
     let public = PolicyKey::from_pem(section.contents(&base));
-    let public = public.map_err(|error| sealed::bad_input(&directory.file(sealed::UKI_BASE), &error))?;
-    let Some(key) = key else { return Ok(Some((None, Pending::PcrSignature { key: public.fingerprint() }))) };
-    let signatures = pcr_policy::sign_for_stub(&unsigned_uki(directory)?, key, &BTreeSet::from([PcrBank::Sha256]))?;
-    atomic::write(&directory.file(sealed::PCR_SIGNATURE), 0o644, &signatures.to_json())?;
-    Ok(None)
+    let public = public.map_err(|error| sealed::bad_input(&directory.file(sealed::UKI_BASE), &error))?.fingerprint();
+    let mut signatures = registers_signed(directory)?;
+    let has = |signatures: &PcrSignatures, key| signatures.iter().any(|(_, signature)| signature.key == key);
+    let missing = |key: &&PolicySigner| !has(&signatures, key.public().fingerprint());
+    let missing: Vec<&PolicySigner> = keys.iter().filter(missing).collect();
+    if !missing.is_empty() {
+        // Signatures are not measured: those that are there already change nothing.
+        let image = unsigned_uki(directory)?;
+        for key in missing {
+            signatures.merge(pcr_policy::sign_for_stub(&image, key, rollback)?);
+        }
+        atomic::write(&directory.file(sealed::PCR_SIGNATURE), 0o644, &signatures.to_json())?;
+    }
+    Ok((!has(&signatures, public)).then_some((None, Pending::PcrSignature { key: public })))
+}
+
+fn registers_signed(directory: &SealedDirectory) -> Result<PcrSignatures, Failure> {
+    if !directory.has(sealed::PCR_SIGNATURE) {
+        return Ok(PcrSignatures::default());
+    }
+    let bytes = directory.read(sealed::PCR_SIGNATURE, pcr_signature::MAX_SIZE)?;
+    PcrSignatures::parse(&bytes).map_err(|error| sealed::bad_input(&directory.file(sealed::PCR_SIGNATURE), &error))
 }
 
 /// Adds a signature that was made elsewhere.

@@ -18,7 +18,6 @@ use iofs_tpm::{
     Tpm, pcr,
     pin::pin_auth,
     policy_key::PolicyKey,
-    rollback::CounterLimit,
     sealed::Sealed,
     srk::PinnedSrk,
     transport::Socket,
@@ -204,7 +203,7 @@ pub(crate) fn ask(
         policy: UnsealPolicy {
             signed,
             registers: token.pcrs.iter().map(|pcr| (bank, *pcr)).collect(),
-            counter: token.rollback.map(CounterLimit::from),
+            rollback: token.rollback,
             auth_value: auth.as_ref().map(|auth| auth.as_slice()),
         },
     };

@@ -13,6 +13,7 @@ use std::{collections::BTreeSet, fmt};
 
 use iofs_policy::{
     digest::Sha256Digest,
+    manifest::{RollbackIndex, RollbackRule},
     pcr::{PcrBank, PcrIndex},
     pcr_signature::PcrSignatures,
 };
@@ -20,6 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     client::{CommandError, Tpm},
+    ladder::Ladder,
     pcr::{self, PcrValues},
     policy::Registers,
     policy_key::PolicyKey,
@@ -71,15 +73,15 @@ pub enum Parent<'a> {
 }
 
 /// The parts of a policy, in the order in which systemd takes them: signed, then registers, then the authorization value.
-/// What systemd does not know comes before the latter: the counter.
+/// What systemd does not know, the counter, comes with what is signed, or else before the authorization value.
 #[derive(Debug, Clone, Default)]
 pub struct UnsealPolicy<'a> {
     /// Registers that hold what a key signed.
     pub signed: Option<SignedPolicy<'a>>,
     /// Registers that hold what they held, or were predicted to hold, at enrolment. Of one bank or several; may be none.
     pub registers: Registers,
-    /// The rollback counter, where the policy asks for it.
-    pub counter: Option<CounterLimit>,
+    /// The rollback counter, where the policy asks for it: where it is signed, from this index on, else for this one alone.
+    pub rollback: Option<RollbackRule>,
     /// The object's authorization value, by [`pin_auth`](crate::pin::pin_auth), where the policy asks for it.
     pub auth_value: Option<&'a [u8]>,
 }
@@ -104,10 +106,14 @@ impl SignedPolicy<'_> {
 }
 
 impl UnsealPolicy<'_> {
-    /// All registers that the policy depends on.
-    fn all_registers(&self) -> Registers {
-        let signed = self.signed.iter().flat_map(SignedPolicy::wanted);
-        self.registers.iter().copied().chain(signed).collect()
+    /// The one limit of a policy that is not signed.
+    fn limit(&self) -> Option<CounterLimit> {
+        self.rollback.filter(|_| self.signed.is_none()).map(CounterLimit::from)
+    }
+
+    /// The limit of a release of this index, where the policy is signed.
+    fn ladder(&self) -> Option<Ladder> {
+        self.rollback.filter(|_| self.signed.is_some()).map(Ladder::new)
     }
 }
 
@@ -137,6 +143,27 @@ pub enum UnsealError {
         found: usize,
         /// What they hold now, as whoever is on the bus says.
         current: Option<PcrValues>,
+    },
+    /// The signatures say nothing of a rollback index, which the policy asks for.
+    #[error(
+        "the TPM does not unseal: expected a signature with a rollback index by key {key}, found none: sign the image with \
+         --rollback-index"
+    )]
+    NoRollbackIndex {
+        /// The key's fingerprint.
+        key: Sha256Digest,
+    },
+    /// The object is not for releases of that rollback index.
+    #[error(
+        "the TPM does not unseal: expected a release of rollback index {first} to {last}, as enrolled, found {found}"
+    )]
+    OtherRollbackIndex {
+        /// The lowest that was enrolled.
+        first: RollbackIndex,
+        /// The highest.
+        last: RollbackIndex,
+        /// That of the signature.
+        found: RollbackIndex,
     },
     /// A signature is not by the key whose fingerprint it has.
     #[error(
@@ -228,8 +255,8 @@ impl fmt::Display for RegisterList {
 ///
 /// Commands for a policy of registers: 3 for a persistent object; 5 where it is loaded; 7 where the key above it has to be
 /// made first and nothing is looked for in its place. One more with an authorization value; 4 more where the registers are
-/// signed, 5 where there are several signatures to choose from; one more for literal registers beside signed ones, and one
-/// for a rollback counter.
+/// signed, 5 where there are several signatures to choose from; one more for literal registers beside signed ones; one for
+/// a rollback counter, three where the policy is signed.
 ///
 /// # Errors
 /// See [`UnsealError`].
@@ -298,17 +325,10 @@ impl UnsealRequest<'_> {
 /// What a TPM's answer means here.
 fn explain<T: Transport>(tpm: &mut Tpm<T>, request: &UnsealRequest<'_>, error: UnsealError) -> UnsealError {
     let policy = &request.policy;
-    let error = match (error, policy.counter) {
-        (UnsealError::Command(error), Some(limit)) => match rollback::is_superseded(&error) {
-            Some(true) => {
-                return UnsealError::Superseded { limit, found: rollback::read_unprotected(tpm, limit.index) };
-            }
-            Some(false) => return UnsealError::NoCounter { limit },
-            None => UnsealError::Command(error),
-        },
-        (error, _) => error,
-    };
     match error {
+        UnsealError::Superseded { limit, .. } => {
+            UnsealError::Superseded { limit, found: rollback::read_unprotected(tpm, limit.index) }
+        }
         UnsealError::NoSignature { key, registers, found, current: None } => {
             let current = pcr::read(tpm, &registers.0).ok();
             UnsealError::NoSignature { key, registers, found, current }
@@ -319,7 +339,8 @@ fn explain<T: Transport>(tpm: &mut Tpm<T>, request: &UnsealRequest<'_>, error: U
             Some(ResponseCode::BadAuth(_)) if policy.auth_value.is_some() => UnsealError::WrongAuth { counted: false },
             Some(ResponseCode::PcrChanged) => UnsealError::Changing { attempts: open::ATTEMPTS },
             Some(ResponseCode::PolicyFail(_)) => {
-                let registers = policy.all_registers();
+                // What is signed was accepted before, or the TPM had said so.
+                let registers = policy.registers.clone();
                 if registers.is_empty() {
                     return UnsealError::OtherPolicy;
                 }

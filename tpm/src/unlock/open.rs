@@ -1,6 +1,8 @@
 //! The session that fulfils the policy, and unseals.
 
-use iofs_policy::pcr_signature::PcrSignature;
+use std::collections::BTreeMap;
+
+use iofs_policy::{manifest::RollbackIndex, pcr_signature::policy_ref};
 use zeroize::Zeroizing;
 
 use super::{RegisterList, SignedPolicy, UnsealError, UnsealPolicy};
@@ -8,13 +10,14 @@ use crate::{
     client::{CommandError, Tpm, malformed},
     command::{Command, CommandCode},
     crypto::sha256,
+    ladder::Ladder,
     name::Name,
     pcr,
     policy::{PolicyDigest, Registers},
     protected::sized_secret,
     reader::Reader,
     response::{ResponseCode, ResponseError},
-    rollback::policy_counter,
+    rollback::{CounterLimit, is_superseded, policy_counter},
     session::{Entity, Protection, Session, SessionKind, ended, flush},
     srk::{self, PinnedSrk, Srk},
     transport::Transport,
@@ -81,10 +84,9 @@ impl Opening<'_> {
 
     /// Without registers beside the signed ones the policy's digest is known.
     fn may_be_by(&self, public: &[u8]) -> bool {
-        let signed = PolicyDigest::authorized_by(&Name::of(public));
-        let counted = self.policy.counter.map_or(signed, |limit| signed.counter(limit));
-        let whole = if self.policy.auth_value.is_some() { counted.auth_value() } else { counted };
-        !self.policy.registers.is_empty() || self.digest == whole.as_bytes()
+        let UnsealPolicy { registers, rollback, auth_value, .. } = self.policy;
+        let whole = || PolicyDigest::whole(Some(&Name::of(public)), &BTreeMap::new(), *rollback, auth_value.is_some());
+        !registers.is_empty() || self.digest == whole().as_bytes()
     }
 
     /// Starts over where registers changed between TPM2_PolicyPCR and TPM2_Unseal.
@@ -133,13 +135,13 @@ impl Opening<'_> {
         authority: Option<Authority<'_>>,
     ) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
         if let Some(authority) = authority {
-            authority.apply(tpm, session)?;
+            authority.apply(tpm, session, self.policy.ladder())?;
         }
         if !self.policy.registers.is_empty() {
             policy_pcr(tpm, session, &self.policy.registers)?;
         }
-        if let Some(limit) = self.policy.counter {
-            policy_counter(tpm, session.handle(), limit)?;
+        if let Some(limit) = self.policy.limit() {
+            policy_counter(tpm, session.handle(), limit).map_err(|error| superseded(error, limit))?;
         }
         if self.policy.auth_value.is_some() {
             run_ended(tpm, &Command::new(CommandCode::PolicyAuthValue).handle(session.handle()))?;
@@ -149,6 +151,15 @@ impl Opening<'_> {
         let auth = session.ending_with(self.object.auth_value, Protection::HiddenResponse);
         let answer = tpm.execute(&command, &mut [auth])?;
         sized_secret(&answer.parameters, "outData").map_err(|source| malformed(command.code(), source).into())
+    }
+}
+
+/// What it means that the TPM did not accept what the counter holds.
+fn superseded(error: CommandError, limit: CounterLimit) -> UnsealError {
+    match is_superseded(&error) {
+        Some(true) => UnsealError::Superseded { limit, found: None },
+        Some(false) => UnsealError::NoCounter { limit },
+        None => error.into(),
     }
 }
 
@@ -175,10 +186,24 @@ struct Authority<'a> {
 
 impl<'a> Authority<'a> {
     /// TPM2_PolicyPCR, and TPM2_PolicyAuthorize (Part 3, section 23.16) by a signature of the digest that it makes.
-    fn apply<T: Transport>(&self, tpm: &mut Tpm<T>, session: &Session) -> Result<(), UnsealError> {
+    ///
+    /// With a ladder, the key has signed a rollback index with it, whose rung the counter must allow.
+    fn apply<T: Transport>(
+        &self,
+        tpm: &mut Tpm<T>,
+        session: &Session,
+        ladder: Option<Ladder>,
+    ) -> Result<(), UnsealError> {
         let signed = self.signed;
         policy_pcr(tpm, session, &signed.wanted())?;
-        let found: Vec<_> = signed.signatures.find(signed.bank, &signed.registers, signed.key.fingerprint()).collect();
+        let key = signed.key.fingerprint();
+        let mut found: Vec<_> = signed.signatures.find(signed.bank, &signed.registers, key).collect();
+        if ladder.is_some() && !found.is_empty() {
+            found.retain(|signature| signature.rollback.is_some());
+            if found.is_empty() {
+                return Err(UnsealError::NoRollbackIndex { key });
+            }
+        }
         let chosen = match found[..] {
             // Whether it is for these values shows below.
             [only] => Some(only),
@@ -189,34 +214,46 @@ impl<'a> Authority<'a> {
             }
         };
         let none = || UnsealError::NoSignature {
-            key: signed.key.fingerprint(),
+            key,
             registers: RegisterList(signed.wanted()),
             found: found.len(),
             current: None,
         };
         let chosen = chosen.ok_or_else(none)?;
-        let ticket = self.verify(tpm, chosen)?;
+        let rung = ladder.zip(chosen.rollback.as_ref());
+        let (signature, policy_ref) = match rung {
+            Some((_, rollback)) => (&rollback.signature, policy_ref(rollback.index).to_vec()),
+            None => (&chosen.signature, Vec::new()),
+        };
+        let ticket = self.verify(tpm, &[chosen.policy.as_bytes(), &policy_ref], signature)?;
         let name = Name::of(self.public);
         let command = Command::new(CommandCode::PolicyAuthorize).handle(session.handle());
-        // policyRef is empty.
-        let command = command.sized(chosen.policy.as_bytes()).sized(&[]).sized(name.as_bytes()).bytes(&ticket);
+        let command = command.sized(chosen.policy.as_bytes()).sized(&policy_ref).sized(name.as_bytes()).bytes(&ticket);
         match run_ended(tpm, &command) {
-            Err(CommandError::Refused { code: ResponseCode::Other(_), .. }) => Err(none()),
-            other => other.map_err(Into::into),
+            Err(CommandError::Refused { code: ResponseCode::Other(_), .. }) => return Err(none()),
+            other => other?,
+        }
+        match rung {
+            Some((ladder, rollback)) => climb(tpm, session, &ladder, &name, rollback.index),
+            None => Ok(()),
         }
     }
 
-    /// The TPM's word that the key signed this policy (TPMT_TK_VERIFIED, Part 2, section 10.7.4), which only the TPM can
-    /// make.
-    fn verify<T: Transport>(&self, tpm: &mut Tpm<T>, signature: &PcrSignature) -> Result<Vec<u8>, UnsealError> {
+    /// The TPM's word that the key signed this (TPMT_TK_VERIFIED, Part 2, section 10.7.4), which only the TPM can make.
+    fn verify<T: Transport>(
+        &self,
+        tpm: &mut Tpm<T>,
+        signed: &[&[u8]],
+        signature: &[u8],
+    ) -> Result<Vec<u8>, UnsealError> {
         let bad = || UnsealError::BadSignature { key: self.signed.key.fingerprint() };
-        let wire = self.signed.key.signature(&signature.signature).ok_or_else(bad)?;
+        let wire = self.signed.key.signature(signature).ok_or_else(bad)?;
         // TPM2_LoadExternal (Part 3, section 12.3) without a private part.
         let command = Command::new(CommandCode::LoadExternal).sized(&[]).sized(self.public).u32(OWNER);
         let handle = tpm.execute(&command, &mut [])?.handle;
         // TPM2_VerifySignature (Part 3, section 20.1).
         let command = Command::new(CommandCode::VerifySignature).handle(handle);
-        let command = command.sized(&sha256(&[signature.policy.as_bytes()])).bytes(&wire);
+        let command = command.sized(&sha256(signed)).bytes(&wire);
         let answer = tpm.run(&command);
         let flushed = flush(tpm, handle);
         match answer {
@@ -229,6 +266,21 @@ impl<'a> Authority<'a> {
             }
         }
     }
+}
+
+/// The counter's part, in words of its own where it does not hold.
+fn climb<T: Transport>(
+    tpm: &mut Tpm<T>,
+    session: &Session,
+    ladder: &Ladder,
+    key: &Name,
+    index: RollbackIndex,
+) -> Result<(), UnsealError> {
+    let Some(limit) = ladder.limit(index) else {
+        let (first, last) = ladder.indexes();
+        return Err(UnsealError::OtherRollbackIndex { first, last, found: index });
+    };
+    ladder.climb(tpm, session.handle(), key, index).map_err(|error| superseded(error, limit))
 }
 
 pub(crate) fn is_ticket(parameters: &[u8]) -> Result<(), ResponseError> {

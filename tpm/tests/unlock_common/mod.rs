@@ -1,19 +1,72 @@
 //! Requests to unseal, and what swtpm's log says of how many commands they took.
 #![allow(dead_code)]
 
-use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, process::Command, time::Duration};
 
-use iofs_policy::pcr::{PcrBank, PcrIndex};
+use iofs_policy::{
+    digest::Sha256Digest,
+    manifest::RollbackIndex,
+    pcr::{PcrBank, PcrIndex},
+    pcr_signature::{PcrSignature, RollbackSignature, policy_ref},
+};
 use iofs_tpm::{
     Tpm,
     command::CommandCode,
-    policy::Registers,
+    policy::{PolicyDigest, Registers},
+    policy_key::PolicyKey,
     transport::Socket,
     unlock::{UnsealError, UnsealRequest, unseal},
 };
 use zeroize::Zeroizing;
 
 use crate::host_common::SoftwareTpm;
+
+/// What OpenSSL makes of a policy: its key, and its signature of a digest.
+pub(crate) struct Signer<'s>(&'s SoftwareTpm);
+
+impl<'s> Signer<'s> {
+    pub(crate) fn new(software: &'s SoftwareTpm, options: &[&str]) -> Self {
+        let signer = Self(software);
+        signer.openssl(&[&["genpkey", "-out", "key.pem"][..], options].concat());
+        signer.openssl(&["pkey", "-in", "key.pem", "-pubout", "-out", "key.pub"]);
+        signer
+    }
+
+    fn openssl(&self, arguments: &[&str]) {
+        let output = Command::new("openssl").args(arguments).current_dir(self.0.path("")).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    pub(crate) fn key(&self) -> PolicyKey {
+        PolicyKey::from_pem(&self.0.read("key.pub")).unwrap()
+    }
+
+    pub(crate) fn sign(&self, registers: &[u8], policy: &PolicyDigest) -> PcrSignature {
+        PcrSignature {
+            registers: indices(registers),
+            key: self.key().fingerprint(),
+            policy: Sha256Digest::from_bytes(*policy.as_bytes()),
+            signature: self.sign_bytes(policy.as_bytes()),
+            rollback: None,
+        }
+    }
+
+    /// The same, of a release of this rollback index.
+    pub(crate) fn sign_for(&self, index: u64, registers: &[u8], policy: &PolicyDigest) -> PcrSignature {
+        let index = RollbackIndex(index);
+        let signature = self.sign_bytes(&[&policy.as_bytes()[..], &policy_ref(index)].concat());
+        PcrSignature { rollback: Some(RollbackSignature { index, signature }), ..self.sign(registers, policy) }
+    }
+
+    fn sign_bytes(&self, bytes: &[u8]) -> Vec<u8> {
+        self.0.write("to-sign", bytes);
+        self.openssl(&["dgst", "-sha256", "-sign", "key.pem", "-out", "signature", "to-sign"]);
+        self.0.read("signature")
+    }
+}
+
+pub(crate) const RSA: &[&str] = &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"];
+pub(crate) const ECDSA: &[&str] = &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"];
 
 pub(crate) fn lean(software: &SoftwareTpm) -> Tpm<Socket> {
     let address = SocketAddr::from(([127, 0, 0, 1], software.port()));

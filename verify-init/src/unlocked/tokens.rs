@@ -10,11 +10,10 @@ use iofs_policy::{
 };
 use iofs_tpm::{
     PinnedSrk, Tpm,
-    name::Public,
+    name::{Name, Public},
     pin::pin_auth,
     policy::PolicyDigest,
     policy_key::PolicyKey,
-    rollback::CounterLimit,
     sealed::Sealed,
     srk::LegacyParent,
     unlock::{Parent, SignedPolicy, UnsealError, UnsealPolicy, UnsealRequest, unseal},
@@ -35,6 +34,9 @@ pub(super) enum TokenError {
     /// It is of a kind that is not built.
     #[error("{0}: not supported")]
     Unsupported(&'static str),
+    /// Its policy is signed, and this boot has no signatures.
+    #[error("its policy is signed: expected signatures in {STUB_PATH} or {SEALED_PATH}, found neither")]
+    NoSignatures,
     /// It holds what no token should.
     #[error("the token is broken: {0}")]
     Broken(String),
@@ -70,6 +72,7 @@ impl TokenError {
         let error = match self {
             Self::Unseal { error, .. } => error,
             Self::OtherTpm => return Some(OTHER_TPM),
+            Self::NoSignatures => return Some(NO_SIGNATURE),
             _ => return None,
         };
         match **error {
@@ -81,12 +84,18 @@ impl TokenError {
                 "wait until the TPM forgets the wrong attempts, or reset its lockout from another system \
                  (tpm2_dictionarylockout --clear-lockout); meanwhile the recovery key opens the volume",
             ),
-            UnsealError::NoSignature { .. } | UnsealError::BadSignature { .. } => {
-                Some("install the release's tpm2-pcr-signature.json with it, or boot a release that has one")
-            }
-            UnsealError::Superseded { .. } => Some(
-                "boot the release that was confirmed last, or a newer one; this one is refused for good. Its recovery key opens \
-                 the volume",
+            UnsealError::NoSignature { .. } | UnsealError::BadSignature { .. } => Some(NO_SIGNATURE),
+            UnsealError::NoRollbackIndex { .. } => Some(
+                "boot a release whose signatures have its rollback index: 'iofs-sign seal --pcr-key' makes such, and 'policy sign' \
+                 with --rollback-index",
+            ),
+            UnsealError::OtherRollbackIndex { first, found, .. } if found > first => Some(
+                "open the volume with its recovery key, and enrol it again with iofs-sign enroll --rollback-counter, for the \
+                 next 64 rollback indexes",
+            ),
+            UnsealError::Superseded { .. } | UnsealError::OtherRollbackIndex { .. } => Some(
+                "boot the release that was confirmed last, or a newer one; this one is refused for good. The volume's recovery \
+                 key opens it",
             ),
             UnsealError::NoCounter { .. } => Some(
                 "open the volume with its recovery key, and enrol it again with iofs-sign enroll --rollback-counter",
@@ -97,6 +106,7 @@ impl TokenError {
     }
 }
 
+const NO_SIGNATURE: &str = "install the release's tpm2-pcr-signature.json with it, or boot a release that has one";
 const OTHER_TPM: &str = "attach the disk to the machine that it was enrolled on; after a cleared or replaced TPM, open it with \
                          its recovery key, and enrol it again with iofs-sign enroll";
 
@@ -128,7 +138,7 @@ pub(super) fn secret<S: System>(
             signatures: &signatures,
         }),
         registers: token.pcrs.iter().map(|index| (bank, *index)).collect(),
-        counter: token.rollback.map(CounterLimit::from),
+        rollback: token.rollback,
         auth_value: auth.as_ref().map(|auth| &auth[..]),
     };
     let kind = match token.primary_alg {
@@ -189,8 +199,7 @@ fn signatures<S: System>(boot: &mut Boot<'_, S>) -> Result<PcrSignatures, TokenE
             Err(error) => return Err(TokenError::Broken(format!("{path}: {}", text(&error)))),
         }
     }
-    let none = || format!("its policy is signed: expected signatures in {STUB_PATH} or {SEALED_PATH}, found neither");
-    found.then_some(all).ok_or_else(|| TokenError::Broken(none()))
+    found.then_some(all).ok_or(TokenError::NoSignatures)
 }
 
 /// What the registers of a policy hold, and what this boot added to each.
@@ -223,15 +232,16 @@ fn enrolled_values(token: &Tpm2Token) -> BTreeMap<(PcrBank, PcrIndex), PcrDigest
     let values = token.pcrs.iter().zip(&token.pcr_values);
     let values: BTreeMap<_, _> =
         values.filter_map(|(index, value)| Some(((bank, *index), PcrDigest::new(bank, value).ok()?))).collect();
-    let policy = PolicyDigest::ZERO.registers(&values);
-    let policy = match token.rollback {
-        Some(limit) => policy.counter(limit.into()),
-        None => policy,
+    let key = token.signed.as_ref().map(|signed| PolicyKey::from_pem(&signed.public_key_pem));
+    let names = match key {
+        None => vec![None],
+        Some(key) => key.map(|key| key.names()).unwrap_or_default().into_iter().map(Some).collect(),
     };
-    let policy = if token.pin { policy.auth_value() } else { policy };
+    let policy = |name: &Option<Name>| PolicyDigest::whole(name.as_ref(), &values, token.rollback, token.pin);
+    let policies: Vec<PolicyDigest> = names.iter().map(policy).collect();
     let complete = values.len() == token.pcrs.len() && token.pcr_values.len() == token.pcrs.len();
-    let follows = token.policy_hashes.iter().all(|hash| hash.as_slice() == policy.as_bytes());
-    if complete && follows && token.signed.is_none() { values } else { BTreeMap::new() }
+    let follows = |hash: &Vec<u8>| policies.iter().any(|policy| hash.as_slice() == policy.as_bytes());
+    if complete && token.policy_hashes.iter().all(follows) { values } else { BTreeMap::new() }
 }
 
 #[cfg(test)]
@@ -278,7 +288,9 @@ mod tests {
         }
         let told = read(&[]).unwrap_err();
         assert!(
-            told.contains(&format!("expected signatures in {STUB_PATH} or {SEALED_PATH}, found neither")),
+            told.starts_with(&format!(
+                "its policy is signed: expected signatures in {STUB_PATH} or {SEALED_PATH}, found neither"
+            )),
             "{told}"
         );
 

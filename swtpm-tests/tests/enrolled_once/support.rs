@@ -1,0 +1,230 @@
+//! A machine with Secure Boot, the releases that it boots, and a volume that its TPM opens by a signed policy.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use iofs_policy::{manifest::TpmUse, pcr::PcrBank, pcr_signature::PcrSignatures};
+use iofs_sign::{
+    pcr_policy::{self, Phase, PolicySigner},
+    pe::Headers,
+    seal::{SealRequest, config::VolumeSection},
+    sealed,
+    uki::{self, Part},
+};
+use serde_json::{Value, json};
+use swtpm_tests::{
+    Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester, cache,
+    chain::{Chain, ROOT_REACHED},
+    tools,
+    volume::{VolumeFile, data_volume, disk_of},
+    workshop::Workshop,
+};
+use tempfile::TempDir;
+
+/// From power-on to the end of a tiny root, and of a Debian up to its shell, on a busy machine.
+pub(super) const BOOT: Duration = Duration::from_secs(300);
+pub(super) const PASSPHRASE: &str = "correct horse battery staple";
+pub(super) const CONTENT: &str = "from before the updates";
+/// What a tiny root says of the volume.
+pub(super) const SCRIPT: &str = "echo \"VOLUME $(cat /state/name)\"";
+/// What nobody is asked for.
+pub(super) const ASKS: &str = "Passphrase or recovery key for volume state (try 1 of 3): ";
+pub(super) const SHUT: &str = "BOOT REFUSED before stage \"unlocked\": volume state stays shut";
+
+/// What signs register 11.
+pub(super) struct PcrKey {
+    private: PathBuf,
+    _folder: TempDir,
+}
+
+impl PcrKey {
+    pub(super) fn new() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let private = folder.path().join("pcr.pem");
+        let openssl = tools::require("openssl", "apt-get install openssl")?;
+        let words = "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out";
+        let ran = std::process::Command::new(openssl).args(words.split(' ')).arg(&private).output()?;
+        ensure!(ran.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&ran.stderr));
+        Ok(Self { private, _folder: folder })
+    }
+
+    pub(super) fn signer(&self) -> Result<PolicySigner> {
+        Ok(PolicySigner::read(&self.private)?)
+    }
+
+    /// Signatures for an image in one phase of its boot.
+    pub(super) fn sign(&self, image: &[u8], phase: &str) -> Result<PcrSignatures> {
+        let (banks, phases) = (BTreeSet::from([PcrBank::Sha256]), BTreeSet::from([phase.parse::<Phase>()?]));
+        Ok(pcr_policy::sign_image(image, &self.signer()?, &banks, &phases, None)?)
+    }
+}
+
+/// A release's image, as far as these tests vary it.
+pub(super) struct Release<'a> {
+    pub(super) keys: &'a SecureBoot,
+    pub(super) pcr: &'a PcrKey,
+    pub(super) stub: &'a str,
+    pub(super) words: &'a str,
+    pub(super) unlock: Value,
+}
+
+impl Release<'_> {
+    /// What `seal` is asked for: one file that firmware checks, with signatures for register 11 in it, and a volume.
+    pub(super) fn request(&self) -> Result<impl FnOnce(&mut SealRequest)> {
+        let image = FirmwareImage::new(self.keys, self.stub, self.words)?.with_registers(self.pcr.signer()?);
+        let volume: VolumeSection = serde_json::from_value(data_volume("state", "/state", &self.unlock))?;
+        Ok(|request: &mut SealRequest| {
+            image.ask(request);
+            request.config.tpm.usage = TpmUse::Required;
+            request.config.volumes = vec![volume];
+        })
+    }
+
+    /// One that says what is in the volume, and switches the machine off.
+    pub(super) fn tiny(&self, suite: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
+        let ask = self.request()?;
+        Chain::tiny(suite, SCRIPT, |request| {
+            ask(request);
+            change(request);
+        })
+    }
+
+    /// One that can enrol the volume.
+    pub(super) fn with_tools(&self) -> Result<Chain> {
+        attester::quick(self.request()?)
+    }
+}
+
+/// What `seal` made of it.
+pub(super) fn image(chain: &Chain) -> Result<Vec<u8>> {
+    Ok(fs::read(chain.directory().file(sealed::UKI))?)
+}
+
+/// The signatures that an image brings.
+pub(super) fn signatures_of(image: &[u8]) -> Result<PcrSignatures> {
+    let headers = Headers::parse(image)?;
+    let section = headers.find(Part::PcrSignature.section()).context("it has .pcrsig")?;
+    Ok(PcrSignatures::parse(section.contents(image))?)
+}
+
+/// The same image with other signatures for register 11, or with none, signed for firmware by the right key.
+pub(super) fn resigned(
+    image: &[u8],
+    stub: &str,
+    signatures: Option<&PcrSignatures>,
+    keys: &SecureBoot,
+) -> Result<Vec<u8>> {
+    let headers = Headers::parse(image)?;
+    let signatures = signatures.map(PcrSignatures::to_json);
+    let parts: Vec<(Part, &[u8])> = Part::ALL
+        .into_iter()
+        .filter_map(|part| match part {
+            Part::PcrSignature => Some((part, signatures.as_deref()?)),
+            _ => Some((part, headers.find(part.section())?.contents(image))),
+        })
+        .collect();
+    keys.image_signer().sign(&uki::assemble(&fs::read(cache::stub(stub)?)?, &parts)?.bytes)
+}
+
+/// A machine whose firmware trusts keys of ours, with its TPM, and a volume that its first release enrolled.
+pub(super) struct Enrolled {
+    pub(super) keys: SecureBoot,
+    pub(super) pcr: PcrKey,
+    pub(super) tpm: TpmState,
+    pub(super) volumes: ScratchDisk,
+}
+
+impl Enrolled {
+    /// All tests that run at the same time share one, and boot copies of it.
+    pub(super) fn shared() -> Result<Arc<Self>> {
+        static SHARED: Mutex<Weak<Enrolled>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(enrolled) = shared.upgrade() {
+            return Ok(enrolled);
+        }
+        let enrolled = Arc::new(Self::by("enrolled_once", "")?);
+        *shared = Arc::downgrade(&enrolled);
+        Ok(enrolled)
+    }
+
+    /// The first boot: somebody types the passphrase, and enrols the volume on the running system, by more words than it
+    /// always takes.
+    pub(super) fn by(name: &str, words: &str) -> Result<Self> {
+        let (keys, pcr, tpm) = (SecureBoot::new()?, PcrKey::new()?, TpmState::new()?);
+        let volume = VolumeFile::with_file(PASSPHRASE, "name", CONTENT)?;
+        let enrolled = Self { keys, pcr, tpm, volumes: disk_of(&[("state", &volume)])? };
+        let first = enrolled.release("first=1", json!({ "passphrase": true })).with_tools()?;
+        let (disk, _) = first.disk()?;
+        let mut vm = enrolled.as_is().machine(name, &disk).start()?;
+        vm.console().wait_for_prompt(ASKS, BOOT)?;
+        vm.type_line(PASSPHRASE)?;
+        let mut device = Workshop::of(vm, disk)?;
+        device.put("/run/passphrase", PASSPHRASE.as_bytes())?;
+        device.put("/run/pcr.pub.pem", enrolled.pcr.signer()?.public_pem().as_bytes())?;
+        let always = "--unlock-key-file /run/passphrase --pcr-policy /run/pcr.pub.pem --pcrs 7";
+        device.run(&format!("iofs-sign enroll /dev/vdb1 {always} {words}"))?;
+        device.close()?;
+        Ok(enrolled)
+    }
+
+    /// A release by the same keys.
+    pub(super) fn release<'a>(&'a self, words: &'a str, unlock: Value) -> Release<'a> {
+        Release { keys: &self.keys, pcr: &self.pcr, stub: "trixie", words, unlock }
+    }
+
+    pub(super) fn as_is(&self) -> Hardware<'_> {
+        Hardware { keys: &self.keys, tpm: &self.tpm, volumes: self.volumes.path() }
+    }
+}
+
+/// What a release boots on.
+pub(super) struct Hardware<'a> {
+    pub(super) keys: &'a SecureBoot,
+    pub(super) tpm: &'a TpmState,
+    pub(super) volumes: &'a Path,
+}
+
+impl Hardware<'_> {
+    pub(super) fn machine(&self, name: &str, disk: &ScratchDisk) -> Machine {
+        let disks = [disk.path(), self.volumes];
+        let machine = Machine::named(name).secure_boot(self.keys).tpm(self.tpm).memory_mib(1024);
+        disks.into_iter().fold(machine, |machine, disk| machine.disk(Disk::raw(disk)))
+    }
+
+    /// Boots a chain by an image that firmware takes.
+    pub(super) fn boot(&self, name: &str, chain: &Chain, image: &[u8]) -> Result<(Vm, ScratchDisk)> {
+        let (disk, _) = chain.disk_that_starts(image)?;
+        Ok((self.machine(name, &disk).start()?, disk))
+    }
+
+    pub(super) fn opens(&self, name: &str, chain: &Chain, image: &[u8]) -> Result<()> {
+        let (mut vm, _disk) = self.boot(name, chain, image)?;
+        vm.wait_for_line(&Line::containing("verify-init: unlocked volume state by the TPM"), BOOT)?;
+        reaches_the_root(&mut vm).with_context(|| name.to_owned())
+    }
+
+    /// Firmware and verify-init take the image; the TPM does not, and says why with all these words.
+    pub(super) fn stays_shut(&self, name: &str, chain: &Chain, image: &[u8], told: &[&str]) -> Result<()> {
+        let (mut vm, _disk) = self.boot(name, chain, image)?;
+        vm.wait_for_line(&Line::containing("secureboot: Secure boot enabled"), BOOT)?;
+        vm.wait_for_line(&Line::containing(SHUT), BOOT)?;
+        ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
+        let found = vm.console().find(&Line::containing("found:    ")).context("the refusal says what was found")?;
+        ensure!(told.iter().all(|words| found.text.contains(words)), "{name}: {}", found.text);
+        ensure!(vm.console().find(&Line::containing(ROOT_REACHED)).is_none(), "{name}: the root was reached");
+        Ok(())
+    }
+}
+
+pub(super) fn reaches_the_root(vm: &mut Vm) -> Result<()> {
+    vm.wait_for_line(&Line::containing(ROOT_REACHED), BOOT)?;
+    vm.wait_for_line(&Line::containing(&format!("VOLUME {CONTENT}")), BOOT)?;
+    ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
+    Ok(())
+}
