@@ -1,10 +1,10 @@
 //! Unified kernel images and their signatures, read by the programs that others use.
 
+mod systemd_common;
 mod x509_common;
 
 use std::{path::Path, process::Command};
 
-use iofs_policy::pcr::PcrBank;
 use iofs_sign::{
     pe::Headers,
     secure_boot,
@@ -105,30 +105,7 @@ fn a_changed_byte_of_a_signed_image_is_noticed_wherever_it_is() {
 fn register_11_equals_what_systemd_measure_calculates_in_every_phase_and_bank() {
     let place = Place::new();
     for command_line in ["quiet", "console=ttyS0 panic=-1", "x"] {
-        let image = image(command_line);
-        let headers = Headers::parse(&image).unwrap();
-        let mut measure = Command::new("/lib/systemd/systemd-measure");
-        measure.args(["calculate", "--json=short"]);
-        for section in [".linux", ".osrel", ".cmdline", ".initrd", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey"] {
-            let contents = headers.find(section).map(|section| section.contents(&image));
-            let is_known = uki::measured(&headers, &image).iter().any(|known| known.name == section);
-            if let Some(contents) = contents.filter(|_| is_known) {
-                let path = place.write(&section[1..], contents);
-                measure.arg(format!("--{}={}", &section[1..], path.display()));
-            }
-        }
-        let banks = [PcrBank::Sha1, PcrBank::Sha256, PcrBank::Sha384, PcrBank::Sha512];
-        measure.args(banks.map(|bank| format!("--bank={}", bank.name())));
-        let theirs: serde_json::Value = serde_json::from_slice(&run(&mut measure)).unwrap();
-        for bank in banks {
-            let ours = uki::predict(&headers, &image, bank).unwrap();
-            let theirs = theirs[bank.name()].as_array().unwrap();
-            for value in &ours[1..] {
-                let found = theirs.iter().find(|one| one["phase"] == value.phase.as_str());
-                let found = found.unwrap_or_else(|| panic!("{}: {theirs:?}", value.phase));
-                assert_eq!(found["hash"], value.value.rsplit(':').next().unwrap(), "{bank} {}", value.phase);
-            }
-        }
+        systemd_common::calculates_what_is_predicted(&place, &image(command_line), systemd_common::measure());
     }
 }
 
