@@ -39,6 +39,6 @@ pub use device::{DeviceShell, Ran};
 pub use disk::ScratchDisk;
 pub use machine::{BASE_COMMAND_LINE, Bus, Disk, Machine, command_line};
 pub use newc::Newc;
-pub use secure_boot::{FirmwareImage, SecureBoot, Signer};
+pub use secure_boot::{FirmwareImage, PcrKey, SecureBoot, Signer};
 pub use tpm::{PoweredTpm, TpmState};
 pub use vm::{Ending, Vm};

@@ -1,6 +1,7 @@
 //! Secure Boot with keys of our own: who signs, and the variables of firmware that trusts them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -8,10 +9,12 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use iofs_policy::{digest::Sha256Digest, hex};
+use iofs_policy::{digest::Sha256Digest, hex, pcr::PcrBank, pcr_signature::PcrSignatures};
 use iofs_sign::{
-    pcr_policy::PolicySigner,
+    pcr_policy::{self, Phase, PolicySigner},
+    pe::Headers,
     seal::{SealRequest, UkiRequest},
+    uki::{self, Part},
     x509::X509Signer,
 };
 use tempfile::TempDir;
@@ -151,6 +154,24 @@ impl SecureBoot {
         self.list("--add-dbx-hash", digest)
     }
 
+    /// An image by this stub with other signatures for register 11 in it, or with none, signed for firmware once more.
+    ///
+    /// # Errors
+    ///
+    /// Where it is no unified kernel image, or the cache lacks the stub.
+    pub fn resigned(&self, image: &[u8], stub: &str, signatures: Option<&PcrSignatures>) -> Result<Vec<u8>> {
+        let headers = Headers::parse(image)?;
+        let signatures = signatures.map(PcrSignatures::to_json);
+        let parts: Vec<(Part, &[u8])> = Part::ALL
+            .into_iter()
+            .filter_map(|part| match part {
+                Part::PcrSignature => Some((part, signatures.as_deref()?)),
+                _ => Some((part, headers.find(part.section())?.contents(image))),
+            })
+            .collect();
+        self.image_signer().sign(&uki::assemble(&fs::read(cache::stub(stub)?)?, &parts)?.bytes)
+    }
+
     fn list(&self, option: &str, digest: &Sha256Digest) -> Result<()> {
         let digest = hex::encode(digest.as_bytes());
         run(virt_fw_vars()?.arg("--inplace").arg(&self.store).args([option, OWNER, &digest])).map(drop)
@@ -159,6 +180,60 @@ impl SecureBoot {
     /// The variable store.
     pub(crate) fn store(&self) -> &Path {
         &self.store
+    }
+}
+
+/// A key that signs what register 11 will hold.
+#[derive(Debug)]
+pub struct PcrKey {
+    private: PathBuf,
+    _folder: TempDir,
+}
+
+impl PcrKey {
+    /// A new one on P-256, as our documents have it.
+    ///
+    /// # Errors
+    ///
+    /// Where `openssl` is not installed.
+    pub fn p256() -> Result<Self> {
+        Self::new(&["EC", "-pkeyopt", "ec_paramgen_curve:P-256"])
+    }
+
+    /// A new one for RSA, as systemd's documents have it: its programs take signatures of no other kind.
+    ///
+    /// # Errors
+    ///
+    /// As [`PcrKey::p256`].
+    pub fn rsa() -> Result<Self> {
+        Self::new(&["RSA", "-pkeyopt", "rsa_keygen_bits:2048"])
+    }
+
+    fn new(kind: &[&str]) -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let private = folder.path().join("pcr.pem");
+        let openssl = tools::require("openssl", "apt-get install openssl")?;
+        run(Command::new(openssl).args(["genpkey", "-algorithm"]).args(kind).arg("-out").arg(&private))?;
+        Ok(Self { private, _folder: folder })
+    }
+
+    /// The key, as `seal` takes it.
+    ///
+    /// # Errors
+    ///
+    /// Where it is not what OpenSSL writes.
+    pub fn signer(&self) -> Result<PolicySigner> {
+        Ok(PolicySigner::read(&self.private)?)
+    }
+
+    /// Signatures for an image in these phases of its boot.
+    ///
+    /// # Errors
+    ///
+    /// Where it is no unified kernel image.
+    pub fn sign(&self, image: &[u8], phases: &[&str]) -> Result<PcrSignatures> {
+        let phases = phases.iter().map(|phase| Ok(phase.parse::<Phase>()?)).collect::<Result<_>>()?;
+        Ok(pcr_policy::sign_image(image, &self.signer()?, &BTreeSet::from([PcrBank::Sha256]), &phases, None)?)
     }
 }
 

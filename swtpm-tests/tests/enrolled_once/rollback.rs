@@ -86,7 +86,7 @@ fn rollback_old_releases_images_and_signatures_open_nothing_once_a_unit_confirme
         ("rollback_old_policy", &new, &new_image, signatures_of(&old_image)?),
         ("rollback_new_policy_for_an_old_release", &old, &old_image, signatures_of(&new_image)?),
     ] {
-        let image = resigned(image, "trixie", Some(&signatures), &enrolled.keys)?;
+        let image = enrolled.keys.resigned(image, "trixie", Some(&signatures))?;
         hardware.stays_shut(name, chain, &image, &[other, "found 1 for other values"])?;
     }
     // The old root below the new kernel image, which names it by its hash.

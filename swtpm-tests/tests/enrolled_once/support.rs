@@ -37,34 +37,6 @@ pub(super) const SCRIPT: &str = "echo \"VOLUME $(cat /state/name)\"";
 pub(super) const ASKS: &str = "Passphrase or recovery key for volume state (try 1 of 3): ";
 pub(super) const SHUT: &str = "BOOT REFUSED before stage \"unlocked\": volume state stays shut";
 
-/// What signs register 11.
-pub(super) struct PcrKey {
-    private: PathBuf,
-    _folder: TempDir,
-}
-
-impl PcrKey {
-    pub(super) fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let private = folder.path().join("pcr.pem");
-        let openssl = tools::require("openssl", "apt-get install openssl")?;
-        let words = "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out";
-        let ran = std::process::Command::new(openssl).args(words.split(' ')).arg(&private).output()?;
-        ensure!(ran.status.success(), "openssl {words}: {}", String::from_utf8_lossy(&ran.stderr));
-        Ok(Self { private, _folder: folder })
-    }
-
-    pub(super) fn signer(&self) -> Result<PolicySigner> {
-        Ok(PolicySigner::read(&self.private)?)
-    }
-
-    /// Signatures for an image in one phase of its boot.
-    pub(super) fn sign(&self, image: &[u8], phase: &str) -> Result<PcrSignatures> {
-        let (banks, phases) = (BTreeSet::from([PcrBank::Sha256]), BTreeSet::from([phase.parse::<Phase>()?]));
-        Ok(pcr_policy::sign_image(image, &self.signer()?, &banks, &phases, None)?)
-    }
-}
-
 /// A release's image, as far as these tests vary it.
 pub(super) struct Release<'a> {
     pub(super) keys: &'a SecureBoot,
@@ -113,25 +85,6 @@ pub(super) fn signatures_of(image: &[u8]) -> Result<PcrSignatures> {
     Ok(PcrSignatures::parse(section.contents(image))?)
 }
 
-/// The same image with other signatures for register 11, or with none, signed for firmware by the right key.
-pub(super) fn resigned(
-    image: &[u8],
-    stub: &str,
-    signatures: Option<&PcrSignatures>,
-    keys: &SecureBoot,
-) -> Result<Vec<u8>> {
-    let headers = Headers::parse(image)?;
-    let signatures = signatures.map(PcrSignatures::to_json);
-    let parts: Vec<(Part, &[u8])> = Part::ALL
-        .into_iter()
-        .filter_map(|part| match part {
-            Part::PcrSignature => Some((part, signatures.as_deref()?)),
-            _ => Some((part, headers.find(part.section())?.contents(image))),
-        })
-        .collect();
-    keys.image_signer().sign(&uki::assemble(&fs::read(cache::stub(stub)?)?, &parts)?.bytes)
-}
-
 /// A machine whose firmware trusts keys of ours, with its TPM, and a volume that its first release enrolled.
 pub(super) struct Enrolled {
     pub(super) keys: SecureBoot,
@@ -156,7 +109,7 @@ impl Enrolled {
     /// The first boot: somebody types the passphrase, and enrols the volume on the running system, by more words than it
     /// always takes.
     pub(super) fn by(name: &str, words: &str) -> Result<Self> {
-        let (keys, pcr, tpm) = (SecureBoot::new()?, PcrKey::new()?, TpmState::new()?);
+        let (keys, pcr, tpm) = (SecureBoot::new()?, PcrKey::p256()?, TpmState::new()?);
         let volume = VolumeFile::with_file(PASSPHRASE, "name", CONTENT)?;
         let enrolled = Self { keys, pcr, tpm, volumes: disk_of(&[("state", &volume)])? };
         let first = enrolled.release("first=1", json!({ "passphrase": true })).with_tools()?;

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use iofs_policy::pcr_signature::PcrSignatures;
 use iofs_sign::authenticode;
 use serde_json::json;
-use swtpm_tests::{Line, ScratchDisk, chain::example_key};
+use swtpm_tests::{Line, PcrKey, ScratchDisk, chain::example_key};
 
 use crate::support::*;
 
@@ -35,7 +35,7 @@ fn a_volume_that_was_enrolled_once_opens_after_all_signing_keys_were_replaced_if
     let enrolled = Enrolled::shared()?;
     let (tpm, volumes) = (enrolled.tpm.copied()?, ScratchDisk::copy_of(enrolled.volumes.path())?);
     let hardware = Hardware { keys: &enrolled.keys, tpm: &tpm, volumes: volumes.path() };
-    let (pcr, release_key) = (PcrKey::new()?, example_key(2)?);
+    let (pcr, release_key) = (PcrKey::p256()?, example_key(2)?);
     let old = enrolled.pcr.signer()?;
     let release = Release { pcr: &pcr, ..enrolled.release("third=1", json!({})) };
     let chain = release.tiny("trixie", |request| {
@@ -45,7 +45,7 @@ fn a_volume_that_was_enrolled_once_opens_after_all_signing_keys_were_replaced_if
     let both = image(&chain)?;
     hardware.opens("replaced_keys", &chain, &both)?;
     // By the new key alone the volume stays shut: this is why the old one has to sign.
-    let alone = resigned(&both, "trixie", Some(&pcr.sign(&both, "enter-initrd")?), &enrolled.keys)?;
+    let alone = enrolled.keys.resigned(&both, "trixie", Some(&pcr.sign(&both, &["enter-initrd"])?))?;
     let found = "found 0 for other values";
     hardware.stays_shut("replaced_keys_alone", &chain, &alone, &["expected a signature by key", found])
 }
@@ -58,12 +58,12 @@ fn a_volume_that_was_enrolled_once_stays_shut_for_images_that_the_pcr_key_did_no
     let hardware = Hardware { keys: &enrolled.keys, tpm: &tpm, volumes: volumes.path() };
     let chain = enrolled.release("first=1", json!({})).tiny("trixie", |_| ())?;
     let sealed = image(&chain)?;
-    let with = |signatures: Option<&PcrSignatures>| resigned(&sealed, "trixie", signatures, &enrolled.keys);
+    let with = |signatures: Option<&PcrSignatures>| enrolled.keys.resigned(&sealed, "trixie", signatures);
     // What is exchanged below is all that differs from the image that opens the volume.
     let same = with(Some(&signatures_of(&sealed)?))?;
     ensure!(authenticode::digest(&same)? == authenticode::digest(&sealed)?);
-    let other = PcrKey::new()?.sign(&sealed, "enter-initrd")?;
-    let later = enrolled.pcr.sign(&sealed, "enter-initrd:leave-initrd")?;
+    let other = PcrKey::p256()?.sign(&sealed, &["enter-initrd"])?;
+    let later = enrolled.pcr.sign(&sealed, &["enter-initrd:leave-initrd"])?;
     let none = "its policy is signed: expected signatures in /.extra/tpm2-pcr-signature.json or \
                 /etc/iofs/tpm2-pcr-signature.json, found neither";
     let key = enrolled.pcr.signer()?.public().fingerprint();
