@@ -83,6 +83,11 @@ pub enum PcrPolicyError {
     /// The image's key is none.
     #[error("section .pcrpkey: {0}")]
     PublicKey(PolicyKeyError),
+    /// What the image measures is not decided by the image alone.
+    #[error(
+        "unified kernel image: expected sections that are measured whatever the machine is, found {0}, of which its stub chooses"
+    )]
+    Unpredicted(&'static str),
     /// The image tells the system another key than the one that signs.
     #[error("section .pcrpkey: expected the public half of the key that signs, {expected}, found {found}")]
     OtherKey {
@@ -131,6 +136,9 @@ impl From<PcrPolicyError> for Failure {
         match error {
             PcrPolicyError::Image(_) | PcrPolicyError::ForeignStub => Self::new(ExitStatus::BadInput, fact)
                 .next("give an image that 'iofs-sign uki' or ukify wrote; for registers of another kind, --pcr"),
+            PcrPolicyError::Unpredicted(_) => {
+                Self::new(ExitStatus::BadInput, fact).next("give what register 11 holds on such a machine, with --pcr")
+            }
             PcrPolicyError::OtherKey { .. } => Self::new(ExitStatus::BadInput, fact)
                 .next("assemble the image with --pcr-public-key, or sign with the key whose public half is in it"),
             PcrPolicyError::OtherValue { .. }
@@ -273,5 +281,5 @@ pub fn verify_image(image: &[u8], signatures: &PcrSignatures, rollback: Rollback
 fn headers(image: &[u8]) -> Result<Headers, PcrPolicyError> {
     let headers = Headers::parse(image)?;
     uki::stub_version(&headers, image).ok_or(PcrPolicyError::ForeignStub)?;
-    Ok(headers)
+    uki::unpredicted(&headers, image).map_or(Ok(headers), |section| Err(PcrPolicyError::Unpredicted(section)))
 }

@@ -200,6 +200,11 @@ pub fn stub_version(headers: &Headers, image: &[u8]) -> Option<String> {
 /// The first release of systemd whose stub measures [`Part::Uname`] and the stub's own `.sbat`, and knows microcode: what
 /// the stub of an older one does not know, it neither measures nor uses.
 const MORE_SECTIONS: u32 = 253;
+/// The first release of systemd whose stub measures sections that are chosen as it starts: [`UNPREDICTED`].
+const CHOSEN_SECTIONS: u32 = 257;
+/// Sections of which the machine or its user chooses as it starts, and with them what is measured: profiles of an image, which may
+/// each have sections of their own, and devicetrees and firmware by the hardware that they are for.
+const UNPREDICTED: [&str; 4] = [".profile", ".dtbauto", ".hwids", ".efifw"];
 /// The boot's phases after the stub, whose words systemd measures into register 11 (systemd-pcrphase.service(8)).
 pub const PHASES: [&str; 4] = ["enter-initrd", "leave-initrd", "sysinit", "ready"];
 
@@ -218,7 +223,7 @@ impl PhaseValue {
     }
 }
 
-/// Predicts register 11 in each phase from an assembled image.
+/// Predicts register 11 in each phase from an assembled image, of which nothing is [`unpredicted`].
 ///
 /// # Errors
 /// The bank has no such digest; which no image causes.
@@ -288,6 +293,12 @@ pub fn measured<'a>(headers: &'a Headers, image: &[u8]) -> Vec<&'a pe::Section> 
     let new = stub_number(headers, image) >= MORE_SECTIONS;
     let known = ALL.into_iter().filter(|name| new || !NEW.contains(name));
     known.filter_map(|name| headers.find(name)).collect()
+}
+
+/// A section by which the stub measures what cannot be predicted from the image alone, where it has one.
+pub fn unpredicted(headers: &Headers, image: &[u8]) -> Option<&'static str> {
+    let chooses = stub_number(headers, image) >= CHOSEN_SECTIONS;
+    UNPREDICTED.into_iter().find(|name| chooses && headers.find(name).is_some())
 }
 
 /// What is appended last, in this order: what depends on everything before it, then what is signed later than the rest, then

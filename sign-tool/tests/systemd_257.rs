@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use iofs_policy::{digest::Sha256Digest, dsse::PayloadType, hex, pcr::PcrBank, release::Release};
 use iofs_sign::sealed::{self, SealedDirectory};
-use seal_common::{Bench, iofs_sign, noise, openssl, passes};
-use serde_json::Value;
+use seal_common::{Bench, fails, iofs_sign, noise, openssl, passes};
+use serde_json::{Value, json};
 use systemd_common::{Trixie, calculates_what_is_predicted, sections};
 use x509_common::{Place, run};
 
@@ -172,6 +172,36 @@ fn register_11_equals_what_systemd_measure_257_calculates_in_every_phase_and_ban
     for image in [images.assembled(&PARTS), images.with_signatures(), images.assembled(&least)] {
         calculates_what_is_predicted(&images.place, &image, trixie.measure());
     }
+}
+
+/// ukify sorts sections in a way of its own.
+#[test]
+fn images_of_ukify_257_are_predicted_as_systemd_measure_does_and_refused_where_the_machine_chooses() {
+    let (trixie, images) = (Trixie::unpacked(), Images::new());
+    images.place.write("profile", b"ID=main\n");
+    let build = |more: &[&str]| {
+        let mut ukify = trixie.ukify();
+        ukify.args([
+            "build",
+            "--linux",
+            &images.text(".linux"),
+            "--initrd",
+            &images.text(".initrd"),
+            "--uname",
+            "6.12",
+        ]);
+        ukify.args(["--cmdline", LINE, "--stub", &cache("stubs/trixie/linuxx64.efi.stub")]);
+        run(ukify.args(["--output", &images.text("image.efi")]).args(more));
+        fs::read(images.place.path("image.efi")).unwrap()
+    };
+    calculates_what_is_predicted(&images.place, &build(&[]), trixie.measure());
+
+    build(&["--profile", &format!("@{}", images.text("profile"))]);
+    let (image, key) = (images.text("image.efi"), images.text("pcr.pem"));
+    let refused = fails(&iofs_sign(["policy", "sign", &image, "--key", &key]), 3);
+    assert!(refused.contains("found .profile, of which its stub chooses"), "{refused}");
+    let inspected: Value = serde_json::from_str(&passes(&iofs_sign(["inspect", &image, "--json"]))).unwrap();
+    assert_eq!((&inspected["pcr11"], &inspected["unpredicted"]), (&json!({}), &json!(".profile")));
 }
 
 #[test]

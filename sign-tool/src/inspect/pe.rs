@@ -35,8 +35,11 @@ pub struct InspectedPe {
     pub signers: Vec<SignerName>,
     /// The sections, in the file's order.
     pub sections: Vec<InspectedSection>,
-    /// What register 11 holds in each phase of its boot, per bank.
+    /// What register 11 holds in each phase of its boot, per bank; empty where the machine decides that, too.
     pub pcr11: BTreeMap<&'static str, Vec<PhaseValue>>,
+    /// A section by which the machine decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unpredicted: Option<&'static str>,
 }
 
 /// One section.
@@ -72,7 +75,9 @@ pub(super) fn inspect(path: &Path) -> Result<Option<InspectedPe>, Failure> {
     });
     let signers = secure_boot::signers(&image).map_err(|error| Failure::from(error).about(path))?;
     let predict = |bank: PcrBank| Ok((bank.name(), uki::predict(&headers, &image, bank)?));
-    let pcr11 = PcrBank::ALL.into_iter().map(predict).collect::<Result<_, iofs_policy::pcr::PcrError>>();
+    let unpredicted = uki::unpredicted(&headers, &image);
+    let banks = PcrBank::ALL.into_iter().filter(|_| unpredicted.is_none());
+    let pcr11 = banks.map(predict).collect::<Result<_, iofs_policy::pcr::PcrError>>();
     Ok(Some(InspectedPe {
         machine: headers.machine.name(),
         stub,
@@ -80,6 +85,7 @@ pub(super) fn inspect(path: &Path) -> Result<Option<InspectedPe>, Failure> {
         signers: signers.iter().map(|signer| signer.name().clone()).collect(),
         sections: sections.collect(),
         pcr11: pcr11.map_err(|error| bad_input(path, &error))?,
+        unpredicted,
     }))
 }
 
@@ -106,6 +112,9 @@ impl Display for InspectedPe {
         for PhaseValue { phase, value } in self.pcr11.get("sha256").into_iter().flatten() {
             let phase = if phase.is_empty() { "the stub" } else { phase };
             writeln!(out, "  register 11 after {phase}: sha256:{value}")?;
+        }
+        if let Some(section) = self.unpredicted {
+            writeln!(out, "  register 11: not predicted, its stub chooses of {section}")?;
         }
         Ok(())
     }
