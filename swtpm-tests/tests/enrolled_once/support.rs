@@ -1,31 +1,27 @@
 //! A machine with Secure Boot, the releases that it boots, and a volume that its TPM opens by a signed policy.
 
 use std::{
-    collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
-use iofs_policy::{manifest::TpmUse, pcr::PcrBank, pcr_signature::PcrSignatures};
+use iofs_policy::{manifest::TpmUse, pcr_signature::PcrSignatures};
 use iofs_sign::{
-    pcr_policy::{self, Phase, PolicySigner},
     pe::Headers,
     seal::{SealRequest, config::VolumeSection},
     sealed,
-    uki::{self, Part},
+    uki::Part,
 };
 use serde_json::{Value, json};
 use swtpm_tests::{
-    Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester, cache,
+    Disk, Ending, FirmwareImage, Line, Machine, PcrKey, ScratchDisk, SecureBoot, TpmState, Vm, attester,
     chain::{Chain, ROOT_REACHED},
-    tools,
     volume::{VolumeFile, data_volume, disk_of},
     workshop::Workshop,
 };
-use tempfile::TempDir;
 
 /// From power-on to the end of a tiny root, and of a Debian up to its shell, on a busy machine.
 pub(super) const BOOT: Duration = Duration::from_secs(300);
