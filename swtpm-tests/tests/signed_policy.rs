@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use iofs_attest::base64_bytes::Base64Bytes;
 use iofs_policy::{
     manifest::TpmUse,
     pcr::PcrBank,
@@ -28,8 +29,9 @@ const CONTENT: &str = "behind our signature";
 const INITRAMFS: &str = "enter-initrd";
 /// When a Debian is up. verify-init measures the first two words, systemd the others.
 const RUNNING: &str = "enter-initrd:leave-initrd:sysinit:ready";
-/// Where the running system has those of its image.
-const IMAGES_OWN: &str = "/run/signatures.json";
+/// Where the running system has what its image brings, and systemd's programs look for it.
+const IMAGES_OWN: &str = "/run/systemd/tpm2-pcr-signature.json";
+const IMAGES_KEY: &str = "/run/systemd/tpm2-pcr-public-key.pem";
 /// What systemd says where the file has signatures, and none that is by this key for what register 11 holds.
 const NO_SIGNATURE: &str = "Couldn't find signature for this PCR bank, PCR index and public key.";
 /// And where the TPM refuses one.
@@ -75,9 +77,11 @@ fn claimed(signatures: &PcrSignatures, by: &PcrKey) -> Result<PcrSignatures> {
     Ok(claimed)
 }
 
-/// Opens the volume with systemd's program by the signatures of a file, and says what is in it, or why it stays shut.
-fn attach(device: &mut Workshop, signatures: &str) -> Result<Result<String, String>> {
-    let options = format!("tpm2-device=auto,tpm2-signature={signatures},headless=1");
+/// Opens the volume with systemd's program by the signatures of a file, or else by those that it finds, and says what is in it,
+/// or why it stays shut.
+fn attach(device: &mut Workshop, signatures: Option<&str>) -> Result<Result<String, String>> {
+    let file = signatures.map(|file| format!("tpm2-signature={file},")).unwrap_or_default();
+    let options = format!("tpm2-device=auto,{file}headless=1");
     let ran = device.attempt(&format!(
         "set -e; SYSTEMD_LOG_LEVEL=debug systemd-cryptsetup attach state /dev/vdb1 - {options}
          mount -o ro /dev/mapper/state /mnt; cat /mnt/name; umount /mnt; systemd-cryptsetup detach state"
@@ -101,12 +105,14 @@ fn a_volume_opens_with_systemd_257_by_our_signature_for_the_running_system_and_b
     is_in_the_last_phase(&mut device, &image)?;
 
     // The stub put these two into the initramfs, which is gone by now.
-    device.put(IMAGES_OWN, &section(&image, Part::PcrSignature)?)?;
-    device.put("/run/pcr.pub.pem", &section(&image, Part::PcrPublicKey)?)?;
+    for (path, part) in [(IMAGES_OWN, Part::PcrSignature), (IMAGES_KEY, Part::PcrPublicKey)] {
+        let found = device.run(&format!("base64 --wrap=0 {path}"))?;
+        ensure!(String::from(Base64Bytes(section(&image, part)?)) == found, "{path} is the image's {part}");
+    }
     device.put("/run/passphrase", PASSPHRASE.as_bytes())?;
     device.run(&format!(
         "systemd-cryptenroll --unlock-key-file=/run/passphrase --tpm2-device=/dev/tpmrm0 --tpm2-pcrs= \
-         --tpm2-public-key=/run/pcr.pub.pem --tpm2-public-key-pcrs=11 --tpm2-signature={IMAGES_OWN} /dev/vdb1"
+         --tpm2-public-key-pcrs=11 --tpm2-signature={IMAGES_OWN} /dev/vdb1"
     ))?;
 
     let by_another = PcrKey::rsa()?.sign(&image, &[INITRAMFS, RUNNING])?;
@@ -116,10 +122,10 @@ fn a_volume_opens_with_systemd_257_by_our_signature_for_the_running_system_and_b
         ("/run/forged.json", &claimed(&by_another, &pcr)?, NOT_VALID),
     ] {
         device.put(other, &signatures.to_json())?;
-        let told = attach(&mut device, other)?.err().with_context(|| format!("{other} opened it"))?;
+        let told = attach(&mut device, Some(other))?.err().with_context(|| format!("{other} opened it"))?;
         ensure!(told.contains(why), "{other}: {told}");
     }
-    let opened = attach(&mut device, IMAGES_OWN)?;
+    let opened = attach(&mut device, None)?;
     ensure!(opened.as_deref() == Ok(CONTENT), "{opened:?}");
     device.close()
 }

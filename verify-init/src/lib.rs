@@ -14,6 +14,7 @@ mod mounted;
 mod record;
 pub mod report;
 mod started;
+mod stub;
 pub mod superblock;
 mod switched;
 pub mod system;

@@ -8,6 +8,7 @@ use crate::{
     mounted::NEW_ROOT,
     record,
     report::{refusal, text},
+    stub,
     system::System,
 };
 
@@ -19,6 +20,7 @@ impl Capped {
     /// Leaves the initramfs for good.
     pub(crate) fn switch<S: System>(self, boot: &mut Boot<'_, S>) -> Result<S::Gone, FailureReport> {
         let mounted = self.mounted;
+        stub::hand_on(boot);
         for place in MOVED {
             move_along(boot, place, mounted.writable)?;
         }
