@@ -8,6 +8,7 @@ use std::{
 };
 
 use iofs_policy::{
+    digest::Sha256Digest,
     hex,
     measurement::Measurement,
     measurement_log::{self, Record},
@@ -18,20 +19,28 @@ use serde::Serialize;
 use crate::{
     evidence::Evidence,
     policy_file::{IMAGE_PCRS, Policy},
-    tcg::{DataCheck, Event, EventLog, shown},
+    tcg::{DataCheck, Event, EventLog, EventType, shown},
     verify::{
-        Logs, Reference, SYSTEMD_PCR, SYSTEMD_PHASES, Verification, accepted_lines, is_measured, is_of_stub,
-        label_lies, release_files, replay_registers, required_banks, stub_expected,
+        Comparison, LOAD_OPTIONS, Logs, Reference, SYSTEMD_PHASES, Standing, Verification, accepted_lines,
+        compare_identity, file_of, found_in_identity, is_measured, is_of_identity, is_of_stub, is_volume_key,
+        label_lies, nothing_more, release_files, replay_registers, required_banks, stub_expected,
     },
 };
+
+/// No more differences than this: a log could have thousands.
+const MOST_DIFFERENCES: usize = 32;
+/// No more digests of a policy than this are shown where one of them is expected.
+const MOST_EXPECTED: usize = 4;
 
 /// Everything that the logs say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
     /// The release that the prediction is of: the one that was measured, or else the first.
     pub release: Option<String>,
-    /// Where the log first departs from the prediction.
+    /// Where the logs first depart from what is expected.
     pub first_difference: Option<String>,
+    /// All such places, in the order of the logs, as far as they are worth telling: not more than some dozens.
+    pub differences: Vec<String>,
     /// What could not be read or compared.
     pub problems: Vec<String>,
     /// Firmware's events, then user space's.
@@ -122,14 +131,19 @@ pub fn explain(request: &Verification<'_>, evidence: &Evidence) -> Explanation {
         [PcrBank::Sha256].into()
     });
     let explainer = Explainer { policy: request.policy, reference: reference_of(request, &logs, &banks), banks };
-    let mut first_difference = None;
-    let mut events = explainer.firmware(&logs, &mut first_difference);
-    events.extend(explainer.user_space(&logs, &mut first_difference));
+    let mut differences = Vec::new();
+    let mut events = explainer.firmware(&logs, &mut differences);
+    events.extend(explainer.user_space(&logs, &mut differences));
+    let registers = explainer.registers(&logs, evidence, &mut problems);
+    differences.extend(explainer.values(&registers));
+    differences.extend(explainer.release());
+    differences.truncate(MOST_DIFFERENCES);
     Explanation {
         release: explainer.reference.map(Reference::name),
-        first_difference,
+        first_difference: differences.first().cloned(),
+        differences,
         events,
-        registers: explainer.registers(&logs, evidence, &mut problems),
+        registers,
         problems,
     }
 }
@@ -158,6 +172,9 @@ fn reference_of<'a>(request: &Verification<'a>, logs: &Logs, banks: &BTreeSet<Pc
     request.references.iter().find(measured).or(request.references.first())
 }
 
+/// A file of a release by its digest, as it is measured, and its name.
+type ReleaseFile = (Sha256Digest, String);
+
 struct Explainer<'a> {
     policy: &'a Policy,
     reference: Option<&'a Reference>,
@@ -169,59 +186,113 @@ impl Explainer<'_> {
         self.banks.iter().rev().find_map(|bank| digest(*bank)).map(|digest| digest.to_string())
     }
 
-    fn firmware(&self, logs: &Logs, first_difference: &mut Option<String>) -> Vec<ExplainedEvent> {
-        let stub = self.of_stub(logs, first_difference);
+    fn firmware(&self, logs: &Logs, differences: &mut Vec<String>) -> Vec<ExplainedEvent> {
+        let stub = self.of_stub(logs);
         let files = self.reference.map(release_files).unwrap_or_default();
-        let explained = |event: &Event| {
-            let digest = event.digest(PcrBank::Sha256);
-            let is_file = |(file, _): &&(iofs_policy::digest::Sha256Digest, String)| {
-                digest.is_some_and(|digest| digest.as_bytes() == file.as_bytes())
-            };
-            let file = files.iter().find(is_file).map(|(_, name)| format!("the release's {name}"));
-            ExplainedEvent {
-                log: Source::Firmware,
-                event: event.number,
-                pcr: event.extends().map(PcrIndex::get),
-                event_type: event.kind.to_string(),
-                description: event.description(),
-                digest: event.extends().and(self.strongest(|bank| event.digest(bank))),
-                status: self.firmware_status(event, file.is_some()),
-                remark: file,
+        let events: Vec<&Event> = logs.firmware.iter().flat_map(|log| &log.events).collect();
+        let mut explained = Vec::new();
+        for event in &events {
+            let (status, remark) =
+                stub.get(&event.number).cloned().unwrap_or_else(|| self.of_firmware(event, &events, &files));
+            if matches!(status, Status::Different | Status::Unknown) {
+                differences.extend(self.firmware_difference(event, remark.as_deref()));
             }
-        };
-        let explained = |event: &Event| match stub.get(&event.number) {
-            Some((status, remark)) => ExplainedEvent { status: *status, remark: remark.clone(), ..explained(event) },
-            None => explained(event),
-        };
-        logs.firmware.iter().flat_map(|log| &log.events).map(explained).collect()
+            explained.push(self.explained_of_firmware(event, status, remark));
+        }
+        differences.extend(self.missing_of_stub(&events));
+        differences.extend(self.missing_files(&events, &files));
+        explained
+    }
+
+    fn explained_of_firmware(&self, event: &Event, status: Status, remark: Option<String>) -> ExplainedEvent {
+        ExplainedEvent {
+            log: Source::Firmware,
+            event: event.number,
+            pcr: event.extends().map(PcrIndex::get),
+            event_type: event.kind.to_string(),
+            description: event.description(),
+            digest: event.extends().and(self.strongest(|bank| event.digest(bank))),
+            status,
+            remark,
+        }
+    }
+
+    fn firmware_difference(&self, event: &Event, remark: Option<&str>) -> Option<String> {
+        let (pcr, number) = (event.extends()?, event.number);
+        let found = self.found(|bank| event.digest(bank));
+        let remark = remark.unwrap_or("nothing in the policy accounts for it");
+        Some(format!("PCR {pcr}, firmware log, event {number}: {}: {remark}; found {found}", event.description()))
+    }
+
+    fn found(&self, digest: impl Fn(PcrBank) -> Option<PcrDigest>) -> String {
+        self.strongest(digest).unwrap_or_else(|| "no digest".to_owned())
+    }
+
+    /// What is known of an event that no stub measured.
+    fn of_firmware(&self, event: &Event, events: &[&Event], files: &[ReleaseFile]) -> (Status, Option<String>) {
+        let file = file_of(event, files).map(|name| format!("the release's {name}"));
+        let status = self.firmware_status(event, file.is_some());
+        let remark = file.or_else(|| (status == Status::Unknown).then(|| self.accounted_for(event, events, files))?);
+        (status, remark)
+    }
+
+    /// What a register's rule has for events like this one that the log does not have.
+    fn accounted_for(&self, event: &Event, events: &[&Event], files: &[ReleaseFile]) -> Option<String> {
+        let rule = self.policy.firmware.rules.get(&event.extends()?)?;
+        let files = files.iter().filter(|(_, name)| rule.release && is_measured_as(event, name));
+        let mut expected: Vec<String> =
+            files.map(|(digest, name)| format!("the release's {name}, sha256:{digest}")).collect();
+        let bank = self.banks.iter().rev().find(|bank| rule.events.iter().any(|listed| listed.bank() == **bank));
+        let is_there = |listed: &&PcrDigest| events.iter().any(|event| event.digest(listed.bank()) == Some(**listed));
+        let listed = rule.events.iter().filter(|listed| Some(&listed.bank()) == bank && !is_there(listed));
+        let absent: Vec<String> = listed.map(PcrDigest::to_string).collect();
+        expected.extend(absent.iter().take(MOST_EXPECTED).map(|digest| format!("{digest} of the policy")));
+        if absent.len() > MOST_EXPECTED {
+            expected.push(format!("{} more of the policy", absent.len() - MOST_EXPECTED));
+        }
+        let expected = if expected.is_empty() { "nothing more".to_owned() } else { expected.join(", or ") };
+        Some(format!("expected {expected}"))
     }
 
     /// What the stub measured of a unified kernel image, by the event's number, beside the release's image.
-    fn of_stub(&self, logs: &Logs, first_difference: &mut Option<String>) -> BTreeMap<usize, (Status, Option<String>)> {
+    fn of_stub(&self, logs: &Logs) -> BTreeMap<usize, (Status, Option<String>)> {
         let Some((reference, bank)) = self.reference.zip(self.banks.last().copied()) else { return BTreeMap::new() };
         let expected = stub_expected(reference.release(), bank);
-        let measured =
-            logs.firmware.iter().flat_map(|log| &log.events).filter(|event| is_of_stub(event, reference.release()));
-        let mut found = BTreeMap::new();
-        for (place, event) in measured.enumerate() {
-            let digest = event.digest(bank);
+        let known = |(place, event): (usize, &Event)| {
             let known = match expected.get(place) {
-                Some((what, predicted)) if Some(*predicted) == digest => (Status::Predicted, Some(what.clone())),
+                Some((what, predicted)) if Some(*predicted) == event.digest(bank) => {
+                    (Status::Predicted, Some(what.clone()))
+                }
                 Some((what, predicted)) => (Status::Different, Some(format!("predicted: {what}, {predicted}"))),
                 None => (Status::Different, Some("predicted: nothing more".to_owned())),
             };
-            if known.0 == Status::Different && first_difference.is_none() {
-                let found = digest.map_or("no digest".to_owned(), |digest| digest.to_string());
-                let remark = known.1.as_deref().unwrap_or_default();
-                *first_difference = Some(format!(
-                    "PCR 11, firmware log, event {}: {}: {remark}; found {found}",
-                    event.number,
-                    event.description()
-                ));
-            }
-            found.insert(event.number, known);
-        }
-        found
+            (event.number, known)
+        };
+        let events = logs.firmware.iter().flat_map(|log| &log.events);
+        events.filter(|event| is_of_stub(event, reference.release())).enumerate().map(known).collect()
+    }
+
+    /// What the stub ought to have measured behind all that it did, if it measured anything.
+    fn missing_of_stub(&self, events: &[&Event]) -> Option<String> {
+        let (reference, bank) = self.reference.zip(self.banks.last().copied())?;
+        let expected = stub_expected(reference.release(), bank);
+        let measured = events.iter().filter(|event| is_of_stub(event, reference.release())).count();
+        let (what, predicted) = expected.get(measured).filter(|_| measured > 0)?;
+        Some(format!("PCR 11, firmware log: predicted: {what}, {predicted}; found the end of what the stub measured"))
+    }
+
+    /// Registers that want a file of the release and have none.
+    fn missing_files(&self, events: &[&Event], files: &[ReleaseFile]) -> Vec<String> {
+        let rules = self.policy.firmware.rules.iter().filter(|(_, rule)| rule.release);
+        let has_file = |pcr: &PcrIndex| {
+            let of = |event: &&&Event| event.extends() == Some(*pcr);
+            events.iter().filter(of).any(|event| file_of(event, files).is_some_and(|name| name != LOAD_OPTIONS))
+        };
+        let release = self.reference.map(Reference::name).unwrap_or_default();
+        let missing = rules.filter(|(pcr, _)| !has_file(pcr)).map(|(pcr, _)| {
+            format!("PCR {pcr}, firmware log: expected an event of a file of release {release}; found none")
+        });
+        missing.collect()
     }
 
     fn firmware_status(&self, event: &Event, is_file: bool) -> Status {
@@ -243,8 +314,10 @@ impl Explainer<'_> {
         }
     }
 
-    fn user_space(&self, logs: &Logs, first_difference: &mut Option<String>) -> Vec<ExplainedEvent> {
+    fn user_space(&self, logs: &Logs, differences: &mut Vec<String>) -> Vec<ExplainedEvent> {
         let predicted = self.predicted(&logs.records);
+        let identity = self.policy.identity.as_ref();
+        let identity = identity.map(|identity| compare_identity(identity, &self.banks, &logs.records));
         let mut seen = [0_usize; iofs_policy::pcr::PCR_COUNT as usize];
         let mut events = Vec::new();
         for (number, record) in logs.records.iter().enumerate() {
@@ -252,18 +325,55 @@ impl Explainer<'_> {
             let place = &mut seen[usize::from(pcr.get())];
             let expected = predicted.iter().filter(|measurement| measurement.pcr() == pcr).nth(*place);
             *place += 1;
-            let (status, remark) = self.record_status(record, pcr, *place, expected);
-            if matches!(status, Status::Different | Status::Unknown | Status::Contradiction)
-                && first_difference.is_none()
-            {
-                first_difference.clone_from(&remark);
+            let (status, remark) = match self.identity_status(number, record, *place, identity.as_ref()) {
+                Some(known) => known,
+                None => self.record_status(record, pcr, *place, expected),
+            };
+            if matches!(status, Status::Different | Status::Unknown | Status::Contradiction) {
+                differences.extend(remark.clone());
             }
             events.push(self.explained(number, record, status, remark));
         }
-        if first_difference.is_none() {
-            *first_difference = self.first_missing(&predicted, &seen);
-        }
+        differences.extend(self.first_missing(&predicted, &seen));
+        differences.extend(identity.and_then(|identity| self.missing_of_identity(&identity)));
         events
+    }
+
+    /// What is known of an event of register 15, where the policy demands it.
+    fn identity_status(
+        &self,
+        number: usize,
+        record: &Record,
+        place: usize,
+        comparison: Option<&Comparison<'_>>,
+    ) -> Option<(Status, Option<String>)> {
+        if !is_of_identity(record)
+            || !self.policy.pcrs.contains(&PcrIndex::SYSTEM_IDENTITY)
+            || label_lies(record, &self.banks)
+        {
+            return None;
+        }
+        let found = found_in_identity(record, &self.banks);
+        let standing = comparison.and_then(|known| known.events.iter().find(|(event, _)| *event == number));
+        let expected = match (standing, &self.policy.identity) {
+            (Some((_, Standing::Learnt | Standing::Later)), _) => return Some((Status::Accepted, label_note(record))),
+            (Some((_, Standing::Instead(learnt))), _) => {
+                let remark = format!(
+                    "PCR 15 event {place}: expected {}, as learnt; the log has {found}",
+                    learnt.name(&self.banks)
+                );
+                return Some((Status::Different, Some(remark)));
+            }
+            (_, Some(identity)) => format!("expected {}, as learnt", nothing_more(identity)),
+            (_, None) => "the policy has no [identity] to compare with".to_owned(),
+        };
+        Some((Status::Unknown, Some(format!("PCR 15 event {place}: {expected}; the log has {found}"))))
+    }
+
+    fn missing_of_identity(&self, comparison: &Comparison<'_>) -> Option<String> {
+        let (learnt, place) = (comparison.missing?, comparison.events.len() + 1);
+        let expected = learnt.name(&self.banks);
+        Some(format!("PCR 15 event {place}: expected {expected}, as learnt; the log has nothing more"))
     }
 
     fn explained(&self, number: usize, record: &Record, status: Status, remark: Option<String>) -> ExplainedEvent {
@@ -334,8 +444,7 @@ impl Explainer<'_> {
             self.banks.iter().all(bank_is_of)
         };
         let phase = || pcr == PcrIndex::PHASES && SYSTEMD_PHASES.iter().any(|word| is_of(word));
-        let selected = self.policy.pcrs.contains(&pcr);
-        let systemd = self.policy.allow_systemd_phases && selected && (pcr.get() == SYSTEMD_PCR || phase());
+        let systemd = self.policy.allow_systemd_phases && self.policy.pcrs.contains(&pcr) && phase();
         systemd || self.policy.events.iter().any(|event| event.pcr == pcr && is_of(&event.text))
     }
 
@@ -351,6 +460,36 @@ impl Explainer<'_> {
             };
             missing.then(text)
         })
+    }
+
+    /// Registers that hold none of the policy's values, by what the device reports of them.
+    fn values(&self, registers: &[ExplainedRegister]) -> Vec<String> {
+        let differs = |register: &&ExplainedRegister| {
+            let rule = self.policy.firmware.rules.iter().find(|(pcr, _)| pcr.get() == register.pcr);
+            let mut values =
+                rule.iter().flat_map(|(_, rule)| &rule.values).filter(|value| value.bank().name() == register.bank);
+            let found = register.reported.as_ref().or(register.replayed.as_ref());
+            let told = values.clone().next().is_some();
+            told && !values.any(|value| Some(&hex::encode(value.as_bytes())) == found)
+        };
+        let told = registers.iter().filter(differs).map(|ExplainedRegister { bank, pcr, reported, replayed }| {
+            let found = reported.as_ref().or(replayed.as_ref()).map_or("nothing", String::as_str);
+            format!("PCR {pcr}: expected one of the policy's values; found {bank}:{found}")
+        });
+        told.collect()
+    }
+
+    /// What of the measured release itself the policy does not accept.
+    fn release(&self) -> Vec<String> {
+        let Some(reference) = self.reference else { return Vec::new() };
+        let (image, name) = (&reference.release().image, reference.name());
+        let floor = self.policy.minimum_rollback_index;
+        let debug = (image.debug && !self.policy.allow_debug)
+            .then(|| format!("PCR 13: release {name}: expected a production image; found a debug image"));
+        let old = (image.rollback_index < floor).then(|| {
+            format!("PCR 13: release {name}: expected rollback index {floor} or more; found {}", image.rollback_index)
+        });
+        debug.into_iter().chain(old).collect()
     }
 
     fn registers(&self, logs: &Logs, evidence: &Evidence, problems: &mut Vec<String>) -> Vec<ExplainedRegister> {
@@ -418,9 +557,29 @@ impl fmt::Display for Explanation {
             let ExplainedRegister { bank, pcr, .. } = register;
             writeln!(formatter, "PCR {pcr} ({bank}): the logs do not lead to the value that the device reports")?;
         }
-        match &self.first_difference {
-            Some(difference) => writeln!(formatter, "first difference: {difference}"),
-            None => writeln!(formatter, "user space measured what was predicted"),
+        match &self.differences[..] {
+            [] => writeln!(formatter, "user space measured what was predicted"),
+            [first, others @ ..] => {
+                writeln!(formatter, "first difference: {first}")?;
+                others.iter().try_for_each(|other| writeln!(formatter, "then: {other}"))
+            }
         }
     }
+}
+
+/// Whether firmware or the kernel's stub would measure this file of a release by an event of this kind. Kinds are labels: they
+/// decide what people are told to expect, and nothing else.
+fn is_measured_as(event: &Event, name: &str) -> bool {
+    let of_kernel = event.kind == EventType::EVENT_TAG;
+    match name {
+        LOAD_OPTIONS => of_kernel && event.description().contains("LoadOptions"),
+        "kernel" | "uki.efi" => event.kind == EventType::EFI_BOOT_SERVICES_APPLICATION,
+        _ => of_kernel && !event.description().contains("LoadOptions"),
+    }
+}
+
+/// Whoever reads a volume key's label should know what it is worth.
+fn label_note(record: &Record) -> Option<String> {
+    is_volume_key(record)
+        .then(|| "its digest is learnt; its label is not covered: only who has the volume key can check it".to_owned())
 }

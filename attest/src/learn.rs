@@ -1,28 +1,32 @@
-//! From the evidence of a device that is known to be good, a policy that pins what its firmware measured.
+//! From the evidence of a device that is known to be good, a policy that pins what its firmware measured, and what is the
+//! machine's own.
 
-use std::fmt::Write;
+use std::{collections::BTreeSet, fmt::Write};
 
 use iofs_policy::{
     digest::Sha256Digest,
+    measurement_log::Record,
     pcr::{PcrBank, PcrIndex},
 };
 
 use crate::{
     evidence::Evidence,
-    policy_file::{IMAGE_PCRS, Policy},
-    tcg::Event,
-    verify::{Proven, Refusal, Verification, file_of, is_of_stub, prove, release_files},
+    policy_file::{IMAGE_PCRS, IdentityEvent, Policy},
+    tcg::{Event, shown},
+    verify::{Proven, Refusal, Verification, file_of, is_of_identity, is_of_stub, prove, release_files},
 };
 
 /// Writes a policy that accepts what this evidence shows, for somebody to review: digests pin, the comments beside them are
-/// labels that nobody signed. What the request's policy says of firmware does not count; everything else does.
+/// labels that nobody signed. What the request's policy says of firmware and of the machine's events does not count, but for those
+/// that may come later; everything else does.
 ///
 /// # Errors
 /// [`Refusal`]: nothing is learnt from evidence that proves nothing.
 pub fn learn(request: &Verification<'_>, evidence: &Evidence) -> Result<String, Refusal> {
     let mut policy = request.policy.clone();
     policy.firmware.rules.clear();
-    policy.firmware.ignore = policy.pcrs.iter().copied().filter(|pcr| !IMAGE_PCRS.contains(pcr)).collect();
+    let of_firmware = |pcr: &PcrIndex| !IMAGE_PCRS.contains(pcr) && *pcr != PcrIndex::SYSTEM_IDENTITY;
+    policy.firmware.ignore = policy.pcrs.iter().copied().filter(of_firmware).collect();
     let request = Verification { policy: &policy, ..*request };
     let proven = prove(&request, evidence)?;
     let mut text = String::new();
@@ -50,7 +54,51 @@ fn write_policy(text: &mut String, policy: &Policy, proven: &Proven<'_>) -> std:
     }
     writeln!(text, "\n[firmware]\nignore = []")?;
     let files = release_files(proven.booted.reference);
-    policy.pcrs.iter().try_for_each(|pcr| write_register(text, *pcr, proven, &files))
+    policy.pcrs.iter().try_for_each(|pcr| write_register(text, *pcr, proven, &files))?;
+    if policy.pcrs.contains(&PcrIndex::SYSTEM_IDENTITY) {
+        write_identity(text, policy, proven)?;
+    }
+    Ok(())
+}
+
+/// All events of register 15 in their order, but for those that may come later.
+fn write_identity(text: &mut String, policy: &Policy, proven: &Proven<'_>) -> std::fmt::Result {
+    let later = policy.identity.as_ref().map_or(&[][..], |identity| &identity.later);
+    let is_later = |record: &&Record| later.iter().any(|event| event.is_of(&proven.banks, |bank| record.digest(bank)));
+    let records = proven.logs.records.iter().filter(|record| is_of_identity(record) && !is_later(record));
+    let events: Vec<IdentityEvent> = records.map(|record| identity_event(record, &proven.banks)).collect();
+    writeln!(
+        text,
+        "\n# What is this machine's own, all of it and in this order: its volumes, as HMACs by their keys, whose labels"
+    )?;
+    writeln!(
+        text,
+        "# nobody can check; and what systemd added before the quote. What may come after it: [[identity.later]]."
+    )?;
+    writeln!(text, "[identity]")?;
+    for (name, events) in [("events", &events[..]), ("later", later)] {
+        if events.is_empty() {
+            writeln!(text, "{name} = []")?;
+        }
+    }
+    for (name, events) in [("events", &events[..]), ("later", later)] {
+        events.iter().try_for_each(|event| write_identity_event(text, name, event))?;
+    }
+    Ok(())
+}
+
+fn identity_event(record: &Record, banks: &BTreeSet<PcrBank>) -> IdentityEvent {
+    let digests = banks.iter().filter_map(|bank| record.digest(*bank)).collect();
+    IdentityEvent { label: record.content.string.as_deref().map(shown), digests }
+}
+
+fn write_identity_event(text: &mut String, name: &str, event: &IdentityEvent) -> std::fmt::Result {
+    writeln!(text, "\n[[identity.{name}]]")?;
+    if let Some(label) = &event.label {
+        writeln!(text, "label = {}", toml::Value::from(label.as_str()))?;
+    }
+    let digests: Vec<String> = event.digests.iter().map(|digest| format!("\"{digest}\"")).collect();
+    writeln!(text, "digests = [{}]", digests.join(", "))
 }
 
 fn write_register(

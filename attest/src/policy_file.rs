@@ -2,6 +2,10 @@
 //!
 //! `docs/attestation.md` has the reference.
 
+mod identity;
+
+pub(crate) use identity::{Identity, IdentityEvent};
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use iofs_policy::{
@@ -11,16 +15,21 @@ use iofs_policy::{
 };
 use serde::Deserialize;
 
+use self::identity::IdentityTable;
+
 /// The largest policy that is parsed, in bytes.
 pub const MAX_SIZE: usize = 1 << 20;
 
-/// The registers that are quoted where the policy names none: all that firmware and verify-init measure into. IMA's (10)
-/// and systemd's own (15) are left out, because their logs are not part of the evidence or hold nothing to compare with;
-/// 16 and above are for debugging and dynamic launches.
+/// The registers that are quoted where the policy names none: all that firmware and verify-init measure into on every machine
+/// alike. IMA's (10) is left out, because its log is not part of the evidence, and 15, because it is each machine's own: its
+/// events must be learnt first. 16 and above are for debugging and dynamic launches.
 pub const DEFAULT_PCRS: [u8; 14] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14];
 
 /// The registers that say which image runs. They are always demanded and never ignored.
 pub(crate) const IMAGE_PCRS: [PcrIndex; 3] = [PcrIndex::PHASES, PcrIndex::COMMAND_LINE, PcrIndex::MANIFEST];
+
+/// Why nothing can be said of firmware about register 15: it has no part in it.
+const NO_FIRMWARE: &str = "a register of firmware: the events of 15 are in [identity], or leave it out of `pcrs`";
 
 /// A checked policy. [`Policy::default`] is that of an empty file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +42,8 @@ pub struct Policy {
     pub(crate) allow_systemd_phases: bool,
     pub(crate) events: Vec<AllowedEvent>,
     pub(crate) firmware: Firmware,
+    /// The machine's own events of register 15: a policy that demands the register accepts nothing without.
+    pub(crate) identity: Option<Identity>,
 }
 
 /// A measurement of user space that is accepted behind `leave-initrd`.
@@ -101,6 +112,7 @@ impl Default for Policy {
             command_lines: Vec::new(),
             allow_systemd_phases: true,
             events: Vec::new(),
+            identity: None,
         }
     }
 }
@@ -162,6 +174,7 @@ struct Document {
     #[serde(default)]
     events: Vec<EventTable>,
     firmware: Option<FirmwareTable>,
+    identity: Option<IdentityTable>,
 }
 
 fn yes() -> bool {
@@ -214,6 +227,7 @@ impl Document {
             allow_systemd_phases: self.allow_systemd_phases,
             events: self.events.into_iter().map(|event| event.check(&pcrs)).collect::<Result<_, _>>()?,
             firmware,
+            identity: self.identity.map(|table| table.check(&pcrs)).transpose()?,
             pcrs,
         })
     }
@@ -257,6 +271,9 @@ impl EventTable {
         if !pcrs.contains(&pcr) {
             return Err(field_error("events: pcr", "one of `pcrs`", &pcr));
         }
+        if pcr == PcrIndex::SYSTEM_IDENTITY {
+            return Err(field_error("events: pcr", "a register other than 15, whose events are in [identity]", &pcr));
+        }
         Ok(AllowedEvent { pcr, text: self.text })
     }
 }
@@ -272,6 +289,9 @@ impl FirmwareTable {
             if !pcrs.contains(&pcr) {
                 return Err(field_error("firmware.ignore", "one of `pcrs`", &pcr));
             }
+            if pcr == PcrIndex::SYSTEM_IDENTITY {
+                return Err(field_error("firmware.ignore", NO_FIRMWARE, &pcr));
+            }
             firmware.ignore.insert(pcr);
         }
         for (key, table) in self.pcr {
@@ -280,6 +300,9 @@ impl FirmwareTable {
             let pcr = register(&field, index)?;
             if !pcrs.contains(&pcr) || firmware.ignore.contains(&pcr) || firmware.rules.contains_key(&pcr) {
                 return Err(field_error(&field, "one of `pcrs`, once and not in `ignore`", &pcr));
+            }
+            if pcr == PcrIndex::SYSTEM_IDENTITY {
+                return Err(field_error(field, NO_FIRMWARE, &pcr));
             }
             firmware.rules.insert(pcr, table.check(&field, pcr)?);
         }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! key ─▶ signature ─▶ quote: magic, type, nonce ─▶ counters ─▶ selection ─▶ logs replay to the registers
-//!     ─▶ user space: one release's sequence ─▶ firmware: what the policy says ─▶ Attested
+//!     ─▶ user space: one release's sequence ─▶ firmware: what the policy says ─▶ register 15: the machine's own ─▶ Attested
 //! ```
 //!
 //! Nothing but the enrolled key is believed; the logs count as far as they replay to what that key signed. Labels in them
@@ -10,6 +10,7 @@
 
 mod attested;
 mod firmware;
+mod identity;
 mod refusal;
 mod registers;
 mod stub;
@@ -18,10 +19,13 @@ mod userspace;
 pub use attested::Attested;
 pub use refusal::Refusal;
 
-pub(crate) use firmware::{file_of, release_files};
+pub(crate) use firmware::{LOAD_OPTIONS, file_of, release_files};
+pub(crate) use identity::{
+    Comparison, Standing, compare as compare_identity, found as found_in_identity, is_of_identity, nothing_more,
+};
 pub(crate) use registers::{Registers, replay_registers};
 pub(crate) use stub::{expected as stub_expected, is_of_stub};
-pub(crate) use userspace::{Booted, SYSTEMD_PCR, SYSTEMD_PHASES, accepted_lines, is_measured, label_lies};
+pub(crate) use userspace::{Booted, SYSTEMD_PHASES, accepted_lines, is_measured, is_volume_key, label_lies};
 
 use std::{
     collections::BTreeSet,
@@ -108,12 +112,14 @@ fn contained<T>(work: impl FnOnce() -> Result<T, Refusal>) -> Result<T, Refusal>
 }
 
 fn verify_steps(request: &Verification<'_>, evidence: &Evidence) -> Result<Attested, Refusal> {
+    identity::check(request.policy)?;
     let Proven { quote, banks, logs, registers, booted } = prove(request, evidence)?;
     let notes = firmware::judge(request, &banks, logs.firmware.as_ref(), &registers, booted.reference)?;
+    identity::judge(request.policy, &banks, &logs.records)?;
     Ok(Attested::new(request, &quote, &banks, booted, notes))
 }
 
-/// All that holds before anything is said about firmware.
+/// All that holds before anything is said about firmware and about the machine's identity.
 pub(crate) struct Proven<'a> {
     pub(crate) quote: Quote,
     pub(crate) banks: BTreeSet<PcrBank>,

@@ -53,6 +53,39 @@ fn what_no_policy_can_say_is_named() {
             "policy: firmware.pcr.4.events: expected a digest stronger than sha1, found none",
         ),
         ("[[events]]\npcr = 15\ntext = \"x\"", "policy: events: pcr: expected one of `pcrs`, found 15"),
+        (
+            "pcrs = [11, 12, 13, 15]\n[[events]]\npcr = 15\ntext = \"x\"",
+            "policy: events: pcr: expected a register other than 15, whose events are in [identity], found 15",
+        ),
+        (
+            "pcrs = [11, 12, 13, 15]\n[firmware]\nignore = [15]",
+            "policy: firmware.ignore: expected a register of firmware: the events of 15 are in [identity], or leave it out of \
+             `pcrs`, found 15",
+        ),
+        (
+            "pcrs = [11, 12, 13, 15]\n[firmware.pcr.15]\nrelease = true",
+            "policy: firmware.pcr.15: expected a register of firmware: the events of 15 are in [identity], or leave it out \
+             of `pcrs`, found 15",
+        ),
+        (
+            "[identity]\nevents = []",
+            "policy: identity: expected 15 among `pcrs`, found a rule for a register that is not quoted",
+        ),
+        ("pcrs = [11, 12, 13, 15]\n[identity]", "missing field `events`"),
+        ("pcrs = [11, 12, 13, 15]\n[identity]\nevents = []\nprefix = true", "unknown field `prefix`"),
+        (
+            "pcrs = [11, 12, 13, 15]\n[identity]\nevents = [{ digests = [] }]",
+            "policy: identity.events: digests: expected one digest a bank, of one bank at least, found []",
+        ),
+        (
+            "pcrs = [11, 12, 13, 15]\n[identity]\nevents = []\nlater = [{ label = \"x\", digests = [\"sha256:00\"] }]",
+            "policy: identity.later: digests: expected BANK:HEX, such as sha256:00…, found sha256:00",
+        ),
+        (
+            "pcrs = [11, 12, 13, 15]\n[identity]\n\
+             events = [{ digests = [\"sha1:0000000000000000000000000000000000000000\"] }]",
+            "policy: identity.events: digests: expected a digest stronger than sha1, found none",
+        ),
     ] {
         let error = Policy::parse(text.as_bytes()).unwrap_err().to_string();
         assert!(error.contains(expected), "{text}: {error}");
@@ -69,4 +102,12 @@ fn values_of_registers_that_user_space_extends_cannot_be_pinned() {
         error,
         "policy: firmware.pcr.11: expected events, for a register that user space extends too, found values"
     );
+}
+
+#[test]
+fn one_event_has_one_digest_of_a_bank() {
+    let digest = PcrDigest::zero(PcrBank::Sha256);
+    let text = format!("pcrs = [11, 12, 13, 15]\n[identity]\nevents = [{{ digests = [\"{digest}\", \"{digest}\"] }}]");
+    let error = Policy::parse(text.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("identity.events: digests: expected one digest a bank, of one bank at least"), "{error}");
 }

@@ -19,7 +19,7 @@ pub(super) fn describe(event: &Event) -> String {
         EventType::EFI_VARIABLE_DRIVER_CONFIG
         | EventType::EFI_VARIABLE_BOOT
         | EventType::EFI_VARIABLE_BOOT2
-        | EventType::EFI_VARIABLE_AUTHORITY => variable(&event.data).map(|(name, _)| format!("variable {name}")).ok(),
+        | EventType::EFI_VARIABLE_AUTHORITY => variable(&event.data).map(|(name, value)| named(&name, value)).ok(),
         EventType::EFI_BOOT_SERVICES_APPLICATION
         | EventType::EFI_BOOT_SERVICES_DRIVER
         | EventType::EFI_RUNTIME_SERVICES_DRIVER => image(&event.data).ok(),
@@ -29,6 +29,15 @@ pub(super) fn describe(event: &Event) -> String {
         _ => text(&event.data),
     };
     shown(&text.unwrap_or_else(|| format!("{} bytes", event.data.len())))
+}
+
+/// A variable; whether Secure Boot was on is what people look for first.
+fn named(name: &str, value: &[u8]) -> String {
+    match (name, value) {
+        ("SecureBoot", [0]) => "variable SecureBoot, off".to_owned(),
+        ("SecureBoot", [1]) => "variable SecureBoot, on".to_owned(),
+        _ => format!("variable {name}"),
+    }
 }
 
 /// Makes one short line of any text, without anything that a terminal obeys.

@@ -18,7 +18,7 @@ const LOG: &str = "firmware log";
 /// The files of a release that firmware or a boot loader starts; it measures some of them whole.
 const BOOT_FILES: [&str; 2] = ["vmlinuz", "initramfs.img"];
 /// What stands for a file's name where it is the release's command line.
-const LOAD_OPTIONS: &str = "command line";
+pub(crate) const LOAD_OPTIONS: &str = "command line";
 /// No more notes about contradicting labels than this: a log could have thousands.
 const MOST_NOTES: usize = 8;
 

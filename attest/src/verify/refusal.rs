@@ -238,6 +238,17 @@ pub enum Refusal {
         /// The release.
         release: String,
     },
+    /// Register 15 is demanded, and nobody said what this machine measures there.
+    #[error("PCR 15: expected [identity] in the policy, since the register is one machine's own, found none")]
+    IdentityUnknown,
+    /// Register 15 has other events than were learnt from the machine.
+    #[error("PCR 15: expected {expected}, as learnt from this machine, found {found}")]
+    Identity {
+        /// The event that was learnt for this place, or that there is none.
+        expected: String,
+        /// What the log has there.
+        found: String,
+    },
     /// A fault of the verifier: nothing is proven.
     #[error("internal error: the verifier itself failed")]
     Internal,
@@ -287,6 +298,8 @@ impl Refusal {
             Self::Uki { .. } => "uki",
             Self::FirmwareValue { .. } => "firmware-value",
             Self::ReleaseFile { .. } => "release-file",
+            Self::IdentityUnknown => "identity-unknown",
+            Self::Identity { .. } => "identity",
             Self::Internal => "internal",
         }
     }
@@ -328,6 +341,13 @@ impl Refusal {
             Self::Uki { .. } => "boot the release's own image: kernel, initramfs or command line are others",
             Self::FirmwareValue { .. } => "if firmware was updated on purpose, learn the policy anew",
             Self::ReleaseFile { .. } => "boot the release's own kernel and initramfs",
+            Self::IdentityUnknown => {
+                "learn [identity] from a boot that is known to be good: `attest learn` with this policy; or leave 15 out of pcrs"
+            }
+            Self::Identity { .. } => {
+                "if volumes or machine-id were changed on purpose, learn the policy anew; else do not trust the device: \
+                 another volume was opened, or one was left out"
+            }
             Self::Internal => "report this with the evidence",
         }
     }

@@ -8,16 +8,15 @@ use iofs_policy::{
     pcr::{PcrBank, PcrDigest, PcrIndex},
 };
 
-use super::{Reference, Refusal, Verification};
+use super::{Reference, Refusal, Verification, identity::is_of_identity};
 use crate::{
     policy_file::{IMAGE_PCRS, Policy},
     tcg::shown,
 };
 
 const LOG: &str = "measurement log";
-/// Where systemd measures what identifies the machine. Volume keys go there as HMACs, so that labels say another thing than
-/// digests.
-pub(crate) const SYSTEMD_PCR: u8 = 15;
+/// How the text of a volume key's event begins, in systemd's form. Its digest is no digest of the text but an HMAC by that key.
+const VOLUME_KEY: &str = "cryptsetup:";
 /// What systemd measures as the real system comes up and goes down (systemd-pcrphase), in this order.
 pub(crate) const SYSTEMD_PHASES: [&str; 4] = ["sysinit", "ready", "shutdown", "final"];
 
@@ -48,6 +47,8 @@ pub(super) fn judge<'a>(
         covered.into_iter().partition(|(_, record)| record.index().is_some_and(|pcr| IMAGE_PCRS.contains(&pcr)));
     let mut image = image.into_iter();
     let mut booted = sequence(request, banks, &mut image)?;
+    // Register 15 is judged by itself: its events are the machine's, and no release's.
+    let other = other.into_iter().filter(|(_, record)| !is_of_identity(record));
     let mut rest: Vec<Numbered<'_>> = image.chain(other).collect();
     rest.sort_by_key(|(number, _)| *number);
     booted.phases = afterwards(request.policy, banks, &rest)?;
@@ -62,12 +63,19 @@ fn is_selected(policy: &Policy, record: &Record) -> bool {
     record.index().is_some_and(|pcr| policy.pcrs.contains(&pcr))
 }
 
-/// Whether a record's text is not what its digests are of. No text is no lie.
+/// Whether a record's text is not what its digests are of. No text is no lie, and of a volume key's nobody can tell without the
+/// key: it is never believed.
 pub(crate) fn label_lies(record: &Record, banks: &BTreeSet<PcrBank>) -> bool {
     let Some(text) = &record.content.string else { return false };
     let digest_lies =
         |bank: &PcrBank| record.digest(*bank).is_some_and(|digest| digest != PcrDigest::of(*bank, &[text.as_bytes()]));
-    record.pcr != SYSTEMD_PCR && banks.iter().any(digest_lies)
+    !is_volume_key(record) && banks.iter().any(digest_lies)
+}
+
+/// Whether a record says of itself that it is of a volume key.
+pub(crate) fn is_volume_key(record: &Record) -> bool {
+    let text = record.content.string.as_deref();
+    record.index() == Some(PcrIndex::SYSTEM_IDENTITY) && text.is_some_and(|text| text.starts_with(VOLUME_KEY))
 }
 
 /// Whether a record is of this measurement, in every bank.
@@ -186,7 +194,7 @@ fn afterwards(policy: &Policy, banks: &BTreeSet<PcrBank>, records: &[Numbered<'_
         } else if policy.allow_systemd_phases && pcr == PcrIndex::PHASES {
             let phase = coming.find(|phase| is_of(phase));
             words.push((*phase.ok_or_else(|| unknown(*event, pcr, record, banks))?).to_owned());
-        } else if !(policy.allow_systemd_phases && pcr.get() == SYSTEMD_PCR) {
+        } else {
             return Err(unknown(*event, pcr, record, banks));
         }
     }

@@ -96,12 +96,93 @@ fn a_false_label_is_the_first_difference() {
     let release = reference("13.2-4", |_| {});
     let mut machine = Machine::booted(SHA256, &release);
     machine.records[1].content.string = Some("command-line:other".to_owned());
-    let verifier = Verifier::new(SHA256, vec![release]).policy("pcrs = [11, 12, 13, 15]");
-    machine.measure_text(15, "machine-id:0");
+    let verifier = Verifier::new(SHA256, vec![release]);
+    machine.measure_text(11, "sysinit");
     let explanation = explain(&verifier.request(), &machine.evidence(&Quoted::new(SHA256)));
     assert_eq!(
         explanation.first_difference.as_deref(),
         Some("PCR 12 event 1: the log has command-line:other, which is not what was measured")
     );
     assert_eq!(explanation.events.last().unwrap().status, Status::Accepted);
+}
+
+/// Secure Boot's variable, as firmware measures it (UEFI_VARIABLE_DATA), and what is expected in its place.
+#[test]
+fn an_event_that_the_policy_does_not_list_is_told_with_what_it_lists() {
+    let release = reference("13.2-4", |release| release.kernel_authenticode = Some(Sha256Digest::of(b"kernel")));
+    let variable = |value: u8| {
+        let name: Vec<u8> = "SecureBoot".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        [&[0; 16][..], &10_u64.to_le_bytes(), &1_u64.to_le_bytes(), &name, &[value]].concat()
+    };
+    let booted = |secure: u8, kernel: &[u8]| {
+        let mut machine = Machine::new(SHA256);
+        machine.firmware(7, 0x8000_0001, &variable(secure), &variable(secure));
+        machine.firmware_digest(4, APPLICATION, Sha256Digest::of(kernel), b"");
+        machine.boot(&release, LINE);
+        machine
+    };
+    let verifier = Verifier::new(SHA256, vec![release.clone()]);
+    let learnt = iofs_attest::learn::learn(&verifier.request(), &booted(1, b"kernel").evidence(&Quoted::new(SHA256)));
+    let verifier = verifier.policy(&learnt.unwrap());
+    let evidence = booted(0, b"other").evidence(&Quoted::new(SHA256));
+    assert_eq!(verifier.verify(&evidence).unwrap_err().reason(), "unknown-event");
+    let of = |bytes: &[u8]| format!("sha256:{}", Sha256Digest::of(bytes));
+    let explanation = explain(&verifier.request(), &evidence);
+    assert_eq!(
+        explanation.differences,
+        [
+            format!(
+                "PCR 7, firmware log, event 1: variable SecureBoot, off: expected {} of the policy; found {}",
+                of(&variable(1)),
+                of(&variable(0))
+            ),
+            format!(
+                "PCR 4, firmware log, event 2: 0 bytes: expected the release's kernel, {}; found {}",
+                of(b"kernel"),
+                of(b"other")
+            ),
+            "PCR 4, firmware log: expected an event of a file of release org.example.gateway 13.2-4; found none"
+                .to_owned(),
+        ]
+    );
+    let text = explanation.to_string();
+    assert!(text.contains("\nfirst difference: PCR 7,") && text.contains("\nthen: PCR 4,"), "{text}");
+    assert!(explain(&verifier.request(), &booted(1, b"kernel").evidence(&Quoted::new(SHA256))).differences.is_empty());
+}
+
+#[test]
+fn a_release_that_the_policy_does_not_accept_is_named() {
+    let release = reference("13.2-4", |release| {
+        release.image.debug = true;
+        release.image.rollback_index = iofs_policy::manifest::RollbackIndex(3);
+    });
+    let machine = Machine::booted(SHA256, &release);
+    let verifier = Verifier::new(SHA256, vec![release]).policy("minimum_rollback_index = 7");
+    let evidence = machine.evidence(&Quoted::new(SHA256));
+    assert_eq!(verifier.verify(&evidence).unwrap_err().reason(), "debug");
+    assert_eq!(
+        explain(&verifier.request(), &evidence).differences,
+        [
+            "PCR 13: release org.example.gateway 13.2-4: expected a production image; found a debug image",
+            "PCR 13: release org.example.gateway 13.2-4: expected rollback index 7 or more; found 3",
+        ]
+    );
+}
+
+#[test]
+fn a_value_that_the_policy_does_not_pin_is_named() {
+    let release = reference("13.2-4", |_| {});
+    let machine = Machine::booted(SHA256, &release);
+    let pinned = format!(
+        "[firmware]\nignore = [1, 2, 3, 4, 5, 6, 7, 8, 9, 14]\n[firmware.pcr.0]\nvalues = [\"sha256:{}\"]",
+        "00".repeat(32)
+    );
+    let verifier = Verifier::new(SHA256, vec![release]).policy(&pinned);
+    let evidence = machine.evidence(&Quoted::new(SHA256));
+    assert_eq!(verifier.verify(&evidence).unwrap_err().reason(), "firmware-value");
+    let found = machine.values[&(iofs_policy::pcr::PcrBank::Sha256, 0)];
+    assert_eq!(
+        explain(&verifier.request(), &evidence).differences,
+        [format!("PCR 0: expected one of the policy's values; found {found}")]
+    );
 }

@@ -436,6 +436,7 @@ fn phases_of_systemd_are_accepted_in_their_order_only() {
     let (mut machine, verifier, quoted) = honest(SHA256);
     machine.measure_text(11, "sysinit");
     machine.measure_text(11, "ready");
+    // Not quoted, and no matter of the phases.
     machine.measure_text(15, "machine-id:0");
     assert_eq!(verifier.verify(&machine.evidence(&quoted)).unwrap().phases(), ["sysinit", "ready"]);
     let mut strict = Verifier::new(SHA256, verifier.references.clone()).policy("allow_systemd_phases = false");

@@ -106,7 +106,7 @@ fn events_of_a_real_boot_are_described() {
     let lines: Vec<String> =
         parsed.events.iter().map(|event| format!("{}: {}", event.kind, event.description())).collect();
     for expected in [
-        "EV_EFI_VARIABLE_DRIVER_CONFIG: variable SecureBoot",
+        "EV_EFI_VARIABLE_DRIVER_CONFIG: variable SecureBoot, off",
         "EV_EFI_VARIABLE_BOOT: variable BootOrder",
         "EV_EFI_BOOT_SERVICES_APPLICATION: image kernel",
         "EV_EFI_ACTION: Exit Boot Services Returned with Success",

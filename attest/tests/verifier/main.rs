@@ -7,5 +7,6 @@ mod explained;
 mod firmware;
 mod flips;
 mod forgery;
+mod identity;
 mod logs;
 mod swtpm;
