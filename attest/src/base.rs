@@ -5,6 +5,7 @@
 //! lets them do.
 
 use iofs_policy::{
+    manifest::VolumeName,
     measurement::{Measurement, PredictedEvent, Predictor},
     pcr::{PcrBank, PcrDigest, PcrError, PcrIndex},
     release::Release,
@@ -67,6 +68,10 @@ pub struct NextBoot<'a> {
     pub command_line: &'a str,
     /// The certificate of who signed the image for Secure Boot, in DER; none where nobody did.
     pub signer: Option<&'a [u8]>,
+    /// What its volumes add to register 15, where [`Manifest::measured_volumes`] knows it in the bank that is predicted.
+    ///
+    /// [`Manifest::measured_volumes`]: iofs_policy::manifest::Manifest::measured_volumes
+    pub volumes: &'a [(VolumeName, PcrDigest)],
 }
 
 /// Predicts every event of that boot, firmware's first, with the values that follow.
@@ -85,7 +90,7 @@ pub fn predict(log: &EventLog, next: &NextBoot<'_>, bank: PcrBank) -> Result<Vec
     log.events.iter().try_for_each(|event| rebase.event(event))?;
     rebase.started()?;
     let measurements = Measurement::of_boot(next.command_line.as_bytes(), release.manifest_digest, release.image.debug);
-    rebase.predictor.boot(&measurements)?;
+    rebase.predictor.boot_with_volumes(&measurements, next.volumes)?;
     Ok(rebase.predictor.finish())
 }
 

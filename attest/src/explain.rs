@@ -1,14 +1,11 @@
 //! What the logs say, event by event, beside what was predicted. For people: no verdict follows from it, since nothing here
 //! is checked against a signature.
 
-use std::{
-    borrow::Cow,
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-};
+mod firmware;
+
+use std::{borrow::Cow, collections::BTreeSet, fmt};
 
 use iofs_policy::{
-    digest::Sha256Digest,
     hex,
     measurement::Measurement,
     measurement_log::{self, Record},
@@ -19,18 +16,16 @@ use serde::Serialize;
 use crate::{
     evidence::Evidence,
     policy_file::{IMAGE_PCRS, Policy},
-    tcg::{DataCheck, Event, EventLog, EventType, shown},
+    tcg::{EventLog, shown},
     verify::{
-        Comparison, LOAD_OPTIONS, Logs, Reference, SYSTEMD_PHASES, Standing, Verification, accepted_lines,
-        compare_identity, file_of, found_in_identity, is_measured, is_of_identity, is_of_stub, is_volume_key,
-        label_lies, nothing_more, release_files, replay_registers, required_banks, stub_expected,
+        Comparison, Logs, Reference, SYSTEMD_PHASES, Standing, Verification, accepted_lines, compare_identity,
+        found_in_identity, is_measured, is_of_identity, is_volume_key, label_lies, nothing_more, replay_registers,
+        required_banks,
     },
 };
 
 /// No more differences than this: a log could have thousands.
 const MOST_DIFFERENCES: usize = 32;
-/// No more digests of a policy than this are shown where one of them is expected.
-const MOST_EXPECTED: usize = 4;
 
 /// Everything that the logs say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -172,9 +167,6 @@ fn reference_of<'a>(request: &Verification<'a>, logs: &Logs, banks: &BTreeSet<Pc
     request.references.iter().find(measured).or(request.references.first())
 }
 
-/// A file of a release by its digest, as it is measured, and its name.
-type ReleaseFile = (Sha256Digest, String);
-
 struct Explainer<'a> {
     policy: &'a Policy,
     reference: Option<&'a Reference>,
@@ -184,134 +176,6 @@ struct Explainer<'a> {
 impl Explainer<'_> {
     fn strongest(&self, digest: impl Fn(PcrBank) -> Option<PcrDigest>) -> Option<String> {
         self.banks.iter().rev().find_map(|bank| digest(*bank)).map(|digest| digest.to_string())
-    }
-
-    fn firmware(&self, logs: &Logs, differences: &mut Vec<String>) -> Vec<ExplainedEvent> {
-        let stub = self.of_stub(logs);
-        let files = self.reference.map(release_files).unwrap_or_default();
-        let events: Vec<&Event> = logs.firmware.iter().flat_map(|log| &log.events).collect();
-        let mut explained = Vec::new();
-        for event in &events {
-            let (status, remark) =
-                stub.get(&event.number).cloned().unwrap_or_else(|| self.of_firmware(event, &events, &files));
-            if matches!(status, Status::Different | Status::Unknown) {
-                differences.extend(self.firmware_difference(event, remark.as_deref()));
-            }
-            explained.push(self.explained_of_firmware(event, status, remark));
-        }
-        differences.extend(self.missing_of_stub(&events));
-        differences.extend(self.missing_files(&events, &files));
-        explained
-    }
-
-    fn explained_of_firmware(&self, event: &Event, status: Status, remark: Option<String>) -> ExplainedEvent {
-        ExplainedEvent {
-            log: Source::Firmware,
-            event: event.number,
-            pcr: event.extends().map(PcrIndex::get),
-            event_type: event.kind.to_string(),
-            description: event.description(),
-            digest: event.extends().and(self.strongest(|bank| event.digest(bank))),
-            status,
-            remark,
-        }
-    }
-
-    fn firmware_difference(&self, event: &Event, remark: Option<&str>) -> Option<String> {
-        let (pcr, number) = (event.extends()?, event.number);
-        let found = self.found(|bank| event.digest(bank));
-        let remark = remark.unwrap_or("nothing in the policy accounts for it");
-        Some(format!("PCR {pcr}, firmware log, event {number}: {}: {remark}; found {found}", event.description()))
-    }
-
-    fn found(&self, digest: impl Fn(PcrBank) -> Option<PcrDigest>) -> String {
-        self.strongest(digest).unwrap_or_else(|| "no digest".to_owned())
-    }
-
-    /// What is known of an event that no stub measured.
-    fn of_firmware(&self, event: &Event, events: &[&Event], files: &[ReleaseFile]) -> (Status, Option<String>) {
-        let file = file_of(event, files).map(|name| format!("the release's {name}"));
-        let status = self.firmware_status(event, file.is_some());
-        let remark = file.or_else(|| (status == Status::Unknown).then(|| self.accounted_for(event, events, files))?);
-        (status, remark)
-    }
-
-    /// What a register's rule has for events like this one that the log does not have.
-    fn accounted_for(&self, event: &Event, events: &[&Event], files: &[ReleaseFile]) -> Option<String> {
-        let rule = self.policy.firmware.rules.get(&event.extends()?)?;
-        let files = files.iter().filter(|(_, name)| rule.release && is_measured_as(event, name));
-        let mut expected: Vec<String> =
-            files.map(|(digest, name)| format!("the release's {name}, sha256:{digest}")).collect();
-        let bank = self.banks.iter().rev().find(|bank| rule.events.iter().any(|listed| listed.bank() == **bank));
-        let is_there = |listed: &&PcrDigest| events.iter().any(|event| event.digest(listed.bank()) == Some(**listed));
-        let listed = rule.events.iter().filter(|listed| Some(&listed.bank()) == bank && !is_there(listed));
-        let absent: Vec<String> = listed.map(PcrDigest::to_string).collect();
-        expected.extend(absent.iter().take(MOST_EXPECTED).map(|digest| format!("{digest} of the policy")));
-        if absent.len() > MOST_EXPECTED {
-            expected.push(format!("{} more of the policy", absent.len() - MOST_EXPECTED));
-        }
-        let expected = if expected.is_empty() { "nothing more".to_owned() } else { expected.join(", or ") };
-        Some(format!("expected {expected}"))
-    }
-
-    /// What the stub measured of a unified kernel image, by the event's number, beside the release's image.
-    fn of_stub(&self, logs: &Logs) -> BTreeMap<usize, (Status, Option<String>)> {
-        let Some((reference, bank)) = self.reference.zip(self.banks.last().copied()) else { return BTreeMap::new() };
-        let expected = stub_expected(reference.release(), bank);
-        let known = |(place, event): (usize, &Event)| {
-            let known = match expected.get(place) {
-                Some((what, predicted)) if Some(*predicted) == event.digest(bank) => {
-                    (Status::Predicted, Some(what.clone()))
-                }
-                Some((what, predicted)) => (Status::Different, Some(format!("predicted: {what}, {predicted}"))),
-                None => (Status::Different, Some("predicted: nothing more".to_owned())),
-            };
-            (event.number, known)
-        };
-        let events = logs.firmware.iter().flat_map(|log| &log.events);
-        events.filter(|event| is_of_stub(event, reference.release())).enumerate().map(known).collect()
-    }
-
-    /// What the stub ought to have measured behind all that it did, if it measured anything.
-    fn missing_of_stub(&self, events: &[&Event]) -> Option<String> {
-        let (reference, bank) = self.reference.zip(self.banks.last().copied())?;
-        let expected = stub_expected(reference.release(), bank);
-        let measured = events.iter().filter(|event| is_of_stub(event, reference.release())).count();
-        let (what, predicted) = expected.get(measured).filter(|_| measured > 0)?;
-        Some(format!("PCR 11, firmware log: predicted: {what}, {predicted}; found the end of what the stub measured"))
-    }
-
-    /// Registers that want a file of the release and have none.
-    fn missing_files(&self, events: &[&Event], files: &[ReleaseFile]) -> Vec<String> {
-        let rules = self.policy.firmware.rules.iter().filter(|(_, rule)| rule.release);
-        let has_file = |pcr: &PcrIndex| {
-            let of = |event: &&&Event| event.extends() == Some(*pcr);
-            events.iter().filter(of).any(|event| file_of(event, files).is_some_and(|name| name != LOAD_OPTIONS))
-        };
-        let release = self.reference.map(Reference::name).unwrap_or_default();
-        let missing = rules.filter(|(pcr, _)| !has_file(pcr)).map(|(pcr, _)| {
-            format!("PCR {pcr}, firmware log: expected an event of a file of release {release}; found none")
-        });
-        missing.collect()
-    }
-
-    fn firmware_status(&self, event: &Event, is_file: bool) -> Status {
-        let Some(pcr) = event.extends() else { return Status::Informational };
-        let rule = self.policy.firmware.rules.get(&pcr);
-        let listed = |bank: &PcrBank| {
-            event.digest(*bank).is_some_and(|digest| rule.is_some_and(|rule| rule.events.contains(&digest)))
-        };
-        if is_file {
-            Status::ReleaseFile
-        } else if event.data_check() == DataCheck::Contradicts {
-            Status::Contradiction
-        } else if self.banks.iter().any(listed) || rule.is_some_and(crate::policy_file::Rule::is_value_only) {
-            Status::Accepted
-        } else if self.policy.firmware.ignore.contains(&pcr) || !self.policy.pcrs.contains(&pcr) {
-            Status::Ignored
-        } else {
-            Status::Unknown
-        }
     }
 
     fn user_space(&self, logs: &Logs, differences: &mut Vec<String>) -> Vec<ExplainedEvent> {
@@ -564,17 +428,6 @@ impl fmt::Display for Explanation {
                 others.iter().try_for_each(|other| writeln!(formatter, "then: {other}"))
             }
         }
-    }
-}
-
-/// Whether firmware or the kernel's stub would measure this file of a release by an event of this kind. Kinds are labels: they
-/// decide what people are told to expect, and nothing else.
-fn is_measured_as(event: &Event, name: &str) -> bool {
-    let of_kernel = event.kind == EventType::EVENT_TAG;
-    match name {
-        LOAD_OPTIONS => of_kernel && event.description().contains("LoadOptions"),
-        "kernel" | "uki.efi" => event.kind == EventType::EFI_BOOT_SERVICES_APPLICATION,
-        _ => of_kernel && !event.description().contains("LoadOptions"),
     }
 }
 

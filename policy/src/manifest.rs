@@ -20,8 +20,8 @@ mod volume;
 pub use tpm::{RollbackRule, SrkPublic, TpmRules, TpmUse};
 pub use values::{ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, RootPath, ValueError};
 pub use volume::{
-    DataUse, FileSystem, MAX_MEMORY_KIB, MAX_TRIES, MAX_VOLUMES, UnlockRules, UpperUse, Volume, VolumeError,
-    VolumeName, VolumeUse,
+    DataUse, FileSystem, MAX_MEMORY_KIB, MAX_TRIES, MAX_VOLUMES, UnknownIdentity, UnlockRules, UpperUse, Volume,
+    VolumeError, VolumeName, VolumeUse,
 };
 
 /// The longest time to wait for devices that may be sealed, in seconds.

@@ -21,6 +21,9 @@ use crate::{
 /// The version of what [`Measurement`] says.
 pub const SCHEMA_VERSION: u32 = 1;
 
+/// The type of a volume key's event, as systemd has it.
+const VOLUME_KEY: &str = "volume-key";
+
 /// Something that `verify-init` measures.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Measurement<'a> {
@@ -42,9 +45,9 @@ pub enum Measurement<'a> {
 }
 
 impl<'a> Measurement<'a> {
-    /// All measurements that a release decides, in their order. The last one is made right after the last volume was opened,
+    /// All measurements that every release decides, in their order. The last one is made right after the last volume was opened,
     /// and before the real root is entered; the others before any device is looked for. What the opened volumes add to
-    /// register 15 is the machine's own and no release's.
+    /// register 15 is the machine's own, unless the manifest pins it.
     pub fn of_boot(command_line: &'a [u8], manifest: Sha256Digest, debug: bool) -> [Self; 4] {
         let manifest = Self::Manifest { digest: manifest, debug };
         [Self::EnterInitrd, Self::CommandLine(Cow::Borrowed(command_line)), manifest, Self::LeaveInitrd]
@@ -66,7 +69,7 @@ impl<'a> Measurement<'a> {
             Self::EnterInitrd | Self::LeaveInitrd => "phase",
             Self::CommandLine(_) => "iofs-command-line",
             Self::Manifest { .. } => "iofs-manifest",
-            Self::VolumeKey(_) => "volume-key",
+            Self::VolumeKey(_) => VOLUME_KEY,
         }
     }
 
@@ -248,16 +251,36 @@ impl Predictor {
         measured.into_iter().try_for_each(|(text, digest)| self.extend(UkiMeasurements::PCR, "EV_IPL", &text, digest))
     }
 
-    /// Adds what `verify-init` measures.
+    /// Adds what `verify-init` measures of an image whose volumes are not known, or that opens none.
     ///
     /// # Errors
     /// As [`Predictor::extend`].
     pub fn boot(&mut self, measurements: &[Measurement<'_>]) -> Result<(), PcrError> {
-        let bank = self.bank;
-        measurements.iter().try_for_each(|one| {
-            let text = String::from_utf8_lossy(&one.bytes()).into_owned();
-            self.extend(one.pcr(), one.event_type(), &text, one.digest(bank))
-        })
+        self.boot_with_volumes(measurements, &[])
+    }
+
+    /// Adds what `verify-init` measures of an image that opens volumes: their digests, as
+    /// [`Manifest::measured_volumes`](crate::manifest::Manifest::measured_volumes) knows them, come right before the last step.
+    ///
+    /// # Errors
+    /// As [`Predictor::extend`].
+    pub fn boot_with_volumes(
+        &mut self,
+        measurements: &[Measurement<'_>],
+        volumes: &[(VolumeName, PcrDigest)],
+    ) -> Result<(), PcrError> {
+        let (last, first) = measurements.split_last().map_or((None, measurements), |(last, first)| (Some(last), first));
+        first.iter().try_for_each(|one| self.measurement(one))?;
+        volumes.iter().try_for_each(|(name, digest)| {
+            let text = format!("the pinned key of volume {name}");
+            self.extend(PcrIndex::SYSTEM_IDENTITY, VOLUME_KEY, &text, *digest)
+        })?;
+        last.map_or(Ok(()), |one| self.measurement(one))
+    }
+
+    fn measurement(&mut self, one: &Measurement<'_>) -> Result<(), PcrError> {
+        let text = String::from_utf8_lossy(&one.bytes()).into_owned();
+        self.extend(one.pcr(), one.event_type(), &text, one.digest(self.bank))
     }
 
     /// The events, with the values that they lead to.

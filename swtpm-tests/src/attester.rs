@@ -102,7 +102,23 @@ pub(crate) fn add_shell(added: &Path) -> Result<()> {
 ///
 /// As [`root`], and where sealing fails.
 pub fn quick(change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
-    Chain::seal("trixie", &image()?, |request| {
+    seal(&image()?, change)
+}
+
+/// The same from the root's files, which takes longer: a unified kernel image has the root's os-release then.
+///
+/// # Errors
+///
+/// As [`quick`].
+pub fn whole(change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
+    seal(&root()?, |request| {
+        request.config.filesystem.compression = Some(ImageCompression::Lz4);
+        change(request);
+    })
+}
+
+fn seal(root: &Path, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
+    Chain::seal("trixie", root, |request| {
         request.config.boot.init = SHELL_INIT.parse().expect("valid");
         request.config.image.id = Some("org.example.attester".parse().expect("valid"));
         request.config.image.version = Some("7".parse().expect("valid"));

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -128,10 +129,24 @@ impl SecureBoot {
     ///
     /// Where `virt-fw-vars` fails.
     pub fn switched_off(&self) -> Result<Self> {
+        self.changed(["--set-false", "SecureBootEnable"].map(OsStr::new))
+    }
+
+    /// The same keys and one more: the firmware that its owner told to start what this signer signs, too.
+    ///
+    /// # Errors
+    ///
+    /// Where `virt-fw-vars` fails.
+    pub fn trusting_also(&self, signer: &Signer) -> Result<Self> {
+        self.changed([OsStr::new("--add-db"), OsStr::new(OWNER), signer.certificate.as_os_str()])
+    }
+
+    /// A copy of the variables that these options of `virt-fw-vars` change.
+    fn changed<const N: usize>(&self, options: [&OsStr; N]) -> Result<Self> {
         let folder = tempfile::tempdir_in(cache::target_folder("vm-scratch")?)?;
         let store = folder.path().join("variables.fd");
         let mut command = virt_fw_vars()?;
-        command.arg("--input").arg(&self.store).args(["--set-false", "SecureBootEnable", "--output"]).arg(&store);
+        command.arg("--input").arg(&self.store).args(options).arg("--output").arg(&store);
         run(&mut command)?;
         Ok(Self { store, image_signer: Arc::clone(&self.image_signer), _folder: folder })
     }

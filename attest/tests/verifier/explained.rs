@@ -1,7 +1,10 @@
 //! What people are told.
 
 use iofs_attest::explain::{Status, explain};
-use iofs_policy::digest::Sha256Digest;
+use iofs_policy::{
+    digest::Sha256Digest,
+    uki::{BankDigests, UkiMeasurements, UkiSection},
+};
 
 use crate::support::*;
 
@@ -141,13 +144,88 @@ fn an_event_that_the_policy_does_not_list_is_told_with_what_it_lists() {
                 of(b"kernel"),
                 of(b"other")
             ),
-            "PCR 4, firmware log: expected an event of a file of release org.example.gateway 13.2-4; found none"
-                .to_owned(),
         ]
     );
     let text = explanation.to_string();
     assert!(text.contains("\nfirst difference: PCR 7,") && text.contains("\nthen: PCR 4,"), "{text}");
     assert!(explain(&verifier.request(), &booted(1, b"kernel").evidence(&Quoted::new(SHA256))).differences.is_empty());
+}
+
+#[test]
+fn a_file_of_the_release_that_is_not_there_is_named() {
+    let release = reference("13.2-4", |_| {});
+    let machine = Machine::booted(SHA256, &release);
+    let policy = "[firmware]\nignore = [0, 1, 2, 3, 4, 5, 6, 7, 8, 14]\n[firmware.pcr.9]\nrelease = true";
+    let verifier = Verifier::new(SHA256, vec![release]).policy(policy);
+    let evidence = machine.evidence(&Quoted::new(SHA256));
+    assert_eq!(verifier.verify(&evidence).unwrap_err().reason(), "release-file");
+    assert_eq!(
+        explain(&verifier.request(), &evidence).differences,
+        ["PCR 9, firmware log: expected an event of a file of release org.example.gateway 13.2-4; found none"]
+    );
+}
+
+/// Sections of an image, as a stub measures them: a section more or less is told alone, and not all that it shifts.
+#[test]
+fn sections_of_an_image_are_told_one_by_one() {
+    let section = |name: &str, contents: &str| UkiSection {
+        name: name.to_owned(),
+        digests: BankDigests::of(&[contents.as_bytes()]),
+    };
+    let release = reference("13.2-4", |release| {
+        release.uki = Some(UkiMeasurements {
+            stub: "257".to_owned(),
+            authenticode: BankDigests::of(&[b"image"]),
+            initrd: BankDigests::of(&[b"initrd"]),
+            sections: vec![section(".linux", "kernel"), section(".osrel", "os"), section(".sbat", "sbat")],
+        });
+    });
+    let verifier = Verifier::new(SHA256, vec![release.clone()]);
+    let differences = |sections: &[(&str, &str)]| {
+        let mut machine = Machine::new(SHA256);
+        for (name, contents) in sections {
+            let name = format!("{name}\0");
+            machine.firmware(11, IPL, name.as_bytes(), name.as_bytes());
+            machine.firmware(11, IPL, contents.as_bytes(), name.as_bytes());
+        }
+        machine.boot(&release, LINE);
+        let evidence = machine.evidence(&Quoted::new(SHA256));
+        let explained = explain(&verifier.request(), &evidence).differences;
+        assert_eq!(
+            verifier.verify(&evidence).map_err(|refusal| refusal.reason()).err(),
+            (!explained.is_empty()).then_some("uki")
+        );
+        explained
+    };
+    let of = |text: &str| format!("sha256:{}", Sha256Digest::of(text.as_bytes()));
+    let (linux, os, sbat) = ((".linux", "kernel"), (".osrel", "os"), (".sbat", "sbat"));
+    assert_eq!(differences(&[linux, os, sbat]), [""; 0]);
+    assert_eq!(
+        differences(&[(".linux", "other"), os, sbat]),
+        [format!(
+            "PCR 11, firmware log, event 2: .linux: predicted: .linux contents, {}; found {}",
+            of("kernel"),
+            of("other")
+        )]
+    );
+    assert_eq!(
+        differences(&[linux, (".ucode", "new"), os, sbat]),
+        [
+            format!("PCR 11, firmware log, event 3: .ucode: predicted: no such section; found {}", of(".ucode\0")),
+            format!("PCR 11, firmware log, event 4: .ucode: predicted: no such section; found {}", of("new")),
+        ]
+    );
+    let missing = |what: &str, digest: String| {
+        format!("PCR 11, firmware log: predicted: {what}, {digest}; found the end of what the stub measured")
+    };
+    for (left, name, contents) in [([linux, sbat], ".osrel", "os"), ([linux, os], ".sbat", "sbat")] {
+        let named = missing(name, of(&format!("{name}\0")));
+        assert_eq!(differences(&left), [named, missing(&format!("{name} contents"), of(contents))]);
+    }
+    // The same sections in another order are told by their places.
+    assert_eq!(differences(&[linux, sbat, os]).len(), 4);
+    // One section twice.
+    assert_eq!(differences(&[linux, os, sbat, sbat]).len(), 2);
 }
 
 #[test]

@@ -8,7 +8,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{Manifest, MountOption, Place, RootPath, TpmUse, ValueError};
-use crate::{digest::Sha256Digest, paths::ROOT_MAPPING};
+use crate::{
+    digest::Sha256Digest,
+    paths::ROOT_MAPPING,
+    pcr::{PcrBank, PcrDigest},
+};
 
 /// The most volumes of one image: each takes its time, and its question.
 pub const MAX_VOLUMES: usize = 16;
@@ -221,6 +225,48 @@ pub struct Volume {
     /// Whether the boot goes on without it.
     #[serde(default)]
     pub optional: bool,
+}
+
+/// Why nobody knows beforehand what the volumes make of register 15.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownIdentity {
+    /// Any volume of that name is taken.
+    #[error("volume {0}: no volume_key is pinned, so that any volume of its place may be opened")]
+    Unpinned(VolumeName),
+    /// It may stay shut.
+    #[error("volume {0} is optional: the boot goes on without it")]
+    Optional(VolumeName),
+    /// What is pinned is of another bank.
+    #[error("a pinned volume_key is the event of the sha256 bank: those of the {0} bank take the volume key itself")]
+    Bank(PcrBank),
+}
+
+impl Manifest {
+    /// What register 15 is extended by until `leave-initrd`, in its order, each with its volume's name: the pinned keys' ids, which
+    /// are the digests of the SHA-256 bank. Nothing where there are no volumes, in any bank.
+    ///
+    /// # Errors
+    /// [`UnknownIdentity`]: the manifest does not decide it.
+    pub fn measured_volumes(&self, bank: PcrBank) -> Result<Vec<(VolumeName, PcrDigest)>, UnknownIdentity> {
+        let pinned = self.volumes.iter().map(|volume| Ok((&volume.name, volume.decided_key()?)));
+        let pinned = pinned.collect::<Result<Vec<_>, UnknownIdentity>>()?;
+        let measured = |(name, key): (&VolumeName, Sha256Digest)| match bank {
+            PcrBank::Sha256 => {
+                let digest = PcrDigest::new(bank, key.as_bytes()).map_err(|_| UnknownIdentity::Bank(bank))?;
+                Ok((name.clone(), digest))
+            }
+            other => Err(UnknownIdentity::Bank(other)),
+        };
+        pinned.into_iter().map(measured).collect()
+    }
+}
+
+impl Volume {
+    /// The id of the key that opens it, where the manifest decides that it is opened and by none but this key.
+    fn decided_key(&self) -> Result<Sha256Digest, UnknownIdentity> {
+        let key = self.volume_key.ok_or_else(|| UnknownIdentity::Unpinned(self.name.clone()))?;
+        if self.optional { Err(UnknownIdentity::Optional(self.name.clone())) } else { Ok(key) }
+    }
 }
 
 /// Why a manifest's volumes were refused.

@@ -11,15 +11,16 @@ use iofs_attest::{
 };
 use iofs_policy::{
     digest::Sha256Digest,
-    manifest::ImageIdentity,
+    dsse::PayloadType,
+    manifest::{ImageIdentity, Manifest, VolumeName},
     measurement::{PredictedEvent, Predictor},
-    pcr::PcrBank,
+    pcr::{PcrBank, PcrDigest},
     release::Release,
 };
 use iofs_sign::{
     attest::{self, references},
     report::{ExitStatus, Failure, Output},
-    sealed::{self, bad_input},
+    sealed::{self, SealedDirectory, bad_input},
     x509::SigningCertificate,
 };
 use serde::Serialize;
@@ -29,6 +30,9 @@ use serde::Serialize;
 /// Says what is measured, in its order, and what each register holds after it: per bank, and for each command line that the
 /// release is meant to boot with. That is what verify-init measures, and before it what systemd's stub measures of the release's
 /// unified kernel image, where it has one.
+///
+/// Register 15 is the machine's own, unless the manifest beside the statement pins the key of each volume: then what the volumes add
+/// to it is predicted, in the SHA-256 bank.
 ///
 /// With the firmware log of the machine, from a boot of anything, firmware's registers are predicted too: its events, with
 /// those replaced that depend on the image (4, the signer in 7, the kernel's own in 9).
@@ -75,6 +79,8 @@ struct Prediction {
     image: ImageIdentity,
     manifest_digest: Sha256Digest,
     predictions: Vec<OfCommandLine>,
+    /// What cannot be predicted, and why.
+    notes: Vec<String>,
 }
 
 /// What a boot with one command line leads to.
@@ -102,9 +108,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         asked => asked.iter().copied().collect(),
     };
     let machine = machine(arguments)?;
-    let predictions =
-        lines.iter().map(|line| predict(&release, line, &banks, machine.as_ref())).collect::<Result<_, _>>()?;
-    let prediction = Prediction { image: release.image.clone(), manifest_digest: release.manifest_digest, predictions };
+    let (volumes, notes) = volumes(arguments, &release, &banks)?;
+    let boot = Boot { release: &release, volumes, machine: machine.as_ref() };
+    let predictions = lines.iter().map(|line| boot.predict(line, &banks)).collect::<Result<_, _>>()?;
+    let (image, manifest_digest) = (release.image.clone(), release.manifest_digest);
+    let prediction = Prediction { image, manifest_digest, predictions, notes };
     output.result(&prediction, || describe(&prediction));
     Ok(())
 }
@@ -119,31 +127,76 @@ fn machine(arguments: &Arguments) -> Result<Option<MachineBase>, Failure> {
     Ok(Some(MachineBase { log, signer }))
 }
 
-fn predict(
+/// What the volumes add to register 15, by bank.
+type Volumes = BTreeMap<PcrBank, Vec<(VolumeName, PcrDigest)>>;
+
+/// What the manifest decides of register 15, and notes about what it does not.
+fn volumes(
+    arguments: &Arguments,
     release: &Release,
-    line: &str,
     banks: &BTreeSet<PcrBank>,
-    machine: Option<&MachineBase>,
-) -> Result<OfCommandLine, Failure> {
-    let of_bank = |bank: &PcrBank| Ok((bank.name(), events(release, line, *bank, machine)?));
-    let banks = banks.iter().map(of_bank).collect::<Result<_, BaseError>>();
-    let banks = banks.map_err(|error| Failure::new(ExitStatus::BadInput, error.to_string()))?;
-    Ok(OfCommandLine { command_line: line.to_owned(), banks })
+) -> Result<(Volumes, Vec<String>), Failure> {
+    let Some(manifest) = manifest(arguments, release)? else {
+        let note = "PCR 15 is the machine's own: whether the release opens volumes is in its manifest; give the whole directory";
+        return Ok((Volumes::new(), vec![note.to_owned()]));
+    };
+    let (mut known, mut notes) = (Volumes::new(), Vec::new());
+    for bank in banks {
+        match manifest.measured_volumes(*bank) {
+            Ok(volumes) => drop(known.insert(*bank, volumes)),
+            Err(unknown) => notes.push(format!("PCR 15 ({bank}) is the machine's own: {unknown}")),
+        }
+    }
+    let pinned = known.values().any(|volumes| !volumes.is_empty());
+    if pinned {
+        notes
+            .push("PCR 15 is predicted until leave-initrd: systemd may add the machine-id and file systems".to_owned());
+    }
+    Ok((known, notes))
 }
 
-fn events(
-    release: &Release,
-    line: &str,
-    bank: PcrBank,
-    machine: Option<&MachineBase>,
-) -> Result<Vec<PredictedEvent>, BaseError> {
-    if let Some(MachineBase { log, signer }) = machine {
-        return base::predict(log, &NextBoot { release, command_line: line, signer: signer.as_deref() }, bank);
+/// The manifest beside the statement, which must be the one that it is of.
+fn manifest(arguments: &Arguments, release: &Release) -> Result<Option<Manifest>, Failure> {
+    let directory = SealedDirectory::new(&arguments.release);
+    if !arguments.release.is_dir() || !directory.has(sealed::MANIFEST) {
+        return Ok(None);
     }
-    let mut predictor = Predictor::new(bank);
-    release.uki.as_ref().map(|uki| predictor.stub(uki)).transpose()?;
-    predictor.boot(&release.measurements(line))?;
-    Ok(predictor.finish())
+    let path = directory.file(sealed::MANIFEST);
+    let envelope = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
+    let (expected, found) = (release.manifest_digest, Sha256Digest::of(envelope.unverified_payload()));
+    if found != expected {
+        let fact = format!("{}: expected the release's manifest, {expected}, found {found}", path.display());
+        return Err(Failure::new(ExitStatus::NotVerified, fact).next("give the directory as 'iofs-sign seal' wrote it"));
+    }
+    Manifest::from_json(envelope.unverified_payload()).map(Some).map_err(|error| bad_input(&path, &error))
+}
+
+/// What boots.
+struct Boot<'a> {
+    release: &'a Release,
+    volumes: Volumes,
+    machine: Option<&'a MachineBase>,
+}
+
+impl Boot<'_> {
+    fn predict(&self, line: &str, banks: &BTreeSet<PcrBank>) -> Result<OfCommandLine, Failure> {
+        let of_bank = |bank: &PcrBank| Ok((bank.name(), self.events(line, *bank)?));
+        let banks = banks.iter().map(of_bank).collect::<Result<_, BaseError>>();
+        let banks = banks.map_err(|error| Failure::new(ExitStatus::BadInput, error.to_string()))?;
+        Ok(OfCommandLine { command_line: line.to_owned(), banks })
+    }
+
+    fn events(&self, line: &str, bank: PcrBank) -> Result<Vec<PredictedEvent>, BaseError> {
+        let (release, volumes) = (self.release, self.volumes.get(&bank).map_or(&[][..], Vec::as_slice));
+        if let Some(MachineBase { log, signer }) = self.machine {
+            let next = NextBoot { release, command_line: line, signer: signer.as_deref(), volumes };
+            return base::predict(log, &next, bank);
+        }
+        let mut predictor = Predictor::new(bank);
+        release.uki.as_ref().map(|uki| predictor.stub(uki)).transpose()?;
+        predictor.boot_with_volumes(&release.measurements(line), volumes)?;
+        Ok(predictor.finish())
+    }
 }
 
 fn describe(prediction: &Prediction) -> String {
@@ -158,6 +211,7 @@ fn describe(prediction: &Prediction) -> String {
             }
         }
     }
+    prediction.notes.iter().for_each(|note| text += &format!("note:         {note}\n"));
     text
 }
 

@@ -159,3 +159,27 @@ fn a_volume_that_nothing_can_open_is_refused() {
     assert!(rules(|it| it.max_memory_kib = u32::MAX).contains("unlock.max_memory_kib"));
     assert!(refused(|it| it.tpm.usage = TpmUse::Off).contains("beside tpm.use \"off\""));
 }
+
+#[test]
+fn pinned_volumes_are_known_beforehand_in_the_sha256_bank() {
+    let key = |number: u8| Sha256Digest::of(&[number]);
+    let mut pinned = sealed();
+    (0..).zip(&mut pinned.volumes).for_each(|(number, volume)| volume.volume_key = Some(key(number)));
+    let measured = pinned.measured_volumes(PcrBank::Sha256).unwrap();
+    let expected = ["system", "upper", "state"].into_iter().zip(0..).map(|(name, number)| {
+        (name.parse().unwrap(), PcrDigest::new(PcrBank::Sha256, key(number).as_bytes()).unwrap())
+    });
+    assert_eq!(measured, expected.collect::<Vec<_>>());
+    for bank in [PcrBank::Sha1, PcrBank::Sha384, PcrBank::Sha512] {
+        assert_eq!(pinned.measured_volumes(bank), Err(UnknownIdentity::Bank(bank)));
+    }
+    pinned.volumes[2].optional = true;
+    let name = "state".parse().unwrap();
+    assert_eq!(pinned.measured_volumes(PcrBank::Sha256), Err(UnknownIdentity::Optional(name)));
+    pinned.volumes[1].volume_key = None;
+    let name = "upper".parse().unwrap();
+    assert_eq!(pinned.measured_volumes(PcrBank::Sha256), Err(UnknownIdentity::Unpinned(name)));
+    // Without volumes nothing is measured, whatever the bank.
+    pinned.volumes.clear();
+    assert!(PcrBank::ALL.into_iter().all(|bank| pinned.measured_volumes(bank) == Ok(Vec::new())));
+}

@@ -1,7 +1,6 @@
-//! Machines with Secure Boot that start a signed image: their registers beside what was predicted, and a verifier that knows the
-//! release and what firmware does.
+//! Registers beside what was predicted of them, from a log of another boot.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt};
 
 use anyhow::{Context, Result, ensure};
 use iofs_attest::{
@@ -12,32 +11,20 @@ use iofs_policy::{
     measurement::PredictedEvent,
     pcr::{PcrBank, PcrDigest, PcrIndex},
 };
-use iofs_sign::{pcr_policy::PolicySigner, seal::SealRequest, sealed};
+use iofs_sign::{pcr_policy::PolicySigner, sealed};
 use swtpm_tests::{
     DeviceShell, Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm,
-    attester::quick,
-    cache,
     chain::{Chain, tiny_root},
     command_line,
-    verifier::Verifier,
 };
 
-const BOOT: Duration = Duration::from_secs(300);
-const COMMAND: Duration = Duration::from_secs(60);
+use super::support::{BOOT, COMMAND, attester};
+
 /// What a boot of an image decides, and what the kernel's own stub measures of it.
 const PREDICTED: [u8; 6] = [4, 7, 9, 11, 12, 13];
 
 /// Prints every register of every bank, behind a word: the kernel's own lines may come in between.
 const REGISTERS: &str = "for file in /sys/class/tpm/tpm0/pcr-*/*; do echo \"REGISTER $file $(cat $file)\"; done";
-
-/// A release whose device answers to commands.
-fn attester(keys: &SecureBoot, words: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
-    let image = FirmwareImage::new(keys, "trixie", words)?;
-    quick(|request| {
-        image.ask(request);
-        change(request);
-    })
-}
 
 /// A release that prints its registers. Its image holds all that a stub hands on: the root's os-release, and signatures for
 /// register 11 with their key.
@@ -52,12 +39,12 @@ fn printer(keys: &SecureBoot, suite: &str, stub: &str, words: &str) -> Result<Ch
 }
 
 /// A machine under power, and the disk that it started from.
-struct Started {
-    vm: Vm,
+pub(crate) struct Started {
+    pub(crate) vm: Vm,
     _disk: ScratchDisk,
 }
 
-fn start(name: &str, chain: &Chain, keys: &SecureBoot, tpm: &TpmState) -> Result<Started> {
+pub(crate) fn start(name: &str, chain: &Chain, keys: &SecureBoot, tpm: &TpmState) -> Result<Started> {
     let (disk, _) = chain.disk()?;
     let machine = Machine::named(name).disk(Disk::raw(disk.path())).memory_mib(1024);
     Ok(Started { vm: machine.secure_boot(keys).tpm(tpm).start()?, _disk: disk })
@@ -104,7 +91,7 @@ fn registers_are_predicted_for_images_that_the_machine_never_ran_from_a_log_of_a
         let chain = printer(&keys, suite, stub, words)?;
         let (release, line) = (chain.release()?, command_line(words));
         let signer = fs::read(chain.directory().file(sealed::SECURE_BOOT_CERTIFICATE))?;
-        let next = NextBoot { release: &release, command_line: &line, signer: Some(&signer) };
+        let next = NextBoot { release: &release, command_line: &line, signer: Some(&signer), volumes: &[] };
         let mut started = start(name, &chain, &keys, &tpm)?;
         ensure!(started.vm.wait_for_end(BOOT)? == Ending::PoweredOff);
         let found = printed(&started.vm)?;
@@ -127,83 +114,13 @@ fn registers_are_predicted_for_images_that_the_machine_never_ran_from_a_log_of_a
     Ok(())
 }
 
-/// A device that was enrolled, and a policy that pins its firmware.
-struct Enrolled {
-    verifier: Verifier,
-    record: PathBuf,
-    policy: PathBuf,
-}
-
-fn enrol(name: &str, shell: &mut DeviceShell, chain: &Chain) -> Result<Enrolled> {
-    let verifier = Verifier::new()?;
-    let record = verifier.enrol(name, shell, None)?;
-    let quoted = verifier.ask(shell, "")?;
-    let policy = verifier.file("policy.toml");
-    let mut learn = vec!["attest".into(), "learn".into(), "--evidence".into(), quoted.evidence.into()];
-    learn.extend(["--device".into(), record.clone().into(), "--nonce".into(), quoted.nonce.into()]);
-    learn.extend(verifier.references(&[chain]));
-    learn.extend(["--out".into(), policy.clone().into()]);
-    let learnt = verifier.run(&learn)?;
-    ensure!(learnt.code == 0, "{}", learnt.stderr);
-    Ok(Enrolled { verifier, record, policy })
-}
-
-#[test]
-fn a_machine_with_secure_boot_is_attested_from_its_release_and_its_firmware() -> Result<()> {
-    let (keys, tpm) = (SecureBoot::new()?, TpmState::new()?);
-    let chain = attester(&keys, "quiet", |_| ())?;
-    let mut started = start("attested_secure_boot", &chain, &keys, &tpm)?;
-    let mut shell = started.vm.device_shell(BOOT)?;
-    let Enrolled { verifier, record, policy } = enrol("secure", &mut shell, &chain)?;
-    let options = ["--policy", policy.to_str().context("UTF-8")?, "--update"];
-    let quoted = verifier.ask(&mut shell, "")?;
-    let verdict = verifier.decide(&record, &quoted, &[&chain], &options)?.attested()?;
-    ensure!(verdict["ignored_pcrs"].as_array().is_some_and(Vec::is_empty), "{verdict:#}");
-    drop((shell, started));
-
-    // The next release, by the same key: nothing has to be learnt anew.
-    let next =
-        attester(&keys, "quiet next=1", |request| request.config.image.version = Some("8".parse().expect("valid")))?;
-    let mut started = start("attested_next_release", &next, &keys, &tpm)?;
-    let quoted = verifier.ask(&mut started.vm.device_shell(BOOT)?, "")?;
-    verifier.decide(&record, &quoted, &[&chain, &next], &options)?.attested()?;
-    verifier
-        .decide(&record, &quoted, &[&chain], &[])?
-        .refused("image: expected the manifest of a reference release")?;
-    drop(started);
-
-    // The first release's manifest in an image with another command line, signed by the right key.
-    let uki = chain.uki(&cache::stub("trixie")?, "quiet other=1", None)?;
-    let (disk, _) = chain.disk_that_starts(&keys.image_signer().sign(&uki)?)?;
-    let machine = Machine::named("attested_other_line").disk(Disk::raw(disk.path())).memory_mib(1024);
-    let mut vm = machine.secure_boot(&keys).tpm(&tpm).start()?;
-    let quoted = verifier.ask(&mut vm.device_shell(BOOT)?, "")?;
-    verifier.decide(&record, &quoted, &[&chain], &["--update"])?.refused("command line")?;
-    let policy = fs::read_to_string(&policy)?;
-    let accepting = verifier.file("accepting.toml");
-    fs::write(
-        &accepting,
-        policy.replace("command_lines = []", &format!("command_lines = [{:?}]", command_line("quiet other=1"))),
-    )?;
-    let options = ["--policy", accepting.to_str().context("UTF-8")?];
-    let because = "in PCR 11: expected .cmdline contents of org.example.attester 7's unified kernel image, found sha";
-    verifier.decide(&record, &quoted, &[&chain], &options)?.refused(because)?;
-
-    let mut explain = vec!["attest".into(), "explain".into(), "--evidence".into(), quoted.evidence.into()];
-    explain.extend(verifier.references(&[&chain]));
-    let explained = verifier.run(&explain)?;
-    let text = String::from_utf8_lossy(&explained.stdout).into_owned();
-    ensure!(text.contains("predicted: .cmdline contents, sha"), "{text}");
-    Ok(())
-}
-
 /// Register 0 ends with the locality; what else is zero before its first event is so in a log, too.
 #[test]
 fn a_prediction_needs_an_image_and_a_log_of_the_bank() -> Result<()> {
     let chain = Chain::tiny("trixie", "", |_| ())?;
     let release = chain.release()?;
     let log = EventLog { algorithms: Vec::new(), startup_locality: 0, events: Vec::new() };
-    let next = NextBoot { release: &release, command_line: "quiet", signer: None };
+    let next = NextBoot { release: &release, command_line: "quiet", signer: None, volumes: &[] };
     let refused = base::predict(&log, &next, PcrBank::Sha256).expect_err("no image").to_string();
     ensure!(refused.ends_with("it has no unified kernel image, which firmware could start"), "{refused}");
     let zero = PcrDigest::zero(PcrBank::Sha256);
