@@ -162,6 +162,15 @@ impl Chain {
         Ok(Release::from_json(envelope.unverified_payload())?)
     }
 
+    /// The unified kernel image that `seal` made.
+    ///
+    /// # Errors
+    ///
+    /// Where it made none.
+    pub fn firmware_image(&self) -> Result<Vec<u8>> {
+        Ok(fs::read(self.directory().file(sealed::UKI))?)
+    }
+
     /// A disk of its own with the sealed partitions, and where they lie.
     ///
     /// # Errors

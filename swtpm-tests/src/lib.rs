@@ -23,6 +23,7 @@ pub mod chain;
 mod console;
 mod device;
 mod disk;
+pub mod image;
 mod machine;
 mod newc;
 mod qmp;

@@ -13,14 +13,13 @@ use anyhow::{Result, ensure};
 use iofs_policy::{digest::Sha256Digest, hex, pcr::PcrBank, pcr_signature::PcrSignatures};
 use iofs_sign::{
     pcr_policy::{self, Phase, PolicySigner},
-    pe::Headers,
     seal::{SealRequest, UkiRequest},
-    uki::{self, Part},
+    uki::Part,
     x509::X509Signer,
 };
 use tempfile::TempDir;
 
-use crate::{attester::run, cache, command_line, tools};
+use crate::{attester::run, cache, command_line, image::rebuilt, tools};
 
 /// Firmware's variables as Debian's package `ovmf` has them: without keys, in setup mode.
 pub(crate) const OVMF_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
@@ -175,16 +174,12 @@ impl SecureBoot {
     ///
     /// Where it is no unified kernel image, or the cache lacks the stub.
     pub fn resigned(&self, image: &[u8], stub: &str, signatures: Option<&PcrSignatures>) -> Result<Vec<u8>> {
-        let headers = Headers::parse(image)?;
         let signatures = signatures.map(PcrSignatures::to_json);
-        let parts: Vec<(Part, &[u8])> = Part::ALL
-            .into_iter()
-            .filter_map(|part| match part {
-                Part::PcrSignature => Some((part, signatures.as_deref()?)),
-                _ => Some((part, headers.find(part.section())?.contents(image))),
-            })
-            .collect();
-        self.image_signer().sign(&uki::assemble(&fs::read(cache::stub(stub)?)?, &parts)?.bytes)
+        let image = rebuilt(image, stub, |part, before| match part {
+            Part::PcrSignature => signatures.clone(),
+            _ => before,
+        })?;
+        self.image_signer().sign(&image)
     }
 
     fn list(&self, option: &str, digest: &Sha256Digest) -> Result<()> {

@@ -1,7 +1,5 @@
 //! What we sign for register 11, as systemd's own programs take it in a Debian that our image booted.
 
-use std::fs;
-
 use anyhow::{Context, Result, ensure};
 use iofs_attest::base64_bytes::Base64Bytes;
 use iofs_policy::{
@@ -11,12 +9,12 @@ use iofs_policy::{
 };
 use iofs_sign::{
     pe::Headers,
-    sealed,
     uki::{self, Part},
 };
 use swtpm_tests::{
     Disk, FirmwareImage, Machine, PcrKey, SecureBoot, TpmState,
     chain::Chain,
+    image::section,
     volume::{VolumeFile, disk_of},
     workshop::{self, Workshop},
 };
@@ -48,14 +46,9 @@ fn sealed(keys: &SecureBoot, pcr: &PcrKey) -> Result<Chain> {
 
 /// Its image, with signatures for a system that is up beside those for the initramfs.
 fn image(chain: &Chain, keys: &SecureBoot, pcr: &PcrKey) -> Result<Vec<u8>> {
-    let sealed = fs::read(chain.directory().file(sealed::UKI))?;
+    let sealed = chain.firmware_image()?;
     let signatures = pcr.sign(&sealed, &[INITRAMFS, RUNNING])?;
     keys.resigned(&sealed, "trixie", Some(&signatures))
-}
-
-fn section(image: &[u8], part: Part) -> Result<Vec<u8>> {
-    let headers = Headers::parse(image)?;
-    Ok(headers.find(part.section()).with_context(|| format!("no {part}"))?.contents(image).to_vec())
 }
 
 /// The running system must be where the image was signed for: in the last phase.

@@ -19,7 +19,7 @@ use swtpm_tests::{
 };
 use zeroize::Zeroizing;
 
-use super::support::{COMMAND, Enrolled, Hardware, PASSPHRASE, PCRS, attester, image, volume, volume_section};
+use super::support::{COMMAND, Enrolled, Hardware, PASSPHRASE, PCRS, attester, volume, volume_section};
 
 /// What systemd does where its stub measured the kernel, on a system that does not run it otherwise.
 const MEASURE_MACHINE_ID: &str = "echo 0123456789abcdef0123456789abcdef >/etc/machine-id && \
@@ -64,7 +64,7 @@ fn the_next_release_is_attested_with_the_machine_s_own_register_15_and_its_pinne
         request.config.volumes = vec![volume];
     })?;
     let tpm = enrolled.tpm.copied()?;
-    let mut running = enrolled.hardware(&tpm).boot("next_release", &next, &image(&next)?, PASSPHRASE)?;
+    let mut running = enrolled.hardware(&tpm).boot("next_release", &next, &next.firmware_image()?, PASSPHRASE)?;
     let ask = |shell: &mut _| enrolled.verifier.ask(shell, &format!("--pcrs {PCRS}"));
     let quoted = ask(&mut running.shell)?;
     let both = [&enrolled.chain, &next];
@@ -137,7 +137,7 @@ fn rogue_root_a_volume_of_somebody_else_in_the_place_of_the_machine_s_own_is_ref
     rogue.cryptsetup(&format!("luksUUID --uuid {uuid}"))?;
     let volumes = disk_of(&[("state", &rogue)])?;
     let hardware = Hardware { volumes: volumes.path(), ..enrolled.hardware(&tpm) };
-    let mut running = hardware.boot("rogue_volume", &enrolled.chain, &image(&enrolled.chain)?, PASSPHRASE)?;
+    let mut running = hardware.boot("rogue_volume", &enrolled.chain, &enrolled.chain.firmware_image()?, PASSPHRASE)?;
     let quoted = enrolled.verifier.ask(&mut running.shell, &format!("--pcrs {PCRS}"))?;
     let told = enrolled.refused(&quoted, &enrolled.policy, &[&enrolled.chain])?;
     ensure!(told.reason == "identity", "{}", told.message);
@@ -152,7 +152,8 @@ fn a_machine_whose_volume_stayed_shut_is_refused() -> Result<()> {
     let enrolled = Enrolled::shared()?;
     let tpm = enrolled.tpm.copied()?;
     let hardware = enrolled.hardware(&tpm);
-    let mut running = hardware.boot("volume_shut", &enrolled.chain, &image(&enrolled.chain)?, "not the passphrase")?;
+    let mut running =
+        hardware.boot("volume_shut", &enrolled.chain, &enrolled.chain.firmware_image()?, "not the passphrase")?;
     let quoted = enrolled.verifier.ask(&mut running.shell, &format!("--pcrs {PCRS}"))?;
     let told = enrolled.refused(&quoted, &enrolled.policy, &[&enrolled.chain])?;
     ensure!(told.reason == "identity" && told.message.ends_with("found the end of the log"), "{}", told.message);

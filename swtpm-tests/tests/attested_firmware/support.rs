@@ -10,14 +10,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use iofs_sign::{
     pcr_policy::PolicySigner,
-    pe::Headers,
     seal::{SealRequest, config::VolumeSection},
-    sealed,
-    uki::{self, Part},
 };
 use serde_json::json;
 use swtpm_tests::{
-    DeviceShell, Disk, FirmwareImage, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester, cache,
+    DeviceShell, Disk, FirmwareImage, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester,
     chain::Chain,
     verifier::{Quoted, Verifier},
     volume::{VolumeFile, data_volume, disk_of},
@@ -49,30 +46,6 @@ pub(crate) fn volume_section() -> Result<VolumeSection> {
 
 pub(crate) fn volume() -> Result<VolumeFile> {
     VolumeFile::with_file(PASSPHRASE, "name", "content")
-}
-
-/// What `seal` made for firmware.
-pub(crate) fn image(chain: &Chain) -> Result<Vec<u8>> {
-    Ok(fs::read(chain.directory().file(sealed::UKI))?)
-}
-
-/// A section of an image.
-pub(crate) fn section(image: &[u8], part: Part) -> Result<Vec<u8>> {
-    let headers = Headers::parse(image)?;
-    let section = headers.find(part.section()).with_context(|| format!("the image has a {part}"))?;
-    Ok(section.contents(image).to_vec())
-}
-
-/// The image with other sections, by some suite's stub; nobody has signed it for firmware.
-pub(crate) fn rebuilt(
-    image: &[u8],
-    stub: &str,
-    change: impl Fn(Part, Option<Vec<u8>>) -> Option<Vec<u8>>,
-) -> Result<Vec<u8>> {
-    let contents = Part::ALL.into_iter().filter_map(|part| Some((part, change(part, section(image, part).ok())?)));
-    let contents: Vec<(Part, Vec<u8>)> = contents.collect();
-    let parts: Vec<(Part, &[u8])> = contents.iter().map(|(part, bytes)| (*part, &bytes[..])).collect();
-    Ok(uki::assemble(&fs::read(cache::stub(stub)?)?, &parts)?.bytes)
 }
 
 /// A machine up to its shell.
@@ -166,7 +139,7 @@ impl Enrolled {
         })?;
         let volumes = disk_of(&[("state", &volume()?)])?;
         let hardware = Hardware { keys: &keys, tpm: &tpm, volumes: volumes.path() };
-        let mut running = hardware.boot("enrolled", &chain, &image(&chain)?, PASSPHRASE)?;
+        let mut running = hardware.boot("enrolled", &chain, &chain.firmware_image()?, PASSPHRASE)?;
         let record = verifier.enrol("enrolled", &mut running.shell, None)?;
         let quoted = verifier.ask(&mut running.shell, &format!("--pcrs {PCRS}"))?;
         running.shell.power_off()?;

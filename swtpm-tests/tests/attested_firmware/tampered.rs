@@ -6,9 +6,12 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use iofs_policy::pcr::{PcrBank, PcrDigest};
 use iofs_sign::{authenticode, uki::Part};
-use swtpm_tests::{Newc, Signer};
+use swtpm_tests::{
+    Newc, Signer,
+    image::{rebuilt, section},
+};
 
-use super::support::{Enrolled, PASSPHRASE, PCRS, Told, attester, image, rebuilt, section, volume_section};
+use super::support::{Enrolled, PASSPHRASE, PCRS, Told, attester, volume_section};
 
 /// The enrolled image with one section exchanged or added, or as it is, by some suite's stub.
 fn with(before: &[u8], stub: &str, exchanged: Option<(Part, &[u8])>) -> Result<Vec<u8>> {
@@ -30,7 +33,7 @@ fn refused(enrolled: &Enrolled, name: &str, unsigned: &[u8], reason: &str) -> Re
 
 /// Register 4 tells any other image, whatever the difference is.
 fn another_program(enrolled: &Enrolled, told: &Told) -> Result<()> {
-    let expected = authenticode::digest(&image(&enrolled.chain)?)?;
+    let expected = authenticode::digest(&enrolled.chain.firmware_image()?)?;
     let expected = format!("BOOTX64.EFI: expected the release's uki.efi, sha256:{expected}");
     told.explains(&["PCR 4, firmware log, event ", &expected, "; found sha256:"])
 }
@@ -44,7 +47,7 @@ fn digest(told: &Told, bytes: &[u8]) -> Result<String> {
 /// A section was exchanged.
 fn section_is_told(part: Part, name: &str, change: impl FnOnce(Vec<u8>) -> Result<Vec<u8>>) -> Result<()> {
     let enrolled = Enrolled::shared()?;
-    let whole = image(&enrolled.chain)?;
+    let whole = enrolled.chain.firmware_image()?;
     let before = section(&whole, part)?;
     let after = change(before.clone())?;
     ensure!(before != after, "nothing was changed");
@@ -85,7 +88,7 @@ fn another_os_release_is_told() -> Result<()> {
 fn a_section_that_was_added_is_told() -> Result<()> {
     let enrolled = Enrolled::shared()?;
     let added = Newc::new().file("added", b"by somebody").finish();
-    let image = with(&image(&enrolled.chain)?, "trixie", Some((Part::Microcode, &added)))?;
+    let image = with(&enrolled.chain.firmware_image()?, "trixie", Some((Part::Microcode, &added)))?;
     let told = refused(&enrolled, "an_added_section", &image, "uki")?;
     told.explains(&[
         "PCR 11, firmware log, event ",
@@ -99,7 +102,7 @@ fn a_section_that_was_added_is_told() -> Result<()> {
 fn signatures_that_are_not_measured_do_not_matter_but_to_who_pins_the_program() -> Result<()> {
     let enrolled = Enrolled::shared()?;
     let without = |part, contents| if part == Part::PcrSignature { None } else { contents };
-    let image = rebuilt(&image(&enrolled.chain)?, "trixie", without)?;
+    let image = rebuilt(&enrolled.chain.firmware_image()?, "trixie", without)?;
     let signed = enrolled.keys.image_signer().sign(&image)?;
     let quoted = enrolled.quote("without_signatures", &enrolled.keys, &signed, PCRS)?;
     let told = enrolled.refused(&quoted, &enrolled.policy, &[&enrolled.chain])?;
@@ -121,7 +124,7 @@ fn signatures_that_are_not_measured_do_not_matter_but_to_who_pins_the_program() 
 #[test]
 fn another_stub_is_told() -> Result<()> {
     let enrolled = Enrolled::shared()?;
-    let whole = image(&enrolled.chain)?;
+    let whole = enrolled.chain.firmware_image()?;
     let told = refused(&enrolled, "another_stub", &with(&whole, "bookworm", None)?, "uki")?;
     let predicted = format!("predicted: .uname contents, {}", digest(&told, &section(&whole, Part::Uname)?)?);
     told.explains(&["PCR 11, firmware log: ", &predicted, "; found the end of what the stub measured"])
@@ -131,7 +134,7 @@ fn another_stub_is_told() -> Result<()> {
 fn secure_boot_that_is_switched_off_is_told() -> Result<()> {
     let enrolled = Enrolled::shared()?;
     let off = enrolled.keys.switched_off()?;
-    let quoted = enrolled.quote("secure_boot_off", &off, &image(&enrolled.chain)?, PCRS)?;
+    let quoted = enrolled.quote("secure_boot_off", &off, &enrolled.chain.firmware_image()?, PCRS)?;
     let told = enrolled.refused(&quoted, &enrolled.policy, &[&enrolled.chain])?;
     ensure!(told.reason == "unknown-event", "{}: {}", told.reason, told.message);
     ensure!(told.message.contains("in PCR 7: variable SecureBoot, off ("), "{}", told.message);
@@ -148,7 +151,7 @@ fn a_signer_that_the_owner_of_the_machine_added_is_told() -> Result<()> {
     let enrolled = Enrolled::shared()?;
     let signer = Signer::new("the owner's")?;
     let keys = enrolled.keys.trusting_also(&signer)?;
-    let sealed = image(&enrolled.chain)?;
+    let sealed = enrolled.chain.firmware_image()?;
     let signed = signer.sign(&with(&sealed, "trixie", None)?)?;
     ensure!(authenticode::digest(&signed)? == authenticode::digest(&sealed)?);
     let quoted = enrolled.quote("another_signer", &keys, &signed, PCRS)?;
@@ -173,7 +176,7 @@ fn a_debug_image_is_told_whether_it_is_known_or_not() -> Result<()> {
         request.config.volumes = vec![volume_section().expect("valid")];
     })?;
     let tpm = enrolled.tpm.copied()?;
-    let mut running = enrolled.hardware(&tpm).boot("a_debug_image", &debug, &image(&debug)?, PASSPHRASE)?;
+    let mut running = enrolled.hardware(&tpm).boot("a_debug_image", &debug, &debug.firmware_image()?, PASSPHRASE)?;
     let quoted = enrolled.verifier.ask(&mut running.shell, &format!("--pcrs {PCRS}"))?;
     let told = enrolled.refused(&quoted, &enrolled.policy, &[&debug])?;
     ensure!(told.reason == "debug", "{}: {}", told.reason, told.message);

@@ -48,7 +48,7 @@ fn confirming(release: &Release<'_>) -> Result<Chain> {
 
 /// Boots it until its unit is done, and returns what that said.
 fn confirm(hardware: &Hardware<'_>, chain: &Chain) -> Result<String> {
-    let (vm, disk) = hardware.boot("confirmed_by_its_unit", chain, &image(chain)?)?;
+    let (vm, disk) = hardware.boot("confirmed_by_its_unit", chain, &chain.firmware_image()?)?;
     vm.wait_for_line(&Line::containing("verify-init: unlocked volume state by the TPM"), BOOT)?;
     let mut device = Workshop::of(vm, disk)?;
     let done = "until systemctl is-active --quiet iofs-mark-good || systemctl is-failed --quiet iofs-mark-good; do sleep 1; done";
@@ -65,7 +65,7 @@ fn rollback_old_releases_images_and_signatures_open_nothing_once_a_unit_confirme
     let hardware = enrolled.as_is();
     let release = |words| enrolled.release(words, json!({}));
     let (old, new) = (release("old=1").tiny("trixie", of(7))?, release("new=1").tiny("trixie", of(CONFIRMED))?);
-    let (old_image, new_image) = (image(&old)?, image(&new)?);
+    let (old_image, new_image) = (old.firmware_image()?, new.firmware_image()?);
     hardware.opens("old_before_it_is_confirmed", &old, &old_image)?;
     // As the disk is now, header and all: it is what each boot below gets.
     let volumes = ScratchDisk::copy_of(enrolled.volumes.path())?;

@@ -1,7 +1,6 @@
 //! A machine with Secure Boot, the releases that it boots, and a volume that its TPM opens by a signed policy.
 
 use std::{
-    fs,
     path::Path,
     sync::{Arc, Mutex, PoisonError, Weak},
     time::Duration,
@@ -10,15 +9,14 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{manifest::TpmUse, pcr_signature::PcrSignatures};
 use iofs_sign::{
-    pe::Headers,
     seal::{SealRequest, config::VolumeSection},
-    sealed,
     uki::Part,
 };
 use serde_json::{Value, json};
 use swtpm_tests::{
     Disk, Ending, FirmwareImage, Line, Machine, PcrKey, ScratchDisk, SecureBoot, TpmState, Vm, attester,
     chain::{Chain, ROOT_REACHED},
+    image::section,
     volume::{VolumeFile, data_volume, disk_of},
     workshop::Workshop,
 };
@@ -69,16 +67,9 @@ impl Release<'_> {
     }
 }
 
-/// What `seal` made of it.
-pub(super) fn image(chain: &Chain) -> Result<Vec<u8>> {
-    Ok(fs::read(chain.directory().file(sealed::UKI))?)
-}
-
 /// The signatures that an image brings.
 pub(super) fn signatures_of(image: &[u8]) -> Result<PcrSignatures> {
-    let headers = Headers::parse(image)?;
-    let section = headers.find(Part::PcrSignature.section()).context("it has .pcrsig")?;
-    Ok(PcrSignatures::parse(section.contents(image))?)
+    Ok(PcrSignatures::parse(&section(image, Part::PcrSignature)?)?)
 }
 
 /// A machine whose firmware trusts keys of ours, with its TPM, and a volume that its first release enrolled.

@@ -22,7 +22,7 @@ fn a_volume_that_was_enrolled_once_opens_after_each_update_with_nobody_present()
         ("another_kernel", "bookworm", of("bookworm", "second=1")),
     ] {
         let chain = release.tiny(suite, |_| ())?;
-        hardware.opens(name, &chain, &image(&chain)?)?;
+        hardware.opens(name, &chain, &chain.firmware_image()?)?;
     }
     Ok(())
 }
@@ -42,7 +42,7 @@ fn a_volume_that_was_enrolled_once_opens_after_all_signing_keys_were_replaced_if
         request.keys.release = vec![release_key];
         request.keys.pcr.push(old);
     })?;
-    let both = image(&chain)?;
+    let both = chain.firmware_image()?;
     hardware.opens("replaced_keys", &chain, &both)?;
     // By the new key alone the volume stays shut: this is why the old one has to sign.
     let alone = enrolled.keys.resigned(&both, "trixie", Some(&pcr.sign(&both, &["enter-initrd"])?))?;
@@ -57,7 +57,7 @@ fn a_volume_that_was_enrolled_once_stays_shut_for_images_that_the_pcr_key_did_no
     let (tpm, volumes) = (enrolled.tpm.copied()?, ScratchDisk::copy_of(enrolled.volumes.path())?);
     let hardware = Hardware { keys: &enrolled.keys, tpm: &tpm, volumes: volumes.path() };
     let chain = enrolled.release("first=1", json!({})).tiny("trixie", |_| ())?;
-    let sealed = image(&chain)?;
+    let sealed = chain.firmware_image()?;
     let with = |signatures: Option<&PcrSignatures>| enrolled.keys.resigned(&sealed, "trixie", signatures);
     // What is exchanged below is all that differs from the image that opens the volume.
     let same = with(Some(&signatures_of(&sealed)?))?;
@@ -87,7 +87,7 @@ fn a_volume_that_was_enrolled_once_needs_its_owner_where_secure_boot_is_off() ->
     let off = enrolled.keys.switched_off()?;
     let hardware = Hardware { keys: &off, tpm: &tpm, volumes: volumes.path() };
     let chain = enrolled.release("first=1", json!({ "passphrase": true })).tiny("trixie", |_| ())?;
-    let (mut vm, _disk) = hardware.boot("secure_boot_is_off", &chain, &image(&chain)?)?;
+    let (mut vm, _disk) = hardware.boot("secure_boot_is_off", &chain, &chain.firmware_image()?)?;
     vm.wait_for_line(&Line::containing("secureboot: Secure boot disabled"), BOOT)?;
     vm.wait_for_line(&Line::containing("expected the values of enrolment in registers sha256:7, found others"), BOOT)?;
     vm.console().wait_for_prompt(ASKS, BOOT)?;
