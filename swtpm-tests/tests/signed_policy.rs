@@ -30,6 +30,8 @@ const RUNNING: &str = "enter-initrd:leave-initrd:sysinit:ready";
 /// Where the running system has what its image brings, and systemd's programs look for it.
 const IMAGES_OWN: &str = "/run/systemd/tpm2-pcr-signature.json";
 const IMAGES_KEY: &str = "/run/systemd/tpm2-pcr-public-key.pem";
+/// Where they are out of the way.
+const ASIDE: &str = "/run/signatures.json";
 /// What systemd says where the file has signatures, and none that is by this key for what register 11 holds.
 const NO_SIGNATURE: &str = "Couldn't find signature for this PCR bank, PCR index and public key.";
 /// And where the TPM refuses one.
@@ -108,6 +110,8 @@ fn a_volume_opens_with_systemd_257_by_our_signature_for_the_running_system_and_b
          --tpm2-public-key-pcrs=11 --tpm2-signature={IMAGES_OWN} /dev/vdb1"
     ))?;
 
+    // What lies there is taken whatever other file is named.
+    device.run(&format!("mv {IMAGES_OWN} {ASIDE}"))?;
     let by_another = PcrKey::rsa()?.sign(&image, &[INITRAMFS, RUNNING])?;
     for (other, signatures, why) in [
         ("/run/another-phase.json", &pcr.sign(&image, &[INITRAMFS, "enter-initrd:leave-initrd"])?, NO_SIGNATURE),
@@ -118,6 +122,7 @@ fn a_volume_opens_with_systemd_257_by_our_signature_for_the_running_system_and_b
         let told = attach(&mut device, Some(other))?.err().with_context(|| format!("{other} opened it"))?;
         ensure!(told.contains(why), "{other}: {told}");
     }
+    device.run(&format!("mv {ASIDE} {IMAGES_OWN}"))?;
     let opened = attach(&mut device, None)?;
     ensure!(opened.as_deref() == Ok(CONTENT), "{opened:?}");
     device.close()
