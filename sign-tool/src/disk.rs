@@ -19,7 +19,6 @@ use crate::{
 };
 
 mod esp;
-mod fat32;
 mod plan;
 mod root_signature;
 mod table;

@@ -8,9 +8,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use hadris_fat::{
+    FatKind, FatOptions, VolumeLabel,
+    sync::{FatFs, format},
+};
+use hadris_fs::{MountOptions, sync::Volume};
+use hadris_storage::{Partition, host::FileDevice};
 use iofs_policy::manifest::Architecture;
 
-use super::{ALIGNMENT, copy_sparse, fat32::Layout};
+use super::ALIGNMENT;
 use crate::{
     atomic,
     pe::Headers,
@@ -23,6 +29,7 @@ use crate::{
 const MINIMUM: u64 = 34 << 20;
 /// Sectors and clusters are counted in 32 bits, and some firmware counts bytes so. Bytes.
 const MAXIMUM: u64 = 4 << 30;
+const FOLDER: &str = "/EFI/BOOT";
 
 /// What the partition is to hold.
 #[derive(Debug)]
@@ -63,13 +70,28 @@ impl Esp {
     }
 
     /// Makes the file system in a part of a file that reads as zeros.
-    pub(super) fn write(&self, file: &mut File, offset: u64, size: u64, progress: &Progress) -> io::Result<()> {
-        let layout = Layout::new(size, self.volume_id);
-        for (at, bytes) in layout.structures(default_name(self.architecture), self.uki.len() as u64) {
-            copy_sparse(&mut &bytes[..], file, offset + at, progress)?;
-        }
-        copy_sparse(&mut &self.uki[..], file, offset + layout.file_offset(), progress)
+    pub(super) fn write(&self, file: &File, offset: u64, size: u64, progress: &Progress) -> io::Result<()> {
+        let device = FileDevice::new(file.try_clone()?)?;
+        self.fill(Partition::new(device, offset, size)).map_err(|error| io::Error::other(error.to_string()))?;
+        progress.advance(size);
+        Ok(())
     }
+
+    /// There is no clock: all times are the first that FAT knows, so that the same input gives the same bytes.
+    fn fill(&self, mut device: Partition<FileDevice>) -> Result<(), Box<dyn std::error::Error>> {
+        format(&mut device, &options(self.volume_id))?;
+        let volume = Volume::new(FatFs::mount(device, MountOptions::new())?);
+        volume.create_dir_all(FOLDER)?;
+        volume.write(format!("{FOLDER}/{}", default_name(self.architecture)), &self.uki)?;
+        volume.lock()?.sync()?;
+        Ok(())
+    }
+}
+
+/// FAT32 whatever the size, as UEFI wants it on a fixed disk.
+fn options(volume_id: u32) -> FatOptions {
+    let label = VolumeLabel::new("ESP").expect("three letters");
+    FatOptions::new().with_kind(FatKind::Fat32).with_label(label).with_serial(volume_id)
 }
 
 /// What so many bytes of files need: tables, 8 bytes a cluster, and some room for folders.
@@ -77,11 +99,10 @@ fn with_tables(files: u64) -> u64 {
     (files + files / 64 + ALIGNMENT).next_multiple_of(ALIGNMENT).max(MINIMUM)
 }
 
-/// As a directory entry has it: eight bytes, then three.
-fn default_name(architecture: Architecture) -> &'static [u8; 11] {
+fn default_name(architecture: Architecture) -> &'static str {
     match architecture {
-        Architecture::X86_64 => b"BOOTX64 EFI",
-        Architecture::Arm64 => b"BOOTAA64EFI",
+        Architecture::X86_64 => "BOOTX64.EFI",
+        Architecture::Arm64 => "BOOTAA64.EFI",
     }
 }
 
@@ -91,16 +112,21 @@ mod tests {
 
     #[test]
     fn what_is_said_to_be_enough_has_room_for_the_file() {
-        for files in (0..3000).map(|number| number * 1_000_003) {
-            let size = with_tables(files);
-            let end = Layout::new(size, 0).file_offset() + files.next_multiple_of(4096);
-            assert!(end <= size || size > MAXIMUM, "{files} bytes: {end} of {size}");
+        for files in (0..60).map(|number| number * 60_000_003) {
+            let size = with_tables(files).min(MAXIMUM);
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(size).unwrap();
+            let geometry = format(&mut FileDevice::new(file).unwrap(), &options(0)).unwrap();
+            let cluster = u64::from(geometry.cluster_size());
+            // They are numbered from 2, and three folders have one each.
+            let free = u64::from(geometry.max_cluster() - 4) * cluster;
+            assert!(files <= free || size == MAXIMUM, "{files} bytes: {free} of {size}");
         }
     }
 
     #[test]
     fn each_processor_has_a_path_of_its_own() {
-        assert_eq!(default_name(Architecture::X86_64), b"BOOTX64 EFI");
-        assert_eq!(default_name(Architecture::Arm64), b"BOOTAA64EFI");
+        assert_eq!(default_name(Architecture::X86_64), "BOOTX64.EFI");
+        assert_eq!(default_name(Architecture::Arm64), "BOOTAA64.EFI");
     }
 }
