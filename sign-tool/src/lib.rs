@@ -21,6 +21,7 @@ pub mod roothash;
 pub mod seal;
 pub mod sealed;
 pub mod secure_boot;
+pub mod status;
 pub mod tree;
 pub mod uki;
 pub mod verity;

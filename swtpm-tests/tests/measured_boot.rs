@@ -39,8 +39,21 @@ fn measured_as_predicted(chain: &Chain, machine: &Machine) -> Result<()> {
     let log = shell.output(&format!("cat {MEASUREMENT_LOG}"), COMMAND)?;
     ensure!(measurement_log::parse(&log)?.len() == 4, "{}", String::from_utf8_lossy(&log));
     ensure!(text(&mut shell, &format!("stat -c %a {MEASUREMENT_LOG}"))? == "600");
+    shows_its_status(&mut shell, &record)?;
     shell.power_off()?;
     ensure!(vm.wait_for_end(BOOT)? == Ending::PoweredOff);
+    Ok(())
+}
+
+/// What `iofs-sign status` says on the device is its boot record, and the picture has a bar for each stage.
+fn shows_its_status(shell: &mut DeviceShell, record: &BootRecord) -> Result<()> {
+    let shown = text(shell, "iofs-sign status --timeline /run/boot.svg --json")?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    ensure!(shown == serde_json::json!({ "boot": record, "timeline": "/run/boot.svg" }), "{shown:#}");
+    let bars = text(shell, "grep -c '<rect' /run/boot.svg")?;
+    ensure!(bars == (record.stages.len() + 1).to_string(), "{bars} bars, of which one is the ground");
+    let told = text(shell, "iofs-sign status")?;
+    ensure!(record.stages.iter().all(|stage| told.contains(stage.stage.name())), "{told}");
     Ok(())
 }
 

@@ -22,6 +22,7 @@ use iofs_sign::{
     },
     report::{ExitStatus, Failure, Output},
     sealed::bad_input,
+    status,
 };
 use iofs_tpm::rollback::DEFAULT_INDEX;
 
@@ -263,7 +264,7 @@ impl RegisterArguments {
 }
 
 fn running_index() -> Result<RollbackIndex, Failure> {
-    let record = super::mark_good::read_record(Path::new(BOOT_RECORD)).map_err(|failure| {
+    let record = status::read(Path::new(BOOT_RECORD)).map_err(|failure| {
         let fact = format!(
             "--rollback-counter: expected --rollback-index or this boot's record, found neither: {}",
             failure.fact

@@ -1,20 +1,17 @@
 //! `iofs-sign mark-good`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use iofs_policy::{boot_record::BootRecord, paths::BOOT_RECORD};
+use iofs_policy::paths::BOOT_RECORD;
 use iofs_sign::{
-    attest,
     enroll::{rollback, tpm::TpmSide, volume::Volume},
     report::{ExitStatus, Failure, Output},
+    status,
 };
 use iofs_tpm::rollback::DEFAULT_INDEX;
 use serde::Serialize;
 
 use super::attest_tpm::{Handle, TpmArguments, parse_nv_index};
-
-/// The largest boot record, in bytes.
-const MAX_RECORD: usize = 1 << 20;
 
 /// Confirm that the running release is good: older ones are refused from now on
 ///
@@ -52,7 +49,7 @@ struct Marked {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let record = read_record(&arguments.boot_record)?;
+    let record = status::read(&arguments.boot_record)?;
     let (counter, index) = (arguments.rollback_counter.0, record.rollback_index);
     let volumes = arguments.volume.iter().map(|path| Volume::read(path)).collect::<Result<Vec<_>, _>>()?;
     let rule = record.rollback.filter(|rule| rule.counter == counter);
@@ -85,15 +82,6 @@ fn present(tpm: &mut TpmSide, counter: u32) -> Result<u64, Failure> {
     tpm.rollback_counter(counter)?.ok_or_else(|| {
         Failure::new(ExitStatus::Missing, format!("rollback counter {counter:#010x}: expected a counter, found none"))
             .next("enrol the volumes again with 'iofs-sign enroll --rollback-counter'")
-    })
-}
-
-pub(super) fn read_record(path: &Path) -> Result<BootRecord, Failure> {
-    let bytes = attest::read(path, MAX_RECORD)
-        .map_err(|failure| failure.next("run this on the machine, after a boot by verify-init"))?;
-    serde_json::from_slice(&bytes).map_err(|error| {
-        Failure::new(ExitStatus::BadInput, format!("boot record {}: {error}", path.display()))
-            .next("give the record that verify-init left of this boot")
     })
 }
 

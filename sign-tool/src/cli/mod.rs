@@ -27,6 +27,7 @@ mod prompt;
 mod seal;
 mod secure_boot;
 mod sign;
+mod status;
 mod uki;
 mod verify;
 mod verity;
@@ -75,6 +76,7 @@ enum Verb {
     Enroll(Box<enroll::Arguments>),
     #[cfg(feature = "enroll")]
     MarkGood(mark_good::Arguments),
+    Status(status::Arguments),
     Verity(verity::Arguments),
 }
 
@@ -128,6 +130,7 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Enroll(arguments) => enroll::run(arguments, output),
         #[cfg(feature = "enroll")]
         Verb::MarkGood(arguments) => mark_good::run(arguments, output),
+        Verb::Status(arguments) => status::run(arguments, output),
         Verb::Verity(arguments) => verity::run(arguments, output),
     }
 }

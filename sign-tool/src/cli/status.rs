@@ -1,0 +1,49 @@
+//! `iofs-sign status`.
+
+use std::path::PathBuf;
+
+use iofs_policy::{boot_record::BootRecord, paths::BOOT_RECORD};
+use iofs_sign::{
+    atomic,
+    report::{Failure, Output},
+    status::{self, timeline},
+};
+use serde::Serialize;
+
+/// Show what this machine booted: the verified image, its volumes, what was measured, and how long each stage took
+///
+/// It is what verify-init left of the boot. It tells the machine's owner, and proves nothing to anybody else: for that, see
+/// 'attest'.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  iofs-sign status
+  iofs-sign status --timeline boot.svg
+  iofs-sign status --boot-record boot.json --json
+
+Exit codes: 1 system, 2 usage, 3 malformed record.")]
+pub(crate) struct Arguments {
+    /// What verify-init left of the boot
+    #[arg(long, value_name = "FILE", default_value = BOOT_RECORD)]
+    boot_record: PathBuf,
+    /// Draw the stages into this file too, as SVG
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
+}
+
+#[derive(Debug, Serialize)]
+struct Status {
+    /// The boot record.
+    boot: BootRecord,
+    /// The picture, or null.
+    timeline: Option<PathBuf>,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let boot = status::read(&arguments.boot_record)?;
+    if let Some(path) = &arguments.timeline {
+        atomic::write(path, 0o644, timeline::draw(&boot).to_string().as_bytes())?;
+    }
+    let status = Status { boot, timeline: arguments.timeline.clone() };
+    output.result(&status, || status::text(&status.boot));
+    Ok(())
+}
