@@ -46,7 +46,7 @@ fn lister() -> Result<PathBuf> {
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let folder = cache::target_folder("static-tools")?;
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--locked", "--package", "swtpm-tests", "--bin", "list-tree", "--target", &target])
+        .args(["build", "--quiet", "--locked", "--package", "list-tree", "--target", &target])
         .arg("--target-dir")
         .arg(&folder)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")

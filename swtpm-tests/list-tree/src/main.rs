@@ -66,10 +66,14 @@ fn digest(path: &Path) -> io::Result<String> {
     let mut file = File::open(path)?;
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok(iofs_policy::hex::encode(&hasher.finalize())),
+            0 => return Ok(hexadecimal(&hasher.finalize())),
             count => hasher.update(&buffer[..count]),
         }
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn attributes(path: &Path, out: &mut impl Write) -> io::Result<()> {
@@ -80,7 +84,7 @@ fn attributes(path: &Path, out: &mut impl Write) -> io::Result<()> {
     for name in names {
         let mut value = vec![0_u8; 64 * 1024];
         let length = rustix::fs::lgetxattr(path, OsStr::from_bytes(name), &mut value)?;
-        write!(out, " {}={}", name.escape_ascii(), iofs_policy::hex::encode(&value[..length]))?;
+        write!(out, " {}={}", name.escape_ascii(), hexadecimal(&value[..length]))?;
     }
     Ok(())
 }
