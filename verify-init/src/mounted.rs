@@ -26,7 +26,8 @@ const WRITABLE: &str = "/run/iofs/overlay";
 /// A volume's file system has a root folder of its own mode, so that it is mounted below one that nobody else enters.
 const KEPT: &str = "/run/iofs/overlay/volume";
 const FOLDER: &str = "/run/iofs";
-const SYSTEMD_FOLDER: &str = "/run/systemd";
+/// What systemd keeps between its programs.
+pub(crate) const SYSTEMD_FOLDER: &str = "/run/systemd";
 /// What an overlay root stands on, where systemd's generators look for it (systemd's `volatile-root.c`).
 const VOLATILE_ROOT: &str = "/run/systemd/volatile-root";
 const FILE_TYPE: u32 = 0o170_000;

@@ -8,9 +8,8 @@ use std::io::{self, ErrorKind};
 
 use iofs_policy::pcr_signature::{MAX_SIZE, STUB_PATH};
 
-use crate::{boot::Boot, report::text, system::System};
+use crate::{boot::Boot, mounted::SYSTEMD_FOLDER, report::text, system::System};
 
-const FOLDER: &str = "/run/systemd";
 const HANDED_ON: [(&str, &str); 2] = [
     (STUB_PATH, "/run/systemd/tpm2-pcr-signature.json"),
     ("/.extra/tpm2-pcr-public-key.pem", "/run/systemd/tpm2-pcr-public-key.pem"),
@@ -28,7 +27,7 @@ pub(crate) fn hand_on<S: System>(boot: &mut Boot<'_, S>) {
 
 fn copy<S: System>(system: &mut S, from: &str, to: &str) -> io::Result<()> {
     let bytes = system.read(from, MAX_SIZE)?;
-    system.create_folder(FOLDER, 0o755)?;
+    system.create_folder(SYSTEMD_FOLDER, 0o755)?;
     system.write(to, &bytes)
 }
 

@@ -3,7 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -16,6 +16,7 @@ use serde_json::json;
 use swtpm_tests::{
     DeviceShell, Disk, FirmwareImage, Machine, ScratchDisk, SecureBoot, TpmState, Vm, attester,
     chain::Chain,
+    shared,
     verifier::{Quoted, Verifier},
     volume::{VolumeFile, data_volume, disk_of},
 };
@@ -116,13 +117,7 @@ impl Enrolled {
     /// All tests that run at the same time share one.
     pub(crate) fn shared() -> Result<Arc<Self>> {
         static SHARED: Mutex<Weak<Enrolled>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(enrolled) = shared.upgrade() {
-            return Ok(enrolled);
-        }
-        let enrolled = Arc::new(Self::new()?);
-        *shared = Arc::downgrade(&enrolled);
-        Ok(enrolled)
+        shared(&SHARED, Self::new)
     }
 
     /// The first boot, which is good: the machine is enrolled, and what is its own is learnt. Its image has all that a stub

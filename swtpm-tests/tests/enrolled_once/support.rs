@@ -2,7 +2,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use swtpm_tests::{
     Disk, Ending, FirmwareImage, Line, Machine, PcrKey, ScratchDisk, SecureBoot, TpmState, Vm, attester,
     chain::{Chain, ROOT_REACHED},
     image::section,
+    shared,
     volume::{VolumeFile, data_volume, disk_of},
     workshop::Workshop,
 };
@@ -84,13 +85,7 @@ impl Enrolled {
     /// All tests that run at the same time share one, and boot copies of it.
     pub(super) fn shared() -> Result<Arc<Self>> {
         static SHARED: Mutex<Weak<Enrolled>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(enrolled) = shared.upgrade() {
-            return Ok(enrolled);
-        }
-        let enrolled = Arc::new(Self::by("enrolled_once", "")?);
-        *shared = Arc::downgrade(&enrolled);
-        Ok(enrolled)
+        shared(&SHARED, || Self::by("enrolled_once", ""))
     }
 
     /// The first boot: somebody types the passphrase, and enrols the volume on the running system, by more words than it

@@ -1,12 +1,12 @@
 //! A tiny sealed root, firmware that trusts keys of ours, and the image that firmware starts.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, Weak},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use swtpm_tests::{Disk, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, cache, chain::Chain};
+use swtpm_tests::{Disk, Line, Machine, ScratchDisk, SecureBoot, TpmState, Vm, cache, chain::Chain, shared};
 
 /// From power-on to what firmware or verify-init say first, on a busy host.
 pub(crate) const FIRMWARE: Duration = Duration::from_secs(120);
@@ -30,13 +30,7 @@ impl Sealed {
     /// For Debian 13's kernel and stub. All tests that run at the same time share one: none of them changes it.
     pub(crate) fn shared() -> Result<Arc<Self>> {
         static SHARED: Mutex<Weak<Sealed>> = Mutex::new(Weak::new());
-        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sealed) = shared.upgrade() {
-            return Ok(sealed);
-        }
-        let sealed = Arc::new(Self::tiny("trixie")?);
-        *shared = Arc::downgrade(&sealed);
-        Ok(sealed)
+        shared(&SHARED, || Self::tiny("trixie"))
     }
 
     /// For the kernel and the stub of a Debian suite.
