@@ -25,6 +25,7 @@ mod device;
 mod disk;
 pub mod image;
 mod machine;
+pub mod medium;
 mod newc;
 mod qmp;
 mod secure_boot;
