@@ -70,7 +70,7 @@ impl Medium {
         match kind {
             MediumKind::Ext4 => {
                 let mut make = tool("mke2fs", "e2fsprogs")?;
-                run(make.args(["-q", "-F", "-t", "ext4", "-U", UUID, "-d"]).args([&files, path]))
+                run(make.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-U", UUID, "-d"]).args([&files, path]))
             }
             MediumKind::Erofs => {
                 let mut make = tool("mkfs.erofs", "erofs-utils")?;

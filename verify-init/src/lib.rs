@@ -6,6 +6,8 @@
 mod attached;
 pub mod boot;
 pub mod devices;
+#[cfg(feature = "full")]
+pub mod find;
 mod found;
 pub mod gpt;
 #[cfg(any(test, not(feature = "full")))]
