@@ -24,6 +24,7 @@ mod console;
 mod device;
 mod disk;
 pub mod image;
+pub mod installed;
 mod machine;
 pub mod medium;
 mod newc;
