@@ -33,12 +33,36 @@ fn debian_12_with_initramfs_tools_boots_by_grub_and_keeps_what_was_written() -> 
 }
 
 #[test]
-fn debian_13_on_lvm_on_raid1_boots_by_dracut() -> Result<()> {
+fn debian_12_with_an_encrypted_root_boots_once_its_passphrase_is_typed() -> Result<()> {
+    let machine = Installed::machine("bookworm-initramfs-tools-luks")?;
+    let mut booted = boots(&machine, "/dev/mapper/root_crypt ext4")?;
+    assert!(booted.output("cryptsetup status root_crypt")?.contains("type:    LUKS2"));
+    booted.power_off()
+}
+
+#[test]
+fn debian_12_with_dracut_boots_by_grub() -> Result<()> {
+    let machine = Installed::machine("bookworm-dracut")?;
+    boots(&machine, "/dev/vda3 ext4")?.power_off()
+}
+
+#[test]
+fn debian_13_on_lvm_on_raid1_boots_by_grub_and_dracut() -> Result<()> {
     let machine = Installed::machine("trixie-dracut-lvm")?;
     let mut booted = boots(&machine, "/dev/mapper/system-root ext4")?;
     let levels =
         booted.output("lsblk --inverse --noheadings --list --output NAME,TYPE /dev/system/root | tr -s ' '")?;
     assert!(levels.contains("raid1"), "{levels}");
     booted.output("grep -F '[UU]' /proc/mdstat")?;
+    booted.power_off()
+}
+
+#[test]
+fn debian_13_boots_by_an_entry_of_systemd_boot() -> Result<()> {
+    let machine = Installed::machine("trixie-systemd-boot")?;
+    let mut booted = boots(&machine, "/dev/vda3 ext4")?;
+    assert!(booted.output("bootctl status --no-pager")?.contains("Product: systemd-boot"));
+    let entries = booted.output("ls /boot/efi/loader/entries")?;
+    assert!(entries.contains(&machine.kernel()?), "{entries}");
     booted.power_off()
 }
