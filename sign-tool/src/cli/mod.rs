@@ -15,6 +15,7 @@ mod enroll;
 mod enroll_plan;
 #[cfg(feature = "enroll")]
 mod enroll_report;
+mod generate;
 mod initramfs;
 mod inspect;
 mod keygen;
@@ -78,6 +79,8 @@ enum Verb {
     MarkGood(mark_good::Arguments),
     Status(status::Arguments),
     Verity(verity::Arguments),
+    #[command(hide = true)]
+    Generate(generate::Arguments),
 }
 
 /// Parses the command line, runs the verb and reports.
@@ -132,6 +135,7 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::MarkGood(arguments) => mark_good::run(arguments, output),
         Verb::Status(arguments) => status::run(arguments, output),
         Verb::Verity(arguments) => verity::run(arguments, output),
+        Verb::Generate(arguments) => generate::run(arguments, output),
     }
 }
 
