@@ -13,10 +13,12 @@ use crate::{
     verity::{CorruptionAction, ParameterError, RootHash, VerityParameters},
 };
 
+mod place;
 mod tpm;
 mod values;
 mod volume;
 
+pub use place::{FilePlace, Medium, MediumKind, MediumUuid, Place, PlaceError};
 pub use tpm::{RollbackRule, SrkPublic, TpmRules, TpmUse};
 pub use values::{ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, RootPath, ValueError};
 pub use volume::{
@@ -102,31 +104,6 @@ pub struct ImageIdentity {
     pub architecture: Architecture,
     /// A debug image lets the kernel command line ask for more. It is known, and measured, as one.
     pub debug: bool,
-}
-
-/// Where data or tree is found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Place {
-    /// A GPT partition by its unique id.
-    PartUuid(Uuid),
-    /// A GPT partition by its name.
-    PartLabel(PartitionLabel),
-    /// A whole disk by the kernel's name, such as `vda`.
-    Disk(PartitionLabel),
-    /// Inside a sealed volume of use "image": the data at its first byte, the hash area at `verity.hash_offset`.
-    Volume(VolumeName),
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::PartUuid(uuid) => write!(formatter, "PARTUUID={uuid}"),
-            Self::PartLabel(label) => write!(formatter, "PARTLABEL={label}"),
-            Self::Disk(name) => write!(formatter, "/dev/{name}"),
-            Self::Volume(name) => write!(formatter, "volume:{name}"),
-        }
-    }
 }
 
 /// The verity device.
@@ -243,6 +220,19 @@ pub enum ManifestError {
     /// A rollback counter is named, and not whose.
     #[error("manifest: tpm.rollback: expected a pinned srk beside it, found none: whoever is on the bus could answer")]
     UnpinnedRollback,
+    /// Where data and tree lie contradicts something.
+    #[error("manifest: {field}: expected {expected}, found {found}")]
+    Place {
+        /// The field.
+        field: &'static str,
+        /// What would do.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A second stage without a writable layer in memory.
+    #[error("manifest: overlay: expected one in memory for the role initoverlay, found none: what runs there writes")]
+    NoOverlay,
     /// A volume contradicts something.
     #[error(transparent)]
     Volume(#[from] VolumeError),
@@ -287,7 +277,11 @@ impl Manifest {
         if self.tpm.rollback.is_some() && self.tpm.srk.is_none() {
             return Err(ManifestError::UnpinnedRollback);
         }
-        self.check_volumes(geometry.data_bytes())?;
+        if self.image.role == Role::InitOverlay && self.overlay.is_none() {
+            return Err(ManifestError::NoOverlay);
+        }
+        self.check_places(geometry.data_bytes())?;
+        self.check_volumes()?;
         Ok(())
     }
 

@@ -12,5 +12,9 @@ pub const MODULE_INDEX: &str = "/etc/iofs/modules";
 pub const BOOT_RECORD: &str = "/run/iofs/boot.json";
 /// The name of the verity mapping: what systemd's generators expect of a verity root.
 pub const ROOT_MAPPING: &str = "root";
+/// The name of the verity mapping of a second stage, whose real root may well be called `root`.
+pub const SECOND_STAGE_MAPPING: &str = "initoverlay";
+/// The image with its tree behind it, where it travels inside the mini-initramfs.
+pub const IMAGE: &str = "/etc/iofs/image";
 /// The log of what user space measured, where systemd appends to it.
 pub const MEASUREMENT_LOG: &str = "/run/log/systemd/tpm2-measure.log";

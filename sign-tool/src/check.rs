@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, num::NonZeroUsize};
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
-    manifest::{ImageIdentity, Manifest, Place},
+    manifest::{ImageIdentity, Manifest},
     release::{Artifact, Release},
     trust::{KeyId, TrustPolicy, TrustedKeys, VerifiedPayload},
     verity::{HashArea, RootHash, Superblock},
@@ -109,9 +109,9 @@ pub fn check(
     Ok(report)
 }
 
-/// Where the hash area begins in its own file: in a volume it lies behind the data.
+/// Where the hash area begins in its own file: at one place with the data it lies behind that.
 fn offset_in_file(manifest: &Manifest) -> u64 {
-    if matches!(manifest.tree, Place::Volume(_)) { 0 } else { manifest.verity.hash_offset }
+    if manifest.is_one_piece() { 0 } else { manifest.verity.hash_offset }
 }
 
 /// A check under way.

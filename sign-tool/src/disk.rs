@@ -77,8 +77,8 @@ pub struct DiskReport {
 /// What a partition holds.
 #[derive(Debug)]
 enum Content {
-    /// A file of the sealed directory, as it is.
-    File(PathBuf),
+    /// Files of the sealed directory as they are, each at its offset.
+    Files(Vec<(PathBuf, u64)>),
     /// These bytes.
     Bytes(Vec<u8>),
     /// A file system with what firmware starts.
@@ -131,7 +131,9 @@ pub fn write(
 fn fill_partition(planned: &Planned, target: &mut File, progress: &Progress) -> io::Result<()> {
     let DiskPartition { offset, size, .. } = planned.partition;
     match &planned.content {
-        Content::File(path) => copy_sparse(&mut File::open(path)?, target, offset, progress),
+        Content::Files(files) => {
+            files.iter().try_for_each(|(path, at)| copy_sparse(&mut File::open(path)?, target, offset + at, progress))
+        }
         Content::Bytes(bytes) => copy_sparse(&mut &bytes[..], target, offset, progress),
         Content::Esp(esp) => esp.write(target, offset, size, progress),
     }

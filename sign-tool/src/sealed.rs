@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -10,6 +10,7 @@ use std::{
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
+    manifest::Manifest,
     release::Artifact,
     trust::{MAX_TRUST_SIZE, TrustPolicy},
 };
@@ -163,6 +164,25 @@ impl SealedDirectory {
     pub fn trust(&self) -> Result<TrustPolicy, Failure> {
         let bytes = self.read(TRUST, MAX_TRUST_SIZE)?;
         TrustPolicy::parse(&bytes).map_err(|error| bad_input(&self.file(TRUST), &error))
+    }
+
+    /// Writes the image with its tree behind it, as both lie at one place, and returns how many bytes that are.
+    ///
+    /// # Errors
+    /// The image is longer than its manifest says, or a file cannot be read or written.
+    pub fn write_one_piece(&self, manifest: &Manifest, out: &mut impl Write) -> Result<u64, Failure> {
+        let piece = |name: &str, out: &mut dyn Write| {
+            io::copy(&mut self.open(name)?, out)
+                .map_err(|error| Failure::io(format_args!("copy {}", self.file(name).display()), &error))
+        };
+        let data = piece(IMAGE, out)?;
+        let gap = manifest.verity.hash_offset.checked_sub(data).ok_or_else(|| {
+            let fact =
+                format!("expected at most {} bytes in front of its tree, found {data}", manifest.verity.hash_offset);
+            bad_input(&self.file(IMAGE), &fact)
+        })?;
+        io::copy(&mut io::repeat(0).take(gap), out).map_err(|error| Failure::io("write the image", &error))?;
+        Ok(data + gap + piece(TREE, out)?)
     }
 
     /// Measures the files that are there, for a release statement. The order is that of [`ARTIFACTS`].

@@ -119,7 +119,7 @@ pub fn whole(change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
 
 fn seal(root: &Path, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
     Chain::seal("trixie", root, |request| {
-        request.config.boot.init = SHELL_INIT.parse().expect("valid");
+        request.config.boot.init = Some(SHELL_INIT.parse().expect("valid"));
         request.config.image.id = Some("org.example.attester".parse().expect("valid"));
         request.config.image.version = Some("7".parse().expect("valid"));
         request.config.image.rollback_index = RollbackIndex(7);

@@ -84,7 +84,7 @@ fn add_modules(suite: &str, added: &Path) -> Result<()> {
 /// As [`image`], and where sealing fails.
 pub fn device(suite: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
     Chain::seal(suite, &image(suite)?, |request| {
-        request.config.boot.init = SHELL_INIT.parse().expect("valid");
+        request.config.boot.init = Some(SHELL_INIT.parse().expect("valid"));
         request.config.boot.command_lines = attester::command_lines();
         request.config.tpm.usage = TpmUse::Required;
         change(request);

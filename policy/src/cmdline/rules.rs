@@ -20,8 +20,9 @@ pub(super) fn apply(parameter: &Parameter, sealed: &Manifest, accepted: &mut Acc
         "rd.timeout" => timeout(value, sealed, accepted),
         "rd.emergency" => equal(value, sealed.on_failure.name())?,
         "roothash" => equal(value, &sealed.verity.root_hash.to_string())?,
-        "init" => equal(value, sealed.init.as_str())?,
+        "init" => equal(value, real_init(sealed))?,
         "rdinit" => equal(value, "/init")?,
+        name if sealed.image.role == Role::InitOverlay && is_of_the_root(name) => {}
         "rootfstype" => equal(value, "erofs")?,
         "rootflags" => mount_options(value, sealed)?,
         "root" => root(value, sealed)?,
@@ -51,6 +52,19 @@ fn bare_name(name: &str) -> &str {
     }
 }
 
+/// What is to run in the end. The sealed init of a second stage is not that of the root that it goes on to.
+fn real_init(sealed: &Manifest) -> &str {
+    match sealed.image.role {
+        Role::Root => sealed.init.as_str(),
+        Role::InitOverlay => "/sbin/init",
+    }
+}
+
+/// What says where the root is and how it is mounted: the business of a second stage, which goes on to it.
+fn is_of_the_root(name: &str) -> bool {
+    matches!(name, "root" | "rootfstype" | "rootflags" | "rw" | "systemd.volatile" | "rd.overlay")
+}
+
 fn equal(found: &str, expected: &str) -> Rule {
     if found == expected { Ok(()) } else { Err(format!("{expected:?}, as sealed")) }
 }
@@ -76,8 +90,7 @@ fn mount_options(value: &str, sealed: &Manifest) -> Rule {
 }
 
 fn root(value: &str, sealed: &Manifest) -> Rule {
-    // A second stage goes on to another root: that is its business.
-    if sealed.image.role == Role::InitOverlay || value == "/dev/mapper/root" || names(value, &sealed.data) {
+    if value == "/dev/mapper/root" || names(value, &sealed.data) {
         return Ok(());
     }
     Err(format!("/dev/mapper/root or {}, as sealed", sealed.data))
@@ -99,6 +112,8 @@ fn names(value: &str, place: &Place) -> bool {
             .any(|found| found == label.as_str()),
         Place::Disk(name) => value.strip_prefix("/dev/") == Some(name.as_str()),
         Place::Volume(name) => value.strip_prefix("/dev/mapper/") == Some(name.as_str()),
+        // Nothing but verify-init finds a file that is an image.
+        Place::File(_) | Place::Memory => false,
     }
 }
 

@@ -1,6 +1,6 @@
 use super::*;
 use crate::manifest::{
-    DataUse, FileSystem, Manifest, Overlay, OverlaySize, UnlockRules, Volume, VolumeUse, tests::manifest,
+    DataUse, FileSystem, Manifest, Overlay, OverlaySize, Role, UnlockRules, Volume, VolumeUse, tests::manifest,
 };
 
 fn check(line: &str) -> Result<AcceptedCommandLine, String> {
@@ -174,6 +174,20 @@ fn cmdline_injection_disk_encryption_is_as_sealed() {
 #[test]
 fn a_second_stage_has_its_own_disk_encryption() {
     let mut sealed = with_volume(None);
-    sealed.image.role = crate::manifest::Role::InitOverlay;
+    sealed.image.role = Role::InitOverlay;
     assert!(AcceptedCommandLine::check_against("rd.luks=0 rd.luks.options=discard", &sealed).is_ok());
+}
+
+#[test]
+fn a_second_stage_finds_its_root_by_the_command_line() {
+    let mut manifest = manifest();
+    manifest.image.role = Role::InitOverlay;
+    manifest.init = "/init".parse().unwrap();
+    let check = |line: &str| AcceptedCommandLine::check_against(line, &manifest).map_err(|error| error.to_string());
+    let line = "root=UUID=1234 rootfstype=ext4 rootflags=subvol=@ rw systemd.volatile=no rd.overlay init=/sbin/init \
+                rd.luks.uuid=5678 rd.lvm.lv=vg/root";
+    assert_eq!(check(line).unwrap().warnings, [""; 0]);
+    for parameter in ["init=/init", "init=/bin/sh", "rd.break", "break=premount", "systemd.verity=0", "rd.shell"] {
+        assert!(check(parameter).is_err(), "{parameter}");
+    }
 }

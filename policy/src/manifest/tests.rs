@@ -169,3 +169,26 @@ fn unknown_and_impossible_fields_are_refused() {
         assert!(error.contains(expected), "{error:?} lacks {expected:?}");
     }
 }
+
+#[test]
+fn at_one_place_the_tree_follows_the_data() {
+    let mut manifest = manifest();
+    manifest.tree = manifest.data.clone();
+    let error = manifest.check().unwrap_err().to_string();
+    assert_eq!(error, "manifest: verity.hash_offset: expected at least 4096000, behind the data at one place, found 0");
+    manifest.verity.hash_offset = 4_096_000;
+    assert_eq!(manifest.check(), Ok(()));
+    manifest.tree = Place::Memory;
+    assert!(manifest.check().unwrap_err().to_string().contains("both are in memory, or neither, found memory"));
+    manifest.data = Place::Memory;
+    assert_eq!(manifest.check(), Ok(()));
+}
+
+#[test]
+fn a_second_stage_needs_a_writable_layer_in_memory() {
+    let mut manifest = manifest();
+    manifest.image.role = Role::InitOverlay;
+    assert_eq!(manifest.check(), Ok(()));
+    manifest.overlay = None;
+    assert_eq!(manifest.check(), Err(ManifestError::NoOverlay));
+}

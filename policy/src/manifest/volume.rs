@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Manifest, MountOption, Place, RootPath, TpmUse, ValueError};
 use crate::{
     digest::Sha256Digest,
-    paths::ROOT_MAPPING,
+    paths::{ROOT_MAPPING, SECOND_STAGE_MAPPING},
     pcr::{PcrBank, PcrDigest},
 };
 
@@ -55,7 +55,8 @@ impl TryFrom<String> for VolumeName {
 
     fn try_from(text: String) -> Result<Self, ValueError> {
         let letters = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
-        let taken = matches!(text.as_str(), ROOT_MAPPING | "control") || text.ends_with(INTEGRITY_SUFFIX);
+        let taken = matches!(text.as_str(), ROOT_MAPPING | SECOND_STAGE_MAPPING | "control")
+            || text.ends_with(INTEGRITY_SUFFIX);
         if (1..=64).contains(&text.len()) && letters && !taken && !text.starts_with('.') {
             return Ok(Self(text));
         }
@@ -313,7 +314,7 @@ impl Volume {
     }
 
     fn check(&self, manifest: &Manifest) -> Result<(), VolumeError> {
-        if matches!(self.place, Place::Volume(_)) {
+        if matches!(self.place, Place::Volume(_) | Place::File(_) | Place::Memory) {
             return Err(self.refuse("place", "a partition or a disk", &self.place));
         }
         self.check_unlock(manifest.tpm.usage)?;
@@ -392,8 +393,7 @@ impl Manifest {
         self.overlay.is_some() || self.upper().is_some()
     }
 
-    /// `data_bytes` is the size of the image.
-    pub(super) fn check_volumes(&self, data_bytes: u64) -> Result<(), VolumeError> {
+    pub(super) fn check_volumes(&self) -> Result<(), VolumeError> {
         if self.volumes.len() > MAX_VOLUMES {
             return Err(VolumeError::TooMany(self.volumes.len()));
         }
@@ -407,7 +407,7 @@ impl Manifest {
         });
         once("use", uses)?;
         self.check_order()?;
-        self.check_image_volume(data_bytes)
+        self.check_image_volume()
     }
 
     /// What is mounted later must not cover what was mounted before.
@@ -425,7 +425,7 @@ impl Manifest {
     }
 
     /// Data and tree lie in the one volume that is for them, or both outside.
-    fn check_image_volume(&self, data_bytes: u64) -> Result<(), VolumeError> {
+    fn check_image_volume(&self) -> Result<(), VolumeError> {
         let image = self.volumes.iter().find(|volume| volume.usage == VolumeUse::Image);
         for (field, place) in [("data", &self.data), ("tree", &self.tree)] {
             let fits = match (place, image) {
@@ -439,11 +439,6 @@ impl Manifest {
                 });
                 return Err(VolumeError::Image { field, expected, found: place.to_string() });
             }
-        }
-        if image.is_some() && self.verity.hash_offset < data_bytes {
-            let expected = format!("at least {data_bytes}, behind the data in one volume");
-            let found = self.verity.hash_offset.to_string();
-            return Err(VolumeError::Image { field: "verity.hash_offset", expected, found });
         }
         Ok(())
     }

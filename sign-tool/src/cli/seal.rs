@@ -6,13 +6,18 @@ use std::{
 };
 
 use super::secure_boot::{SecureBootKey, VerityKey};
-use iofs_policy::manifest::{ImageId, ImageVersion, RollbackIndex};
+use clap::ValueEnum;
+use iofs_policy::manifest::{ImageId, ImageVersion, Place, Role, RollbackIndex};
 use iofs_sign::{
     erofs::ImageCompression,
     keys::{self, PrivateKey},
     pcr_policy::PolicySigner,
     report::{Failure, Output},
-    seal::{self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest, config::Config, finish::SigningKeys},
+    seal::{
+        self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest,
+        config::{Config, PlaceSection, PlaceText},
+        finish::SigningKeys,
+    },
     sealed::bad_input,
 };
 
@@ -25,6 +30,9 @@ use iofs_sign::{
       --kernel /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0 --out sealed
   iofs-sign seal --root rootfs/ --unsigned --trust release.pub.pem --kernel … --modules … --out sealed
       then sign sealed/to-sign.bin elsewhere, and: iofs-sign attach sealed --key release.pub.pem --signature FILE
+  iofs-sign seal --role initoverlay --root /boot/initrd.img-6.12.0 --place ext4:UUID=…:/iofs/image --key … --kernel … \\
+      --modules … --out sealed
+      seals a distribution's own initramfs, which goes on to its root as ever
 
 TREE is a directory, a tar (plain, gz, xz, zst, lz4), a cpio initramfs as distributions ship it, or an erofs image.
 Archives are unpacked with all their metadata: as root, or in a user namespace (package uidmap).
@@ -88,6 +96,13 @@ pub(crate) struct Arguments {
     /// What else to seal: docs/configuration.md describes it
     #[arg(long, value_name = "iofs.toml")]
     config: Option<PathBuf>,
+    /// What the tree is: the real system's root, or an initramfs that becomes the second stage and goes on to another root
+    #[arg(long, value_enum)]
+    role: Option<RoleName>,
+    /// Where image and tree will lie: PARTUUID=…, PARTLABEL=…, /dev/NAME, volume:NAME, memory (inside the mini-initramfs), or
+    /// TYPE:UUID=…:/PATH for a file [default: partitions by their PARTUUIDs]
+    #[arg(long, value_name = "PLACE")]
+    place: Option<Place>,
     /// The image's id [default: from the tree's os-release]
     #[arg(long)]
     id: Option<ImageId>,
@@ -106,6 +121,22 @@ pub(crate) struct Arguments {
     /// Show what would be sealed, and write nothing
     #[arg(long)]
     dry_run: bool,
+}
+
+/// A role as options spell it.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleName {
+    Root,
+    Initoverlay,
+}
+
+impl From<RoleName> for Role {
+    fn from(name: RoleName) -> Self {
+        match name {
+            RoleName::Root => Self::Root,
+            RoleName::Initoverlay => Self::InitOverlay,
+        }
+    }
 }
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
@@ -136,6 +167,11 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
     image.id = arguments.id.clone().or(image.id.take());
     image.version = arguments.image_version.clone().or(image.version.take());
     image.rollback_index = arguments.rollback_index.map_or(image.rollback_index, RollbackIndex);
+    image.role = arguments.role.map_or(image.role, Role::from);
+    if let Some(place) = &arguments.place {
+        let place = || Some(PlaceText(place.clone()));
+        config.place = PlaceSection { data: place(), tree: place() };
+    }
     config.trust.threshold = arguments.threshold.unwrap_or(config.trust.threshold);
     config.filesystem.compression = arguments.compression.or(config.filesystem.compression);
     let lines = &mut config.boot.command_lines;

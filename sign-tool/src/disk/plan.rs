@@ -80,40 +80,62 @@ fn esp(directory: &SealedDirectory, manifest: &Manifest, additions: &Additions) 
     }))
 }
 
-/// Data and tree.
-fn sealed_partitions(directory: &SealedDirectory, manifest: &Manifest) -> Result<[Wanted; 2], Failure> {
+/// Data and tree; what travels in the initramfs needs no partition.
+fn sealed_partitions(directory: &SealedDirectory, manifest: &Manifest) -> Result<Vec<Wanted>, Failure> {
     let hash = manifest.verity.root_hash.as_bytes();
     let (first, last) = (&hash[..16], &hash[hash.len() - 16..]);
     let [data_type, tree_type] = partition_types(manifest);
-    let sealed = |place: &Place, name, label: &str, id: &[u8], type_uuid| {
+    let sealed = |place: &Place, names: &[&str], label: &str, id: &[u8], type_uuid| {
         let id = Uuid::from_slice(id).expect("16 bytes are a UUID");
         let (label, partuuid) = match place {
             Place::PartUuid(uuid) => (label.to_owned(), *uuid),
             Place::PartLabel(label) => (label.to_string(), id),
-            Place::Volume(_) | Place::Disk(_) => return Err(no_partition(directory, manifest, place, name)),
+            Place::Volume(_) | Place::Disk(_) | Place::File(_) | Place::Memory => {
+                return Err(no_partition(directory, manifest, place, names[0]));
+            }
         };
-        let path = directory.file(name);
-        let size = file_size(&path)?.next_multiple_of(SECTOR);
-        Ok(Wanted { label, partuuid, type_uuid, flags: READ_ONLY, size, content: Content::File(path) })
+        let mut size = 0;
+        let mut files = Vec::new();
+        for (name, offset) in names.iter().zip([0, manifest.verity.hash_offset]) {
+            let path = directory.file(name);
+            size = (offset + file_size(&path)?).next_multiple_of(SECTOR);
+            files.push((path, offset));
+        }
+        Ok(Wanted { label, partuuid, type_uuid, flags: READ_ONLY, size, content: Content::Files(files) })
     };
-    Ok([
-        sealed(&manifest.data, sealed::IMAGE, "root", first, data_type)?,
-        sealed(&manifest.tree, sealed::TREE, "root-verity", last, tree_type)?,
+    if manifest.data == Place::Memory {
+        return Ok(Vec::new());
+    }
+    if manifest.is_one_piece() {
+        return Ok(vec![sealed(&manifest.data, &[sealed::IMAGE, sealed::TREE], "root", first, data_type)?]);
+    }
+    Ok(vec![
+        sealed(&manifest.data, &[sealed::IMAGE], "root", first, data_type)?,
+        sealed(&manifest.tree, &[sealed::TREE], "root-verity", last, tree_type)?,
     ])
 }
 
 fn no_partition(directory: &SealedDirectory, manifest: &Manifest, place: &Place, name: &str) -> Failure {
     let path = directory.file(name);
-    if let Place::Volume(volume) = place {
-        let seek = if name == sealed::TREE { manifest.verity.hash_offset } else { 0 };
-        let fact = format!("{name} is sealed to lie in the encrypted volume {volume}");
-        return Failure::new(ExitStatus::Usage, fact).next(format!(
-            "open the volume, then: dd if={} of=/dev/mapper/{volume} oflag=seek_bytes seek={seek}",
-            path.display()
-        ));
+    let refused = |fact: String, next: String| Failure::new(ExitStatus::Usage, fact).next(next);
+    match place {
+        Place::Volume(volume) => {
+            let seek = if name == sealed::TREE { manifest.verity.hash_offset } else { 0 };
+            let path = path.display();
+            refused(
+                format!("{name} is sealed to lie in the encrypted volume {volume}"),
+                format!("open the volume, then: dd if={path} of=/dev/mapper/{volume} oflag=seek_bytes seek={seek}"),
+            )
+        }
+        Place::File(file) => refused(
+            format!("{name} is sealed to lie in the file {} of a {} that is not ours", file.path, file.kind.name()),
+            "seal a partition as its place, or let 'iofs-sign install' write the file".to_owned(),
+        ),
+        _ => refused(
+            format!("{name} is sealed to lie on the whole disk {place}"),
+            format!("write it there as it is: dd if={} of={place}", path.display()),
+        ),
     }
-    Failure::new(ExitStatus::Usage, format!("{name} is sealed to lie on the whole disk {place}"))
-        .next(format!("write it there as it is: dd if={} of={place}", path.display()))
 }
 
 /// The signature of the root hash, for systemd's tools. They look for a root's alone.

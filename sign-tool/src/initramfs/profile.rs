@@ -1,7 +1,7 @@
 //! Which modules a mini-initramfs is asked for: what every boot needs, and named lists of hardware.
 
 use clap::ValueEnum;
-use iofs_policy::manifest::FileSystem;
+use iofs_policy::manifest::{FileSystem, MediumKind};
 
 /// How much hardware the initramfs should boot on. Each includes the ones before it.
 #[derive(
@@ -44,6 +44,15 @@ impl Feature {
     /// Whether it takes a verify-init that opens encrypted volumes.
     pub fn is_of_volumes(self) -> bool {
         matches!(self, Self::Luks | Self::Integrity)
+    }
+
+    /// What reads a file system that holds an image. erofs is always there.
+    pub fn of_medium(kind: MediumKind) -> Option<Self> {
+        match kind {
+            MediumKind::Vfat => Some(Self::Vfat),
+            MediumKind::Ext4 => Some(Self::Ext4),
+            MediumKind::Erofs => None,
+        }
     }
 }
 

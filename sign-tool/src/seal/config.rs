@@ -10,7 +10,7 @@ use iofs_policy::{
     digest::Sha256Digest,
     failure::FailureAction,
     manifest::{
-        Architecture, ImageId, ImageVersion, MountOption, OverlaySize, PartitionLabel, Place, Role, RollbackIndex,
+        Architecture, ImageId, ImageVersion, MountOption, OverlaySize, Place, PlaceError, Role, RollbackIndex,
         RollbackRule, RootHashSignature, RootPath, SrkPublic, TpmRules, TpmUse, UnlockRules, Volume, VolumeName,
         VolumeUse,
     },
@@ -129,7 +129,7 @@ impl Default for VeritySection {
     }
 }
 
-/// `[place]`: `PARTUUID=…`, `PARTLABEL=…`, `/dev/NAME` or `volume:NAME`.
+/// `[place]`: `PARTUUID=…`, `PARTLABEL=…`, `/dev/NAME`, `volume:NAME`, `memory`, or `TYPE:UUID=…:/PATH` for a file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlaceSection {
@@ -145,22 +145,10 @@ pub struct PlaceSection {
 pub struct PlaceText(pub Place);
 
 impl TryFrom<String> for PlaceText {
-    type Error = String;
+    type Error = PlaceError;
 
-    fn try_from(text: String) -> Result<Self, String> {
-        let label = |name: &str| name.parse::<PartitionLabel>().map_err(|error| error.to_string());
-        let place = if let Some(uuid) = text.strip_prefix("PARTUUID=") {
-            Place::PartUuid(uuid.parse().map_err(|error| format!("{text}: {error}"))?)
-        } else if let Some(name) = text.strip_prefix("PARTLABEL=") {
-            Place::PartLabel(label(name)?)
-        } else if let Some(name) = text.strip_prefix("/dev/") {
-            Place::Disk(label(name)?)
-        } else if let Some(name) = text.strip_prefix("volume:") {
-            Place::Volume(name.parse::<VolumeName>().map_err(|error| error.to_string())?)
-        } else {
-            return Err(format!("place: expected PARTUUID=…, PARTLABEL=…, /dev/NAME or volume:NAME, found {text:?}"));
-        };
-        Ok(Self(place))
+    fn try_from(text: String) -> Result<Self, PlaceError> {
+        text.parse().map(Self)
     }
 }
 
@@ -184,8 +172,8 @@ impl Default for OverlaySection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct BootSection {
-    /// The real system's init.
-    pub init: RootPath,
+    /// The init in the sealed tree. Default: `/sbin/init`, or `/init` for a second stage.
+    pub init: Option<RootPath>,
     /// How long to wait for the devices, in seconds.
     pub device_timeout: u32,
     /// What the kernel does about a corrupt block.
@@ -201,7 +189,7 @@ pub struct BootSection {
 impl Default for BootSection {
     fn default() -> Self {
         Self {
-            init: "/sbin/init".parse().expect("the default is valid"),
+            init: None,
             device_timeout: 30,
             on_corruption: CorruptionAction::Panic,
             on_failure: FailureAction::PowerOff,
@@ -341,6 +329,23 @@ fn parsed<'de, D: serde::Deserializer<'de>, T: FromStr<Err: std::fmt::Display>>(
 }
 
 impl Config {
+    /// The init in the sealed tree.
+    pub fn init(&self) -> RootPath {
+        let usual = match self.image.role {
+            Role::Root => "/sbin/init",
+            Role::InitOverlay => "/init",
+        };
+        self.boot.init.clone().unwrap_or_else(|| usual.parse().expect("the default is valid"))
+    }
+
+    /// Where data and tree are to lie; the tree where the data is, if that is in memory or a file.
+    pub fn places(&self) -> [Option<Place>; 2] {
+        let [data, tree] = [&self.place.data, &self.place.tree].map(|place| place.as_ref().map(|text| text.0.clone()));
+        let follows = matches!(data, Some(Place::Memory | Place::File(_)));
+        let tree = tree.or_else(|| data.clone().filter(|_| follows));
+        [data, tree]
+    }
+
     /// The volumes to seal.
     pub fn sealed_volumes(&self) -> Vec<Volume> {
         self.volumes.iter().map(VolumeSection::sealed).collect()
@@ -368,6 +373,7 @@ impl Config {
             features.push(Feature::Integrity);
         }
         features.extend(self.volumes.iter().filter_map(|volume| volume.usage.file_system()).map(Feature::from));
+        features.extend(self.places().iter().flatten().flat_map(features_of));
         features.sort_unstable();
         features.dedup();
         let added = modules.add.iter().map(|text| Request::added(text));
@@ -403,6 +409,15 @@ impl Config {
             *file = home.join(&*file);
         }
         Ok(config)
+    }
+}
+
+/// What it takes to reach a place.
+fn features_of(place: &Place) -> Vec<Feature> {
+    match place {
+        Place::File(file) => [Some(Feature::Loop), Feature::of_medium(file.kind)].into_iter().flatten().collect(),
+        Place::Memory => vec![Feature::Loop],
+        Place::PartUuid(_) | Place::PartLabel(_) | Place::Disk(_) | Place::Volume(_) => Vec::new(),
     }
 }
 
@@ -444,13 +459,31 @@ optional = false
     }
 
     #[test]
+    fn a_file_as_place_brings_what_reads_it_and_holds_the_tree_too() {
+        let names = |place: &str| {
+            let config = Config::parse(&format!("[place]\ndata = \"{place}\"")).unwrap();
+            let [data, tree] = config.places();
+            assert_eq!(data, tree);
+            config.module_requests().into_iter().map(|request| request.name).collect::<Vec<_>>()
+        };
+        let vfat = names("vfat:UUID=12AB-34CD:/image");
+        assert!(["loop", "vfat", "nls_cp437"].iter().all(|name| vfat.iter().any(|one| one == name)), "{vfat:?}");
+        assert!(names("ext4:PARTLABEL=boot:/image").iter().any(|name| name == "ext4"));
+        let memory = names("memory");
+        assert!(memory.iter().any(|name| name == "loop") && !memory.iter().any(|name| name == "vfat"));
+    }
+
+    #[test]
     fn unknown_and_wrong_fields_are_named() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("iofs.toml");
         for (text, expected) in [
             ("[image]\nidd = \"x\"", "unknown field `idd`"),
             ("[image]\nid = \"X\"", "image id: expected 1 to 64 of a-z"),
-            ("[place]\ndata = \"vda1\"", "expected PARTUUID=…, PARTLABEL=…, /dev/NAME or volume:NAME, found \"vda1\""),
+            (
+                "[place]\ndata = \"vda1\"",
+                "expected PARTUUID=…, PARTLABEL=…, /dev/NAME, volume:NAME, memory, or TYPE:UUID",
+            ),
             ("[place]\ndata = \"volume:root\"", "volume name: expected 1 to 64 of letters"),
             ("[[volume]]\nname = \"x\"\nplace = \"/dev/vdb\"", "missing field `use`"),
             ("[overlay]\nsize = \"0\"", "overlay size: expected a number above 0"),

@@ -41,10 +41,10 @@ pub(super) fn manifest(
     mut verity: SealedVerity,
     kernel: Option<&KernelImage>,
 ) -> Result<Manifest, Failure> {
-    let (data, tree) = default_places(&verity.root_hash);
-    let data = config.place.data.as_ref().map_or(data, |place| place.0.clone());
-    let tree = config.place.tree.as_ref().map_or(tree, |place| place.0.clone());
-    if matches!(data, Place::Volume(_)) && data == tree {
+    let (first, last) = default_places(&verity.root_hash);
+    let [data, tree] = config.places();
+    let (data, tree) = (data.unwrap_or(first), tree.unwrap_or(last));
+    if data == tree {
         verity.hash_offset = behind_data(&verity);
     }
     Ok(Manifest {
@@ -57,7 +57,7 @@ pub(super) fn manifest(
         overlay: (config.overlay.enabled && !config.has_upper_volume())
             .then(|| Overlay { tmpfs_size: config.overlay.size.clone() }),
         volumes: config.sealed_volumes(),
-        init: config.boot.init.clone(),
+        init: config.init(),
         kernel_release: kernel.map(|kernel| kernel.release.to_string()),
         device_timeout: config.boot.device_timeout,
         on_failure: config.boot.on_failure,
@@ -67,7 +67,7 @@ pub(super) fn manifest(
     })
 }
 
-/// Where the hash area begins in a volume that holds data and tree: at the next hash block.
+/// Where the hash area begins at a place that holds data and tree: at the next hash block.
 fn behind_data(verity: &SealedVerity) -> u64 {
     let parameters = &verity.parameters;
     let data = parameters.data_blocks * u64::from(parameters.data_block_size.bytes());

@@ -7,7 +7,7 @@
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, EnvelopeError, PayloadType},
-    manifest::Manifest,
+    manifest::{Manifest, Place},
     paths,
     release::Release,
     trust::{KeyId, TrustPolicy, TrustedKey},
@@ -248,6 +248,13 @@ fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &Tru
         files.push(embedded(paths::ROOT_HASH_SIGNATURE, signature));
     }
     // Small files: not worth a compression that the kernel might lack.
+    let sealed = parse_manifest(directory, manifest)?;
+    if sealed.data == Place::Memory {
+        let mut image = Vec::new();
+        directory.write_one_piece(&sealed, &mut image)?;
+        // Compressed as far as it will be: the kernel copies it once.
+        files.push(embedded(paths::IMAGE, image));
+    }
     let (segment, _) = initramfs::image_segment(&files, Format::None, 0)?;
     bytes.extend_from_slice(&segment);
     atomic::write(&directory.file(sealed::INITRAMFS), 0o644, &bytes)
