@@ -9,6 +9,7 @@ use crate::{
     digest::Sha256Digest,
     dsse::{Envelope, EnvelopeError, PayloadType},
     failure::FailureAction,
+    paths::{ROOT_MAPPING, SECOND_STAGE_MAPPING},
     trust::{KeyId, SignatureError, TrustPolicy, VerifiedPayload},
     verity::{CorruptionAction, ParameterError, RootHash, VerityParameters},
 };
@@ -37,6 +38,16 @@ pub enum Role {
     Root,
     /// The second stage of an initramfs, which goes on to another root.
     InitOverlay,
+}
+
+impl Role {
+    /// The name of its verity mapping.
+    pub fn mapping(self) -> &'static str {
+        match self {
+            Self::Root => ROOT_MAPPING,
+            Self::InitOverlay => SECOND_STAGE_MAPPING,
+        }
+    }
 }
 
 impl fmt::Display for Role {

@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use iofs_policy::{manifest::Place, verity::DeviceNumber};
+use iofs_policy::{
+    manifest::{FilePlace, Medium, MediumKind, MediumUuid, Place},
+    verity::DeviceNumber,
+};
 use uuid::Uuid;
 
-use crate::{gpt, system::System, uevent};
+use crate::{gpt, medium, system::System, uevent};
 
 /// Where the kernel lists whole disks, each with its partitions as folders.
 const DISKS: &str = "/sys/block";
@@ -27,6 +30,8 @@ pub struct BlockDevice {
     pub bytes: u64,
     /// What only partitions have.
     pub partition: Option<Partition>,
+    /// The file systems that it may hold, by what its first bytes say: where somebody looks for one.
+    pub media: Vec<(MediumKind, MediumUuid)>,
 }
 
 /// A partition of a disk.
@@ -47,8 +52,46 @@ impl BlockDevice {
             (Place::PartUuid(uuid), Some(partition)) => partition.uuid == Some(*uuid),
             (Place::PartLabel(label), Some(partition)) => partition.label == kernel_spelling(label.as_str()),
             (Place::Disk(name), None) => self.name == name.as_str(),
+            (Place::File(file), partition) => self.holds(file, partition.as_ref()),
             _ => false,
         }
+    }
+}
+
+impl BlockDevice {
+    fn holds(&self, file: &FilePlace, partition: Option<&Partition>) -> bool {
+        match (&file.on, partition) {
+            (Medium::Uuid(uuid), _) => self.media.iter().any(|(kind, one)| *kind == file.kind && one == uuid),
+            (Medium::PartUuid(uuid), Some(partition)) => partition.uuid == Some(*uuid),
+            (Medium::PartLabel(label), Some(partition)) => partition.label == kernel_spelling(label.as_str()),
+            _ => false,
+        }
+    }
+}
+
+/// What is looked for, besides what sysfs tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Looked {
+    /// Partitions by their unique ids: the partition table is read of disks whose partitions lack them. Kernels before 6.9
+    /// do not tell them.
+    pub unique_ids: bool,
+    /// File systems by their ids: the superblock is read of each device that has one.
+    pub media: bool,
+}
+
+impl Looked {
+    /// What it takes to find these places.
+    pub fn at<'a>(places: impl Iterator<Item = &'a Place>) -> Self {
+        let mut looked = Self::default();
+        for place in places {
+            match place {
+                Place::PartUuid(_) => looked.unique_ids = true,
+                Place::File(FilePlace { on: Medium::PartUuid(_), .. }) => looked.unique_ids = true,
+                Place::File(FilePlace { on: Medium::Uuid(_), .. }) => looked.media = true,
+                _ => {}
+            }
+        }
+        looked
     }
 }
 
@@ -76,16 +119,14 @@ fn kernel_spelling(label: &str) -> Vec<u8> {
 #[derive(Debug, Default)]
 pub struct Scanner {
     tables: BTreeMap<String, Vec<Uuid>>,
+    media: BTreeMap<String, Vec<(MediumKind, MediumUuid)>>,
     /// Tables that could not be read or were damaged, for the report.
     pub damaged: BTreeMap<String, String>,
 }
 
 impl Scanner {
     /// All disks and partitions. What vanishes meanwhile, or cannot be read, is left out.
-    ///
-    /// With `unique_ids` the partition table is read of disks whose partitions lack their unique id: kernels before 6.9
-    /// do not tell it.
-    pub fn scan(&mut self, system: &mut impl System, unique_ids: bool) -> Vec<BlockDevice> {
+    pub fn scan(&mut self, system: &mut impl System, looked: Looked) -> Vec<BlockDevice> {
         let mut devices = Vec::new();
         for disk in system.list(DISKS).unwrap_or_default() {
             let folder = format!("{DISKS}/{disk}");
@@ -93,12 +134,26 @@ impl Scanner {
             let path = whole.path.clone();
             devices.push(whole);
             let mut partitions = partitions(system, &folder, &disk);
-            if unique_ids {
+            if looked.unique_ids {
                 self.complete(system, &folder, &path, &mut partitions);
             }
             devices.append(&mut partitions);
         }
+        if looked.media {
+            devices.iter_mut().for_each(|device| self.read_medium(system, device));
+        }
         devices
+    }
+
+    /// Reads a device's first bytes once.
+    fn read_medium(&mut self, system: &mut impl System, device: &mut BlockDevice) {
+        if !self.media.contains_key(&device.path)
+            && let Ok(head) = system.read_at(&device.path, 0, medium::HEAD)
+        {
+            let ids = MediumKind::ALL.into_iter().filter_map(|kind| Some((kind, medium::id(kind, &head)?)));
+            self.media.insert(device.path.clone(), ids.collect());
+        }
+        device.media = self.media.get(&device.path).cloned().unwrap_or_default();
     }
 
     /// Fills in the unique ids that the kernel did not tell, with at most one read of the disk's table per scan.
@@ -171,6 +226,7 @@ fn device(system: &mut impl System, folder: &str, name: &str) -> Option<BlockDev
         number: DeviceNumber { major: number_of("MAJOR")?, minor: number_of("MINOR")? },
         bytes: number(system, &format!("{folder}/size"))?.saturating_mul(SECTOR),
         partition,
+        media: Vec::new(),
     })
 }
 
@@ -183,12 +239,14 @@ mod tests {
     use super::*;
     use crate::fake::Fake;
 
+    const UNIQUE_IDS: Looked = Looked { unique_ids: true, media: false };
+
     fn place(label: &str) -> Place {
         Place::PartLabel(label.parse().unwrap())
     }
 
     fn scan(fake: &mut Fake) -> Vec<BlockDevice> {
-        Scanner::default().scan(fake, true)
+        Scanner::default().scan(fake, UNIQUE_IDS)
     }
 
     #[test]
@@ -217,7 +275,7 @@ mod tests {
         fake.add_gpt("vda", &[Uuid::from_u128(1), Uuid::from_u128(2)]);
         let mut scanner = Scanner::default();
         for _ in 0..3 {
-            let devices = scanner.scan(&mut fake, true);
+            let devices = scanner.scan(&mut fake, UNIQUE_IDS);
             assert!(devices[2].is(&Place::PartUuid(Uuid::from_u128(2))));
         }
         assert_eq!(fake.count("read_at /dev/vda"), 2, "header and entries, once");
@@ -227,7 +285,7 @@ mod tests {
     fn disks_are_not_read_where_no_unique_id_is_wanted() {
         let mut fake = Fake::empty();
         fake.add_disk("vda", 1 << 20, &[("vda1", "a", None, 4096)]);
-        assert_eq!(Scanner::default().scan(&mut fake, false).len(), 2);
+        assert_eq!(Scanner::default().scan(&mut fake, Looked::default()).len(), 2);
         assert_eq!(fake.count("read_at"), 0);
     }
 
@@ -238,7 +296,7 @@ mod tests {
         fake.add_gpt("vda", &[Uuid::from_u128(1)]);
         fake.device("/dev/vda")[520] ^= 1;
         let mut scanner = Scanner::default();
-        assert_eq!(scanner.scan(&mut fake, true)[1].partition.as_ref().unwrap().uuid, None);
+        assert_eq!(scanner.scan(&mut fake, UNIQUE_IDS)[1].partition.as_ref().unwrap().uuid, None);
         assert_eq!(scanner.damaged["/dev/vda"], "partition table: revision is wrong");
     }
 
@@ -247,6 +305,28 @@ mod tests {
         let mut fake = Fake::empty();
         fake.add_disk("sr0", 0, &[]);
         assert_eq!(scan(&mut fake), []);
+    }
+
+    #[test]
+    fn a_file_system_is_found_by_its_own_id_with_one_read_of_each_device() {
+        let mut fake = Fake::empty();
+        fake.add_disk("vda", 1 << 20, &[("vda1", "a", None, 4096), ("vda2", "b", None, 4096)]);
+        let mut head = vec![0; medium::HEAD];
+        for disk in ["vda", "vda1"] {
+            fake.put(&format!("/dev/{disk}"), &head);
+        }
+        head[1080..1082].copy_from_slice(&[0x53, 0xef]);
+        head[1128..1144].copy_from_slice(Uuid::from_u128(5).as_bytes());
+        fake.put("/dev/vda2", &head);
+        let place = |kind: &str| format!("{kind}:UUID={}:/image", Uuid::from_u128(5)).parse::<Place>().unwrap();
+        let looked = Looked::at([&place("ext4")].into_iter());
+        let mut scanner = Scanner::default();
+        for _ in 0..3 {
+            let devices = scanner.scan(&mut fake, looked);
+            let there = |place: &Place| devices.iter().filter(|device| device.is(place)).count();
+            assert!(devices[2].is(&place("ext4")) && there(&place("ext4")) == 1 && there(&place("erofs")) == 0);
+        }
+        assert_eq!(fake.count("read_at"), 3);
     }
 
     #[test]

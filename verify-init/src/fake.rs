@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    ffi::CStr,
     io,
     time::Duration,
 };
@@ -28,7 +29,7 @@ use zeroize::Zeroizing;
 use crate::{
     fake_tpm::FakeTpm,
     gpt,
-    system::{Access, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System},
+    system::{Access, Attached, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System},
 };
 
 pub(crate) const RELEASE: &str = "6.1.0-test";
@@ -99,6 +100,8 @@ pub(crate) struct Fake {
     pub(crate) status_once_broken: String,
     pub(crate) armed: Vec<FailureAction>,
     pub(crate) tpm: Option<FakeTpm>,
+    /// What init was given besides the kernel's own variables.
+    pub(crate) variables: Vec<String>,
     clock: Duration,
 }
 
@@ -124,6 +127,7 @@ impl Fake {
             status_once_broken: "V".to_owned(),
             armed: Vec::new(),
             tpm: None,
+            variables: Vec::new(),
             clock: Duration::from_secs(1),
         }
     }
@@ -162,7 +166,7 @@ impl Fake {
         let trust = TrustPolicy {
             keys: TrustedKeys::new(vec![public], 1).unwrap(),
             image_id: "test".parse().unwrap(),
-            role: Role::Root,
+            role: manifest.image.role,
             minimum_rollback_index: RollbackIndex(5),
             on_failure: FailureAction::Reboot,
         };
@@ -349,6 +353,18 @@ impl System for Fake {
         self.call(format!("mount_in_root {root} {kind} {source} {target} {:#x} {options}", flags.bits()))
     }
 
+    fn unmount(&mut self, target: &str) -> io::Result<()> {
+        self.call(format!("unmount {target}"))
+    }
+
+    fn attach_file(&mut self, folder: &str, path: &str) -> io::Result<Attached> {
+        self.call(format!("attach_file {folder} {path}"))?;
+        let number = DeviceNumber { major: 7, minor: 0 };
+        let image = self.files.get(path).ok_or(Errno::ENOENT)?.clone();
+        self.put("/dev/loop0", &image);
+        Ok(Attached { path: "/dev/loop0".to_owned(), number, bytes: image.len() as u64, direct: true })
+    }
+
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()> {
         self.call(format!("move_mount {from} {to}"))
     }
@@ -417,6 +433,10 @@ impl System for Fake {
         self.tables.remove(name).map(drop).ok_or(Errno::ENXIO.into())
     }
 
+    fn remove_mapping_later(&mut self, name: &str) -> io::Result<()> {
+        self.call(format!("remove_mapping_later {name}"))
+    }
+
     fn mapping_table(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
         self.call(format!("mapping_table {name}"))?;
         let (found, target) = self.tables.get(name).ok_or(Errno::ENXIO)?;
@@ -475,7 +495,7 @@ impl System for Fake {
 
     fn mode_in_root(&mut self, root: &str, path: &str) -> io::Result<u32> {
         self.call(format!("mode_in_root {root} {path}"))?;
-        Ok(if path == "/sbin/init" { 0o100_755 } else { 0o100_644 })
+        Ok(if matches!(path, "/sbin/init" | "/init") { 0o100_755 } else { 0o100_644 })
     }
 
     fn delete_initramfs(&mut self) -> io::Result<()> {
@@ -486,8 +506,9 @@ impl System for Fake {
         self.call(format!("enter {root}"))
     }
 
-    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<End> {
+    fn exec(&mut self, path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<End> {
         self.call(format!("exec {path}"))?;
+        self.variables = variables.iter().map(|variable| variable.to_string_lossy().into_owned()).collect();
         Ok(End::Init(path.to_owned(), arguments.to_vec()))
     }
 

@@ -9,8 +9,9 @@ use iofs_policy::{
 };
 
 use crate::{
+    attached,
     boot::Boot,
-    devices::{BlockDevice, Scanner},
+    devices::{BlockDevice, Looked, Scanner},
     measured::Measured,
     modules::Modules,
     report::{refusal, text},
@@ -73,10 +74,7 @@ impl Measured {
         search.modules.load_always(boot)?;
         check_mapper(boot, manifest)?;
         let mut devices = search.wait(boot)?.into_iter();
-        let image = match (in_volume(manifest), devices.next().flatten(), devices.next().flatten()) {
-            (false, Some(data), Some(tree)) => Some(ImageDevices::new(STAGE, manifest, data, tree)?),
-            _ => None,
-        };
+        let image = image(boot, manifest, devices.next().flatten(), devices.next().flatten())?;
         let volumes: Vec<Option<BlockDevice>> = devices.collect();
         boot.reached(STAGE, &description(manifest, image.as_ref(), &volumes));
         for (volume, _) in manifest.volumes.iter().zip(&volumes).filter(|(_, device)| device.is_none()) {
@@ -84,6 +82,28 @@ impl Measured {
         }
         Ok(Found { verified, image, volumes })
     }
+}
+
+/// The image's devices, unless it lies in a volume. What lies at one place is one device.
+fn image<S: System>(
+    boot: &mut Boot<'_, S>,
+    manifest: &Manifest,
+    data: Option<BlockDevice>,
+    tree: Option<BlockDevice>,
+) -> Result<Option<ImageDevices>, FailureReport> {
+    let role = manifest.image.role;
+    let data = attached::attach(boot, role, "data", &manifest.data, data)?;
+    let tree = match manifest.is_one_piece() {
+        true => data.clone(),
+        false => attached::attach(boot, role, "tree", &manifest.tree, tree)?,
+    };
+    let devices = data.zip(tree).map(|(data, tree)| ImageDevices::new(STAGE, manifest, data, tree));
+    devices.transpose()
+}
+
+/// Whether something is at a place that is looked for among the devices.
+fn is_looked_for(place: &Place) -> bool {
+    !matches!(place, Place::Volume(_) | Place::Memory)
 }
 
 /// Whether the image lies in a volume.
@@ -150,15 +170,15 @@ impl<'a> Search<'a> {
     /// The devices, one for each place.
     fn wait<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Result<Vec<Option<BlockDevice>>, FailureReport> {
         let mut deadline = boot.system.now() + self.limit;
-        let unique_ids = self.wanted.iter().any(|wanted| matches!(wanted.place, Place::PartUuid(_)));
+        let looked = Looked::at(self.wanted.iter().map(|wanted| wanted.place));
         let mut complete = false;
         loop {
-            let devices = self.scanner.scan(boot.system, unique_ids);
+            let devices = self.scanner.scan(boot.system, looked);
             let found = self.look(boot, &devices)?;
             let missing = |optional: bool| {
                 let mut pairs = self.wanted.iter().zip(&found);
                 pairs.any(|(wanted, found)| {
-                    found.is_none() && wanted.optional == optional && !matches!(wanted.place, Place::Volume(_))
+                    found.is_none() && wanted.optional == optional && is_looked_for(wanted.place)
                 })
             };
             let (required, optional) = (missing(false), missing(true));

@@ -2,6 +2,7 @@
 //!
 //! [`boot`] is the whole story in one function. Every effect goes through the trait [`System`]; `Linux` is the real one.
 
+mod attached;
 pub mod boot;
 pub mod devices;
 mod found;
@@ -9,10 +10,13 @@ pub mod gpt;
 pub mod linux;
 mod mapped;
 mod measured;
+pub mod medium;
 mod modules;
 mod mounted;
 mod record;
 pub mod report;
+pub mod run_init;
+mod second_stage;
 mod started;
 mod stub;
 pub mod superblock;
@@ -26,6 +30,8 @@ mod verified;
 mod fake;
 #[cfg(test)]
 mod fake_tpm;
+#[cfg(test)]
+mod second_stage_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(all(test, feature = "full"))]

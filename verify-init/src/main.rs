@@ -23,6 +23,8 @@ mod entry {
     }
 }
 
+use verify_init::run_init;
+
 const HELP: &str = "\
 verify-init: PID 1 of a mini-initramfs. It verifies the signed manifest in /etc/iofs, maps the image with dm-verity,
 mounts it and becomes its init. It takes no options and does nothing unless it is PID 1.
@@ -40,6 +42,9 @@ fn as_pid_1() -> ! {
 }
 
 fn run() -> i32 {
+    if run_init::is_called() {
+        return run_init::run();
+    }
     if std::process::id() == 1 {
         as_pid_1();
     }

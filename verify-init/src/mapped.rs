@@ -5,7 +5,6 @@ use std::{fmt, io};
 use iofs_policy::{
     failure::{FailureReport, Stage},
     manifest::{Manifest, SealedVerity},
-    paths::ROOT_MAPPING,
     verity::{DeviceNumber, LoadedTarget, Superblock, VerityTable, check_status},
 };
 
@@ -47,13 +46,14 @@ impl Unlocked {
         let manifest = self.verified.manifest.manifest();
         let ImageDevices { data, tree, .. } = &self.image;
         compare_superblock(boot, &manifest.verity, &tree.path)?;
-        let Loaded { table, number, signed } = signature::create(boot, &self.image, &manifest.verity)?;
-        let confirmed = confirm(boot, &table, data.number, tree.number)?;
+        let name = manifest.image.role.mapping();
+        let Loaded { table, number, signed } = signature::create(boot, name, &self.image, &manifest.verity)?;
+        let confirmed = confirm(boot, name, &table, data.number, tree.number)?;
         let path = format!("/dev/dm-{}", number.minor);
         // For tools that look for the name; udev makes the same link later.
-        if let Err(error) = boot.system.link(&format!("../dm-{}", number.minor), &format!("/dev/mapper/{ROOT_MAPPING}"))
-        {
-            boot.warn(format!("/dev/mapper/{ROOT_MAPPING}: {}", text(&error)));
+        let link = format!("/dev/mapper/{name}");
+        if let Err(error) = boot.system.link(&format!("../dm-{}", number.minor), &link) {
+            boot.warn(format!("{link}: {}", text(&error)));
         }
         boot.reached(STAGE, &description(manifest, &path, signed));
         let Self { verified, image: ImageDevices { data, tree, .. }, volumes } = self;
@@ -79,10 +79,15 @@ fn table(image: &ImageDevices, sealed: &SealedVerity, more: &[&str]) -> Result<V
 }
 
 /// Asks the kernel for the device.
-fn load<S: System>(boot: &mut Boot<'_, S>, sealed: &SealedVerity, table: &VerityTable) -> io::Result<DeviceNumber> {
+fn load<S: System>(
+    boot: &mut Boot<'_, S>,
+    name: &str,
+    sealed: &SealedVerity,
+    table: &VerityTable,
+) -> io::Result<DeviceNumber> {
     boot.system.create_mapping(&Mapping {
-        name: ROOT_MAPPING,
-        uuid: &mapper_uuid(sealed),
+        name,
+        uuid: &mapper_uuid(name, sealed),
         sectors: table.sectors(),
         target: TARGET,
         parameters: &table.to_string(),
@@ -102,10 +107,10 @@ fn description(manifest: &Manifest, path: &str, signed: bool) -> String {
 }
 
 /// cryptsetup's form, by which it and systemd know a verity device.
-fn mapper_uuid(sealed: &SealedVerity) -> String {
+fn mapper_uuid(name: &str, sealed: &SealedVerity) -> String {
     match sealed.superblock_uuid {
-        Some(uuid) => format!("CRYPT-VERITY-{}-{ROOT_MAPPING}", uuid.simple()),
-        None => format!("CRYPT-VERITY-{ROOT_MAPPING}"),
+        Some(uuid) => format!("CRYPT-VERITY-{}-{name}", uuid.simple()),
+        None => format!("CRYPT-VERITY-{name}"),
     }
 }
 
@@ -133,6 +138,7 @@ fn compare_superblock<S: System>(
 /// Reads table and status back, and returns the table as the kernel tells it.
 fn confirm<S: System>(
     boot: &mut Boot<'_, S>,
+    name: &str,
     table: &VerityTable,
     data: DeviceNumber,
     tree: DeviceNumber,
@@ -141,12 +147,12 @@ fn confirm<S: System>(
         let next = "start the machine again; if this repeats, its kernel cannot be trusted";
         refusal(STAGE, "the kernel's verity device is not the sealed one", table.to_string(), found.to_string(), next)
     };
-    let targets = boot.system.mapping_table(ROOT_MAPPING, Access::ReadOnly).map_err(|error| differs(&text(&error)))?;
+    let targets = boot.system.mapping_table(name, Access::ReadOnly).map_err(|error| differs(&text(&error)))?;
     let [target] = targets.as_slice() else { return Err(differs(&format!("{} targets", targets.len()))) };
     let loaded =
         LoadedTarget { start: target.start, sectors: target.sectors, target: &target.target, parameters: &target.text };
     table.check_loaded(&loaded, data, tree).map_err(|error| differs(&error))?;
-    let status = boot.system.mapping_status(ROOT_MAPPING, Access::ReadOnly).map_err(|error| differs(&text(&error)))?;
+    let status = boot.system.mapping_status(name, Access::ReadOnly).map_err(|error| differs(&text(&error)))?;
     let [one] = status.as_slice() else { return Err(differs(&format!("{} statuses", status.len()))) };
     check_status(&one.text).map_err(|error| differs(&error))?;
     Ok(format!("{} {} {} {}", target.start, target.sectors, target.target, target.text))

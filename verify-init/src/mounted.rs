@@ -2,8 +2,7 @@
 
 use iofs_policy::{
     failure::{FailureReport, Stage},
-    manifest::{DataUse, Manifest, MountOption, UpperUse, VolumeUse},
-    paths::ROOT_MAPPING,
+    manifest::{DataUse, Manifest, MountOption, Role, UpperUse, VolumeUse},
     verity::check_status,
 };
 use nix::{errno::Errno, mount::MsFlags};
@@ -60,16 +59,22 @@ impl Mapped {
         };
         folder(boot, image.target)?;
         let mounted = mount(boot, &image, "an erofs image that this kernel reads, and mount options that it knows");
-        mounted.map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
+        let role = manifest.image.role;
+        mounted.map_err(|refusal| corruption(boot, role).unwrap_or(refusal))?;
         if let Some(writable) = &writable {
             mount_overlay(boot, writable, flags)?;
+        }
+        if writable.is_some() && role == Role::Root {
             tell_systemd(boot, &format!("/dev/block/{}", self.data));
         }
         let init = self.verified.command_line.init.clone().unwrap_or_else(|| manifest.init.to_string());
-        check_init(boot, &init).map_err(|refusal| corruption(boot).unwrap_or(refusal))?;
+        check_init(boot, &init).map_err(|refusal| corruption(boot, role).unwrap_or(refusal))?;
         let mut what = writable.as_ref().map_or("read-only".to_owned(), Writable::description);
         for place in mount_volumes(boot, manifest, &self.volumes)? {
             what.push_str(&format!(", {place}"));
+        }
+        if role == Role::InitOverlay {
+            let_go(boot, role);
         }
         boot.reached(STAGE, &format!("mounted {} {what}", self.path));
         Ok(Mounted { writable: manifest.is_writable(), mapped: self, init })
@@ -253,6 +258,22 @@ fn mount_overlay<S: System>(
     }
 }
 
+/// A second stage is gone once the real root has taken its place, and everything below it with it: each part stays only for
+/// as long as the overlay uses it.
+fn let_go<S: System>(boot: &mut Boot<'_, S>, role: Role) {
+    let system = &mut *boot.system;
+    let steps = [
+        (LOWER, system.unmount(LOWER)),
+        (WRITABLE, system.unmount(WRITABLE)),
+        (role.mapping(), system.remove_mapping_later(role.mapping())),
+    ];
+    for (what, done) in steps {
+        if let Err(error) = done {
+            boot.warn(format!("{what} outlives the second stage: {}", text(&error)));
+        }
+    }
+}
+
 fn tell_systemd<S: System>(boot: &mut Boot<'_, S>, device: &str) {
     let system = &mut *boot.system;
     let told = system.create_folder(SYSTEMD_FOLDER, 0o755).and_then(|()| system.link(device, VOLATILE_ROOT));
@@ -262,8 +283,8 @@ fn tell_systemd<S: System>(boot: &mut Boot<'_, S>, device: &str) {
 }
 
 /// If a block of the image was bad, that is the reason for whatever failed after it.
-fn corruption<S: System>(boot: &mut Boot<'_, S>) -> Option<FailureReport> {
-    let targets = boot.system.mapping_status(ROOT_MAPPING, Access::ReadOnly).ok()?;
+fn corruption<S: System>(boot: &mut Boot<'_, S>, role: Role) -> Option<FailureReport> {
+    let targets = boot.system.mapping_status(role.mapping(), Access::ReadOnly).ok()?;
     let error = targets.iter().find_map(|target| check_status(&target.text).err())?;
     let next = "write the sealed image to the disk again; if this repeats, the disk is failing";
     Some(refusal(STAGE, "the image on the disk is corrupted", "blocks that verify", error.to_string(), next))

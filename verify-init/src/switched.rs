@@ -1,6 +1,9 @@
 //! The last stage: the real root, and its init in our place.
 
-use iofs_policy::failure::{FailureReport, Stage};
+use iofs_policy::{
+    failure::{FailureReport, Stage},
+    manifest::Role,
+};
 
 use crate::{
     boot::Boot,
@@ -8,7 +11,7 @@ use crate::{
     mounted::NEW_ROOT,
     record,
     report::{refusal, text},
-    stub,
+    second_stage, stub,
     system::System,
 };
 
@@ -21,8 +24,13 @@ impl Capped {
     pub(crate) fn switch<S: System>(self, boot: &mut Boot<'_, S>) -> Result<S::Gone, FailureReport> {
         let mounted = self.mounted;
         stub::hand_on(boot);
-        for place in MOVED {
+        let role = mounted.mapped.verified.manifest.manifest().image.role;
+        let along: &[&str] = if role == Role::InitOverlay { &["/run"] } else { &MOVED };
+        for place in along {
             move_along(boot, place, mounted.writable)?;
+        }
+        if role == Role::InitOverlay {
+            second_stage::leave_bare(boot);
         }
         if let Err(error) = boot.system.delete_initramfs() {
             boot.warn(format!("the initramfs stays in memory: {}", text(&error)));
@@ -36,7 +44,8 @@ impl Capped {
         // Last of all, so that it tells the whole boot; `/run` has moved and kept its name.
         record::write(boot, &mounted.mapped);
         let arguments = &mounted.mapped.verified.command_line.init_arguments;
-        boot.system.exec(&mounted.init, arguments).map_err(|error| {
+        let variables = if role == Role::InitOverlay { &second_stage::VARIABLES[..] } else { &[] };
+        boot.system.exec(&mounted.init, arguments, variables).map_err(|error| {
             let next = "seal an image whose init runs on this machine: its format, interpreter and libraries";
             refusal(
                 STAGE,

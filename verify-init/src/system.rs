@@ -1,6 +1,6 @@
 //! Everything that PID 1 does to the machine, behind one trait, so that a test can let each call fail.
 
-use std::{io, time::Duration};
+use std::{ffi::CStr, io, time::Duration};
 
 use iofs_policy::{failure::FailureAction, verity::DeviceNumber};
 use iofs_tpm::transport::TransportError;
@@ -85,6 +85,19 @@ pub struct MappedTarget {
     pub text: String,
 }
 
+/// A file that has become a block device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attached {
+    /// The device's node.
+    pub path: String,
+    /// Its number.
+    pub number: DeviceNumber,
+    /// Its size in bytes.
+    pub bytes: u64,
+    /// Whether reads go past the page cache to the disk.
+    pub direct: bool,
+}
+
 /// The machine, as seen by PID 1. Every descriptor behind it is close-on-exec.
 pub trait System {
     /// What is left when this program was replaced or the machine stopped: nothing, but in tests.
@@ -118,6 +131,11 @@ pub trait System {
     fn mount(&mut self, mount: &Mount<'_>) -> io::Result<()>;
     /// Mounts at a path of another root, in which no part of the path may be a link.
     fn mount_in_root(&mut self, root: &str, mount: &Mount<'_>) -> io::Result<()>;
+    /// Takes a mount away from its place. What is in use of it stays until it is not.
+    fn unmount(&mut self, target: &str) -> io::Result<()>;
+    /// Makes a block device of a file below `folder`, on the file system there, with no link on the way. It goes by itself
+    /// once nothing uses it.
+    fn attach_file(&mut self, folder: &str, path: &str) -> io::Result<Attached>;
     /// Moves a mount.
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()>;
 
@@ -134,6 +152,8 @@ pub trait System {
     fn create_mapping(&mut self, mapping: &Mapping<'_>) -> io::Result<DeviceNumber>;
     /// Removes a mapping that nobody uses.
     fn remove_mapping(&mut self, name: &str) -> io::Result<()>;
+    /// Removes a mapping once nobody uses it any more.
+    fn remove_mapping_later(&mut self, name: &str) -> io::Result<()>;
     /// The active table of a mapping, which must be of that access.
     fn mapping_table(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>>;
     /// The status of a mapping's targets, which must be of that access.
@@ -162,8 +182,8 @@ pub trait System {
     fn delete_initramfs(&mut self) -> io::Result<()>;
     /// Makes the mount at `root` the root of this process.
     fn enter(&mut self, root: &str) -> io::Result<()>;
-    /// Becomes another program.
-    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone>;
+    /// Becomes another program, with these variables besides the kernel's own.
+    fn exec(&mut self, path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<Self::Gone>;
     /// Ends the boot. Never returns to the caller on a real machine.
     fn stop(&mut self, action: FailureAction) -> Self::Gone;
 }

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Calls whose failure is not the boot's: it goes on. Those in sysfs come again with the next look.
-pub(crate) const COSMETIC: [&str; 25] = [
+pub(crate) const COSMETIC: [&str; 28] = [
     "open_console",
     "print",
     "log",
@@ -42,6 +42,10 @@ pub(crate) const COSMETIC: [&str; 25] = [
     "load_module /lib/modules/6.1.0-test/dm-mod.ko",
     "load_module /lib/modules/6.1.0-test/virtio.ko",
     "delete_initramfs",
+    // Second stages alone. klibc's own program still leaves one whose root the kernel takes for memory.
+    "unmount /",
+    "remove_mapping_later initoverlay",
+    "mount_in_root /sysroot  /init ",
     // Volumes alone.
     "link /dev/mapper/",
     "remove_key",
@@ -178,7 +182,8 @@ fn each_failing_call_is_either_cosmetic_or_a_refusal() {
 /// Boots once for each call of a boot and each error, with that call failing.
 pub(crate) fn each_failing_call(machine: impl Fn() -> Fake, errors: &[Errno]) {
     let mut clean = machine();
-    assert_eq!(boot(&mut clean), booted(), "{}", clean.console);
+    let booted = boot(&mut clean);
+    assert!(matches!(booted, End::Init(..)), "{}", clean.console);
     for number in 0..clean.calls.len() {
         for error in errors {
             let mut fake = machine();
@@ -187,7 +192,7 @@ pub(crate) fn each_failing_call(machine: impl Fn() -> Fake, errors: &[Errno]) {
             let call = fake.calls[number].clone();
             let no_modules = call == format!("read {MODULE_INDEX}") && *error == Errno::ENOENT;
             if COSMETIC.iter().any(|cosmetic| format!("{call} ").starts_with(cosmetic)) && !no_modules {
-                assert_eq!(end, booted(), "{call}: {error}\n{}", fake.console);
+                assert_eq!(end, booted, "{call}: {error}\n{}", fake.console);
                 continue;
             }
             assert!(matches!(end, End::Stopped(_)), "{call}: {error}: booted");

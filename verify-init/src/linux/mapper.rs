@@ -54,6 +54,12 @@ pub(super) fn remove(name: &str) -> io::Result<()> {
     DM::new().and_then(|mapper| mapper.device_remove(&id, DmOptions::default())).map(drop).map_err(error)
 }
 
+pub(super) fn remove_later(name: &str) -> io::Result<()> {
+    let id = DevId::Name(DmName::new(name).map_err(error)?);
+    let options = DmOptions::default().set_flags(DmFlags::DM_DEFERRED_REMOVE);
+    DM::new().and_then(|mapper| mapper.device_remove(&id, options)).map(drop).map_err(error)
+}
+
 pub(super) fn table(name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
     ask(name, access, DmFlags::DM_STATUS_TABLE)
 }

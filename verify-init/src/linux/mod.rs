@@ -1,7 +1,7 @@
 //! The real machine.
 
 use std::{
-    ffi::CString,
+    ffi::{CStr, CString},
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink},
@@ -13,19 +13,20 @@ use iofs_tpm::transport::{Device, Transport, TransportError};
 use nix::{
     errno::Errno,
     kmod::{ModuleInitFlags, finit_module},
-    mount::MsFlags,
+    mount::{MntFlags, MsFlags},
     time::{ClockId, clock_gettime},
 };
 use zeroize::Zeroizing;
 
-use crate::system::{Access, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System};
+use crate::system::{Access, Attached, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System};
 
 mod console;
 mod end;
 mod keyring;
 mod log;
+mod loops;
 mod mapper;
-mod root;
+pub(crate) mod root;
 mod secret;
 mod uevents;
 
@@ -39,6 +40,8 @@ pub struct Linux {
     events: Option<uevents::Socket>,
     tpm: Option<Device>,
     log: Option<log::Begun>,
+    /// Loop devices that nothing else holds yet.
+    loops: Vec<File>,
 }
 
 impl System for Linux {
@@ -112,6 +115,16 @@ impl System for Linux {
         root::mount_in(root, mount)
     }
 
+    fn unmount(&mut self, target: &str) -> io::Result<()> {
+        Ok(nix::mount::umount2(target, MntFlags::MNT_DETACH)?)
+    }
+
+    fn attach_file(&mut self, folder: &str, path: &str) -> io::Result<Attached> {
+        let (device, attached) = loops::attach(folder, path)?;
+        self.loops.push(device);
+        Ok(attached)
+    }
+
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()> {
         const NONE: Option<&str> = None;
         Ok(nix::mount::mount(Some(from), to, NONE, MsFlags::MS_MOVE, NONE)?)
@@ -150,6 +163,10 @@ impl System for Linux {
 
     fn remove_mapping(&mut self, name: &str) -> io::Result<()> {
         mapper::remove(name)
+    }
+
+    fn remove_mapping_later(&mut self, name: &str) -> io::Result<()> {
+        mapper::remove_later(name)
     }
 
     fn mapping_table(&mut self, name: &str, access: Access) -> io::Result<Vec<MappedTarget>> {
@@ -207,10 +224,10 @@ impl System for Linux {
         root::enter(root)
     }
 
-    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone> {
+    fn exec(&mut self, path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<Self::Gone> {
         // Close-on-exec would do; an event socket must not outlive its use in any case.
         (self.events, self.tpm, self.log) = (None, None, None);
-        root::exec(path, arguments)
+        root::exec(path, arguments, variables)
     }
 
     fn stop(&mut self, action: FailureAction) -> Self::Gone {

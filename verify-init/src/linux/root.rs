@@ -26,7 +26,7 @@ const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_N
 const NONE: Option<&str> = None;
 
 /// The mode of a path whose links are followed as they will be once `root` is `/`.
-pub(super) fn mode(root: &str, path: &str) -> io::Result<u32> {
+pub(crate) fn mode(root: &str, path: &str) -> io::Result<u32> {
     let folder = open(root, FOLDER | OFlag::O_PATH, Mode::empty())?;
     let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
     Ok(fstat(openat2(&folder, path, how)?)?.st_mode)
@@ -35,7 +35,7 @@ pub(super) fn mode(root: &str, path: &str) -> io::Result<u32> {
 /// Mounts at a path of `root` that has no links in it, whoever made them.
 pub(super) fn mount_in(root: &str, to: &Mount<'_>) -> io::Result<()> {
     let folder = open(root, FOLDER | OFlag::O_PATH, Mode::empty())?;
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
     let resolve = ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_SYMLINKS;
     let target = openat2(&folder, to.target, OpenHow::new().flags(flags).resolve(resolve))?;
     let options = Some(to.options).filter(|options| !options.is_empty());
@@ -92,13 +92,14 @@ pub(super) fn enter(root: &str) -> io::Result<()> {
 }
 
 /// Becomes init. The environment is the kernel's own: what the command line adds to it (`LD_PRELOAD=…`) is left out.
-pub(super) fn exec(path: &str, arguments: &[String]) -> io::Result<Infallible> {
+pub(super) fn exec(path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<Infallible> {
     let path = CString::new(path)?;
     let mut words = vec![path.clone()];
     for argument in arguments {
         words.push(CString::new(argument.as_str())?);
     }
-    let environment = [c"HOME=/".to_owned(), terminal()];
+    let mut environment = vec![c"HOME=/".to_owned(), terminal()];
+    environment.extend(variables.iter().map(|variable| CString::from(*variable)));
     Ok(execve(&path, &words, &environment)?)
 }
 

@@ -38,26 +38,32 @@ pub(super) struct Loaded {
 /// Maps the device with the kernel's check as it is sealed; without it where it is only preferred and cannot be had.
 pub(super) fn create<S: System>(
     boot: &mut Boot<'_, S>,
+    name: &str,
     image: &ImageDevices,
     sealed: &SealedVerity,
 ) -> Result<Loaded, FailureReport> {
     if sealed.root_hash_signature != RootHashSignature::Off {
         let table = table(image, sealed, &[OPTION, DESCRIPTION])?;
-        match checked(boot, sealed, &table) {
+        match checked(boot, name, sealed, &table) {
             Ok(number) => return Ok(Loaded { table, number, signed: true }),
             Err(error) if sealed.root_hash_signature == RootHashSignature::Required => return Err(refused(&error)),
             Err(error) => boot.warn(format!("the kernel does not check the signed root hash: {}", reason(&error))),
         }
     }
     let table = table(image, sealed, &[])?;
-    let number = load(boot, sealed, &table).map_err(|error| not_mapped(&table, &error))?;
+    let number = load(boot, name, sealed, &table).map_err(|error| not_mapped(&table, &error))?;
     Ok(Loaded { table, number, signed: false })
 }
 
-fn checked<S: System>(boot: &mut Boot<'_, S>, sealed: &SealedVerity, table: &VerityTable) -> io::Result<DeviceNumber> {
+fn checked<S: System>(
+    boot: &mut Boot<'_, S>,
+    name: &str,
+    sealed: &SealedVerity,
+    table: &VerityTable,
+) -> io::Result<DeviceNumber> {
     let signature = boot.system.read(ROOT_HASH_SIGNATURE, LIMIT)?;
     let key = boot.system.add_key(KeyKind::User, DESCRIPTION, &signature)?;
-    let loaded = load(boot, sealed, table);
+    let loaded = load(boot, name, sealed, table);
     // It is no secret; but nobody needs it any more.
     if let Err(error) = boot.system.remove_key(key) {
         boot.warn(format!("the signature of the root hash stays in the keyring of this process: {}", text(&error)));

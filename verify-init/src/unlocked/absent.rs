@@ -49,6 +49,7 @@ mod tests {
             number: DeviceNumber { major: 254, minor: 16 },
             bytes: 1 << 20,
             partition: None,
+            media: Vec::new(),
         };
         let refused = unlock(&mut Boot::new(&mut machine), None, &volume, &device).err().unwrap();
         assert!(refused.next_step.contains("verify-init-full"), "{refused}");

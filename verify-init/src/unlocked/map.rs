@@ -158,5 +158,5 @@ fn check_one(
 fn mapped_device(number: DeviceNumber, sectors: u64) -> BlockDevice {
     let name = format!("dm-{}", number.minor);
     let (path, bytes) = (format!("/dev/{name}"), sectors.saturating_mul(SECTOR));
-    BlockDevice { name, path, number, bytes, partition: None }
+    BlockDevice { name, path, number, bytes, partition: None, media: Vec::new() }
 }
