@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Command,
     sync::OnceLock,
 };
 
@@ -19,6 +19,19 @@ const ENTER: &str = "
     mount --rbind /dev \"$1/dev\"
     mount -t proc proc \"$1/proc\"
     mount -t tmpfs tmpfs \"$1/root\"
+    exec chroot \"$1\" /bin/sh -ec \"$2\"";
+
+/// The same as a system whose root is a file system on a disk, which GRUB can find: the one that this folder is on. Its id is made up.
+const ENTER_SYSTEM: &str = "
+    mount --bind \"$1\" \"$1\"
+    mount -t tmpfs tmpfs \"$1/dev\"
+    mount -t tmpfs tmpfs \"$1/root\"
+    mount -t proc proc \"$1/proc\"
+    mount -t sysfs sysfs \"$1/sys\"
+    device=$(findmnt --noheadings --output SOURCE --nofsroot --target \"$1\" | tail -n 1)
+    cp -a /dev/null /dev/zero /dev/full /dev/random /dev/urandom \"$device\" \"$1/dev\"
+    mkdir -p \"$1/dev/disk/by-uuid\"
+    ln -s \"../../${device##*/}\" \"$1/dev/disk/by-uuid/2f0e7a54-5a4b-4f0c-9c5e-0a1b2c3d4e5f\"
     exec chroot \"$1\" /bin/sh -ec \"$2\"";
 
 /// The package, built once per test program.
@@ -71,25 +84,29 @@ impl Debian {
         self.root.path().join(below)
     }
 
-    /// Runs a shell script in it. It may fail.
-    ///
-    /// # Errors
-    ///
-    /// Where it cannot be run.
-    pub fn try_shell(&self, script: &str) -> Result<Output> {
-        let mut command = Command::new("unshare");
-        command.args(["--mount", "sh", "-ec", ENTER, "sh"]).arg(self.root.path()).arg(script).env_clear();
-        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8").env("HOME", "/root");
-        Ok(command.env("DEBIAN_FRONTEND", "noninteractive").output()?)
-    }
-
     /// Runs a shell script in it, which must succeed, and gives what it printed.
     ///
     /// # Errors
     ///
     /// Where it fails.
     pub fn shell(&self, script: &str) -> Result<String> {
-        let output = self.try_shell(script)?;
+        self.enter(ENTER, script)
+    }
+
+    /// The same as a system on a disk, which has a boot loader.
+    ///
+    /// # Errors
+    ///
+    /// Where it fails.
+    pub fn system(&self, script: &str) -> Result<String> {
+        self.enter(ENTER_SYSTEM, script)
+    }
+
+    fn enter(&self, enter: &str, script: &str) -> Result<String> {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-ec", enter, "sh"]).arg(self.root.path()).arg(script).env_clear();
+        command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("LC_ALL", "C.UTF-8").env("HOME", "/root");
+        let output = command.env("DEBIAN_FRONTEND", "noninteractive").output()?;
         let (text, errors) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr));
         ensure!(output.status.success(), "{script}\n{}: {text}{errors}", output.status);
         Ok(text)
