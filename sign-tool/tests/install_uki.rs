@@ -19,6 +19,7 @@ fn a_signed_unified_kernel_image_starts_the_sealed_initramfs() {
     let release = release.trim();
     fs::remove_dir_all(system.path("boot")).unwrap();
     system.add_plain_kernel(release, &format!("initrd.img-{release}"));
+    system.put_microcode_in_front(&format!("boot/initrd.img-{release}"), release);
     fs::copy(kernel.join("vmlinuz"), system.path(&format!("boot/vmlinuz-{release}"))).unwrap();
     system.write("boot/EFI/Linux/debian.efi", "MZ");
     system.write("etc/kernel/cmdline", "root=UUID=1 ro quiet\n");
@@ -42,6 +43,7 @@ fn a_signed_unified_kernel_image_starts_the_sealed_initramfs() {
     let names: Vec<_> = folder.map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["image"], "the mini-initramfs is in the image");
     assert_eq!(fs::read_to_string(system.path("boot/loader/loader.conf")).unwrap(), "timeout 3\ndefault iofs-*\n");
+    assert!(section(".ucode").len() > 3000, "what is for the kernel itself comes first");
     assert_eq!(secure_boot::signers(&image).unwrap().len(), 1);
 
     assert!(passes(&system.install_again(&[])).contains("nothing to do"));

@@ -90,7 +90,12 @@ impl Sealer<'_> {
     ) -> Result<SealedKernel, Failure> {
         let root = staging.join(format!("{}.stock", kernel.release));
         let early = self.join_initramfs(kernel, &root)?;
-        let request = self.request(kernel, place, line, root, staging.join(&kernel.release))?;
+        let mut request = self.request(kernel, place, line, root, staging.join(&kernel.release))?;
+        if line.is_some() && !early.is_empty() && request.config.uki.microcode.is_none() {
+            let file = staging.join(format!("{}.early", kernel.release));
+            crate::atomic::write(&file, 0o600, &early)?;
+            request.config.uki.microcode = Some(file);
+        }
         let made = seal::seal(&request, self.output)?;
         let directory = SealedDirectory::new(&request.out);
         self.sign_by_agent(&directory, made.pending)?;

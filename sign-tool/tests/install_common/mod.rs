@@ -134,13 +134,24 @@ impl System {
 
     /// An initramfs with modules, and noise that does not compress.
     pub(crate) fn initramfs(&self, release: &str, seed: u64) -> Vec<u8> {
+        let modules = format!("usr/lib/modules/{release}/modules.dep");
+        self.archive(&[(&modules, vec![]), ("init", b"#!/bin/sh\n".to_vec()), ("noise", noise(200_000, seed))])
+    }
+
+    /// Has a kernel's initramfs begin with microcode, as Debian and Fedora do it, and gives that part.
+    pub(crate) fn put_microcode_in_front(&self, initramfs: &str, release: &str) -> Vec<u8> {
+        let early = self.archive(&[("kernel/x86/microcode/GenuineIntel.bin", noise(3000, 7))]);
+        self.write(initramfs, [early.clone(), self.initramfs(release, 1)].concat());
+        early
+    }
+
+    fn archive(&self, files: &[(&str, Vec<u8>)]) -> Vec<u8> {
         let tree = self.bench.path("initramfs-tree");
         let _ = fs::remove_dir_all(&tree);
-        let modules = tree.join("usr/lib/modules").join(release);
-        fs::create_dir_all(&modules).unwrap();
-        fs::write(modules.join("modules.dep"), "").unwrap();
-        fs::write(tree.join("init"), "#!/bin/sh\n").unwrap();
-        fs::write(tree.join("noise"), noise(200_000, seed)).unwrap();
+        for (path, bytes) in files {
+            fs::create_dir_all(tree.join(path).parent().unwrap()).unwrap();
+            fs::write(tree.join(path), bytes).unwrap();
+        }
         let archive = self.bench.path("initramfs.cpio");
         let script = "cd \"$1\"; find . | sort | cpio --quiet -o -H newc >\"$2\"";
         passes(&tool("sh", "cpio", &["-ec", script, "sh", tree.to_str().unwrap(), archive.to_str().unwrap()]));
