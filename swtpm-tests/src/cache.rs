@@ -55,6 +55,15 @@ pub fn stub(suite: &str) -> Result<PathBuf> {
     cached(&format!("stubs/{suite}/linuxx64.efi.stub"))
 }
 
+/// The folder of an installed machine, as `scripts/make-machine` calls it.
+///
+/// # Errors
+///
+/// Where it is not in the cache; the message names the command that puts it there.
+pub fn machine(name: &str) -> Result<PathBuf> {
+    cached(&format!("machines/{name}"))
+}
+
 /// The Python interpreter that has the package `virt-firmware`.
 ///
 /// # Errors

@@ -143,6 +143,22 @@ impl Console {
         self.wait(&awaited, scaled(patience), |collected| collected.partial.ends_with(text).then_some(()))
     }
 
+    /// Waits until `text` stands in the unfinished line, or in one that came after the line awaited last: for a prompt behind which
+    /// the kernel may have printed a record already.
+    ///
+    /// # Errors
+    ///
+    /// As [`Console::wait_for_line`].
+    pub fn wait_for_text(&self, text: &str, patience: Duration) -> Result<(), ConsoleError> {
+        self.wait(&format!("the text {text:?}"), scaled(patience), |collected| {
+            if let Some(at) = collected.lines.iter().skip(collected.seen).position(|line| line.text.contains(text)) {
+                collected.seen += at + 1;
+                return Some(());
+            }
+            collected.partial.contains(text).then_some(())
+        })
+    }
+
     /// All lines so far.
     pub fn lines(&self) -> Vec<ConsoleLine> {
         self.shared.lock().lines.clone()

@@ -89,6 +89,18 @@ fn a_prompt_is_seen_though_its_line_is_unfinished() {
 }
 
 #[test]
+fn a_text_is_seen_in_an_unfinished_line_and_in_one_that_something_else_ended() {
+    let (console, mut guest, _folder) = console();
+    guest.write_all(b"Passphrase: ").unwrap();
+    console.wait_for_text("Passphrase: ", SOON).unwrap();
+    guest.write_all(b"[    1.234567] a record\n").unwrap();
+    console.wait_for_line(&Line::containing("a record"), SOON).unwrap();
+    console.wait_for_text("Passphrase: ", AT_ONCE).unwrap_err();
+    guest.write_all(b"Passphrase: [    2.345678] another\n").unwrap();
+    console.wait_for_text("Passphrase: ", SOON).unwrap();
+}
+
+#[test]
 fn waiting_fails_at_once_when_the_machine_has_ended() {
     let (console, mut guest, _folder) = console();
     guest.write_all(b"last words").unwrap();

@@ -39,7 +39,7 @@ impl DeviceShell {
     pub(crate) fn waiting(stream: UnixStream, patience: Duration) -> Result<Self> {
         let deadline = Instant::now() + scaled(patience);
         let mut shell = Self { reader: BufReader::new(stream.try_clone()?), writer: stream };
-        // UEFI firmware and the kernel's EFI stub talk on this port too, and need not end their last line.
+        // UEFI firmware, boot loaders and the kernel's EFI stub talk on this port too, and need not end their last line.
         while !shell.line(deadline.saturating_duration_since(Instant::now()))?.ends_with(READY) {}
         Ok(shell)
     }
@@ -93,9 +93,23 @@ impl DeviceShell {
 
     fn line(&mut self, patience: Duration) -> Result<String> {
         self.reader.get_ref().set_read_timeout(Some(patience.max(SHORTEST)))?;
-        let mut line = String::new();
-        let read = self.reader.read_line(&mut line).context("wait for the device")?;
+        let mut line = Vec::new();
+        let read = self.reader.read_until(b'\n', &mut line).context("wait for the device")?;
         ensure!(read != 0, "the device ended");
-        Ok(line.trim_end_matches('\n').to_owned())
+        // A boot loader's menu has frames in the letters of a PC's screen.
+        Ok(String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_firmware_and_boot_loader_say_before_the_shell_is_passed_over() {
+        let (guest, host) = UnixStream::pair().unwrap();
+        (&guest).write_all(b"BdsDxe: starting\r\n\xda\xc4\xc4\xbf menu\n\x1b[1mDEVICE READY\n0 b2s= \n").unwrap();
+        let mut shell = DeviceShell::waiting(host, Duration::from_secs(20)).unwrap();
+        assert_eq!(shell.output("echo ok", Duration::from_secs(20)).unwrap(), b"ok");
     }
 }

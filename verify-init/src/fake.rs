@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    ffi::CStr,
     io,
     time::Duration,
 };
@@ -100,8 +99,6 @@ pub(crate) struct Fake {
     pub(crate) status_once_broken: String,
     pub(crate) armed: Vec<FailureAction>,
     pub(crate) tpm: Option<FakeTpm>,
-    /// What init was given besides the kernel's own variables.
-    pub(crate) variables: Vec<String>,
     clock: Duration,
 }
 
@@ -127,7 +124,6 @@ impl Fake {
             status_once_broken: "V".to_owned(),
             armed: Vec::new(),
             tpm: None,
-            variables: Vec::new(),
             clock: Duration::from_secs(1),
         }
     }
@@ -365,6 +361,10 @@ impl System for Fake {
         Ok(Attached { path: "/dev/loop0".to_owned(), number, bytes: image.len() as u64, direct: true })
     }
 
+    fn bind_contents(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.call(format!("bind_contents {from} {to}"))
+    }
+
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()> {
         self.call(format!("move_mount {from} {to}"))
     }
@@ -506,9 +506,8 @@ impl System for Fake {
         self.call(format!("enter {root}"))
     }
 
-    fn exec(&mut self, path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<End> {
+    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<End> {
         self.call(format!("exec {path}"))?;
-        self.variables = variables.iter().map(|variable| variable.to_string_lossy().into_owned()).collect();
         Ok(End::Init(path.to_owned(), arguments.to_vec()))
     }
 

@@ -9,7 +9,6 @@ use iofs_policy::{
 };
 
 use crate::{
-    attached,
     boot::Boot,
     devices::{BlockDevice, Looked, Scanner},
     measured::Measured,
@@ -19,6 +18,11 @@ use crate::{
     uevent,
     verified::Verified,
 };
+
+#[cfg(feature = "full")]
+use crate::attached::attach;
+#[cfg(not(feature = "full"))]
+use crate::lean::attach;
 
 const STAGE: Stage = Stage::Found;
 /// What device-mapper must be able to do, with the modules that bring it. The others than the first are for volumes.
@@ -92,10 +96,10 @@ fn image<S: System>(
     tree: Option<BlockDevice>,
 ) -> Result<Option<ImageDevices>, FailureReport> {
     let role = manifest.image.role;
-    let data = attached::attach(boot, role, "data", &manifest.data, data)?;
+    let data = attach(boot, role, "data", &manifest.data, data)?;
     let tree = match manifest.is_one_piece() {
         true => data.clone(),
-        false => attached::attach(boot, role, "tree", &manifest.tree, tree)?,
+        false => attach(boot, role, "tree", &manifest.tree, tree)?,
     };
     let devices = data.zip(tree).map(|(data, tree)| ImageDevices::new(STAGE, manifest, data, tree));
     devices.transpose()

@@ -2,11 +2,16 @@
 //!
 //! [`boot`] is the whole story in one function. Every effect goes through the trait [`System`]; `Linux` is the real one.
 
+#[cfg(feature = "full")]
 mod attached;
 pub mod boot;
 pub mod devices;
+#[cfg(feature = "full")]
+pub mod find;
 mod found;
 pub mod gpt;
+#[cfg(any(test, not(feature = "full")))]
+mod lean;
 pub mod linux;
 mod mapped;
 mod measured;
@@ -15,7 +20,9 @@ mod modules;
 mod mounted;
 mod record;
 pub mod report;
+#[cfg(feature = "full")]
 pub mod run_init;
+#[cfg(feature = "full")]
 mod second_stage;
 mod started;
 mod stub;
@@ -30,7 +37,7 @@ mod verified;
 mod fake;
 #[cfg(test)]
 mod fake_tpm;
-#[cfg(test)]
+#[cfg(all(test, feature = "full"))]
 mod second_stage_tests;
 #[cfg(test)]
 mod tests;

@@ -23,14 +23,13 @@ mod entry {
     }
 }
 
-use verify_init::run_init;
-
 const HELP: &str = "\
 verify-init: PID 1 of a mini-initramfs. It verifies the signed manifest in /etc/iofs, maps the image with dm-verity,
-mounts it and becomes its init. It takes no options and does nothing unless it is PID 1.
+mounts it and becomes its init. It does nothing unless it is PID 1, but for:
 
-  --version  print the version
-  --help     print this text
+  --find PLACE  say which device a boot would take for PARTUUID=…, PARTLABEL=… or TYPE:UUID=…:/PATH (verify-init-full alone)
+  --version     print the version
+  --help        print this text
 
 Build an initramfs with it: iofs-sign initramfs
 ";
@@ -42,16 +41,23 @@ fn as_pid_1() -> ! {
 }
 
 fn run() -> i32 {
-    if run_init::is_called() {
-        return run_init::run();
+    #[cfg(feature = "full")]
+    if verify_init::run_init::is_called() {
+        return verify_init::run_init::run();
     }
     if std::process::id() == 1 {
         as_pid_1();
     }
-    let (text, status) = match std::env::args().nth(1).as_deref() {
-        Some("--version") => (concat!("verify-init ", env!("CARGO_PKG_VERSION"), "\n"), 0),
-        Some("--help") => (HELP, 0),
-        _ => (HELP, 1),
+    let mut words = std::env::args().skip(1);
+    let (text, status) = match words.next().as_deref() {
+        #[cfg(feature = "full")]
+        Some("--find") => {
+            let place = words.next().unwrap_or_default();
+            verify_init::find::find(&mut verify_init::Linux::default(), &place)
+        }
+        Some("--version") => (concat!("verify-init ", env!("CARGO_PKG_VERSION"), "\n").to_owned(), 0),
+        Some("--help") => (HELP.to_owned(), 0),
+        _ => (HELP.to_owned(), 1),
     };
     // Whoever closed the stream does not want it.
     let _ = std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes());

@@ -15,13 +15,20 @@ use crate::{
     unlocked::{OpenVolume, Unlocked},
 };
 
+#[cfg(not(feature = "full"))]
+use crate::lean::spread;
+#[cfg(feature = "full")]
+use crate::second_stage::spread;
+
 const STAGE: Stage = Stage::Mounted;
 /// Where the new root is put together.
 pub(crate) const NEW_ROOT: &str = "/sysroot";
 /// The image below an overlay. `/run` is moved, so that it stays within reach.
-const LOWER: &str = "/run/iofs/lower";
+pub(crate) const LOWER: &str = "/run/iofs/lower";
 /// What holds the upper layer of the overlay: for root alone, since whoever writes to it writes to all of the system.
-const WRITABLE: &str = "/run/iofs/overlay";
+pub(crate) const WRITABLE: &str = "/run/iofs/overlay";
+/// The same for a second stage, before it is spread over a root in memory.
+pub(crate) const WHOLE: &str = "/run/iofs/second-stage";
 /// A volume's file system has a root folder of its own mode, so that it is mounted below one that nobody else enters.
 const KEPT: &str = "/run/iofs/overlay/volume";
 const FOLDER: &str = "/run/iofs";
@@ -62,10 +69,7 @@ impl Mapped {
         let role = manifest.image.role;
         mounted.map_err(|refusal| corruption(boot, role).unwrap_or(refusal))?;
         if let Some(writable) = &writable {
-            mount_overlay(boot, writable, flags)?;
-        }
-        if writable.is_some() && role == Role::Root {
-            tell_systemd(boot, &format!("/dev/block/{}", self.data));
+            self.mount_overlay(boot, writable, flags, role)?;
         }
         let init = self.verified.command_line.init.clone().unwrap_or_else(|| manifest.init.to_string());
         check_init(boot, &init).map_err(|refusal| corruption(boot, role).unwrap_or(refusal))?;
@@ -73,11 +77,32 @@ impl Mapped {
         for place in mount_volumes(boot, manifest, &self.volumes)? {
             what.push_str(&format!(", {place}"));
         }
-        if role == Role::InitOverlay {
-            let_go(boot, role);
-        }
         boot.reached(STAGE, &format!("mounted {} {what}", self.path));
         Ok(Mounted { writable: manifest.is_writable(), mapped: self, init })
+    }
+}
+
+impl Mapped {
+    /// The image under its writable layer: as the new root, or spread over one that is in memory.
+    fn mount_overlay<S: System>(
+        &self,
+        boot: &mut Boot<'_, S>,
+        writable: &Writable<'_>,
+        flags: MsFlags,
+        role: Role,
+    ) -> Result<(), FailureReport> {
+        match (role, writable) {
+            (Role::InitOverlay, Writable::Memory(size)) => {
+                folder(boot, WHOLE)?;
+                mount_overlay(boot, writable, flags, WHOLE)?;
+                spread(boot, size)
+            }
+            _ => {
+                mount_overlay(boot, writable, flags, NEW_ROOT)?;
+                tell_systemd(boot, &format!("/dev/block/{}", self.data));
+                Ok(())
+            }
+        }
     }
 }
 
@@ -215,6 +240,7 @@ fn mount_overlay<S: System>(
     boot: &mut Boot<'_, S>,
     writable: &Writable<'_>,
     flags: MsFlags,
+    target: &str,
 ) -> Result<(), FailureReport> {
     let below = match writable {
         Writable::Memory(size) => {
@@ -245,7 +271,7 @@ fn mount_overlay<S: System>(
     folder(boot, &work)?;
     let options = format!("lowerdir={LOWER},upperdir={upper},workdir={work},redirect_dir=nofollow,metacopy=off");
     let flags = flags - MsFlags::MS_RDONLY;
-    let over = |options| Mount { source: "overlay", target: NEW_ROOT, kind: "overlay", flags, options };
+    let over = |options| Mount { source: "overlay", target, kind: "overlay", flags, options };
     match writable {
         // What is written is gone at the next boot, so neither redirects nor metacopies are ever met that are not ours.
         // Kernels before 5.10 do not know `volatile`, which only saves syncing a tmpfs.
@@ -255,22 +281,6 @@ fn mount_overlay<S: System>(
         },
         // The next image has other files: an index of those of this one would make the kernel refuse it.
         Writable::Volume(..) => mount(boot, &over(&format!("{options},index=off")), "an overlay over the image"),
-    }
-}
-
-/// A second stage is gone once the real root has taken its place, and everything below it with it: each part stays only for
-/// as long as the overlay uses it.
-fn let_go<S: System>(boot: &mut Boot<'_, S>, role: Role) {
-    let system = &mut *boot.system;
-    let steps = [
-        (LOWER, system.unmount(LOWER)),
-        (WRITABLE, system.unmount(WRITABLE)),
-        (role.mapping(), system.remove_mapping_later(role.mapping())),
-    ];
-    for (what, done) in steps {
-        if let Err(error) = done {
-            boot.warn(format!("{what} outlives the second stage: {}", text(&error)));
-        }
     }
 }
 

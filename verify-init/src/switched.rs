@@ -11,7 +11,7 @@ use crate::{
     mounted::NEW_ROOT,
     record,
     report::{refusal, text},
-    second_stage, stub,
+    stub,
     system::System,
 };
 
@@ -29,8 +29,10 @@ impl Capped {
         for place in along {
             move_along(boot, place, mounted.writable)?;
         }
+        // Without it no second stage gets this far.
+        #[cfg(feature = "full")]
         if role == Role::InitOverlay {
-            second_stage::leave_bare(boot);
+            crate::second_stage::leave_bare(boot);
         }
         if let Err(error) = boot.system.delete_initramfs() {
             boot.warn(format!("the initramfs stays in memory: {}", text(&error)));
@@ -44,8 +46,7 @@ impl Capped {
         // Last of all, so that it tells the whole boot; `/run` has moved and kept its name.
         record::write(boot, &mounted.mapped);
         let arguments = &mounted.mapped.verified.command_line.init_arguments;
-        let variables = if role == Role::InitOverlay { &second_stage::VARIABLES[..] } else { &[] };
-        boot.system.exec(&mounted.init, arguments, variables).map_err(|error| {
+        boot.system.exec(&mounted.init, arguments).map_err(|error| {
             let next = "seal an image whose init runs on this machine: its format, interpreter and libraries";
             refusal(
                 STAGE,

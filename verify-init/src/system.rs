@@ -1,6 +1,6 @@
 //! Everything that PID 1 does to the machine, behind one trait, so that a test can let each call fail.
 
-use std::{ffi::CStr, io, time::Duration};
+use std::{io, time::Duration};
 
 use iofs_policy::{failure::FailureAction, verity::DeviceNumber};
 use iofs_tpm::transport::TransportError;
@@ -136,6 +136,8 @@ pub trait System {
     /// Makes a block device of a file below `folder`, on the file system there, with no link on the way. It goes by itself
     /// once nothing uses it.
     fn attach_file(&mut self, folder: &str, path: &str) -> io::Result<Attached>;
+    /// Puts what is in a folder into an empty one: links as they are, and of everything else a mount.
+    fn bind_contents(&mut self, from: &str, to: &str) -> io::Result<()>;
     /// Moves a mount.
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()>;
 
@@ -182,8 +184,8 @@ pub trait System {
     fn delete_initramfs(&mut self) -> io::Result<()>;
     /// Makes the mount at `root` the root of this process.
     fn enter(&mut self, root: &str) -> io::Result<()>;
-    /// Becomes another program, with these variables besides the kernel's own.
-    fn exec(&mut self, path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<Self::Gone>;
+    /// Becomes another program.
+    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone>;
     /// Ends the boot. Never returns to the caller on a real machine.
     fn stop(&mut self, action: FailureAction) -> Self::Gone;
 }

@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// Calls whose failure is not the boot's: it goes on. Those in sysfs come again with the next look.
-pub(crate) const COSMETIC: [&str; 28] = [
+pub(crate) const COSMETIC: [&str; 29] = [
     "open_console",
     "print",
     "log",
@@ -56,6 +56,8 @@ pub(crate) const COSMETIC: [&str; 28] = [
     "read_at /dev/vdb 4096 ",
     "read_at /dev/vdb 16384 ",
     "mount overlay overlay /sysroot 0x4 lowerdir=/run/iofs/lower,upperdir=/run/iofs/overlay/upper,\
+     workdir=/run/iofs/overlay/work,redirect_dir=nofollow,metacopy=off,volatile",
+    "mount overlay overlay /run/iofs/second-stage 0x4 lowerdir=/run/iofs/lower,upperdir=/run/iofs/overlay/upper,\
      workdir=/run/iofs/overlay/work,redirect_dir=nofollow,metacopy=off,volatile",
 ];
 

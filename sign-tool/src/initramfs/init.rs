@@ -52,7 +52,10 @@ pub fn read(asked: Option<&Path>, full: bool) -> Result<Vec<u8>, Failure> {
             .next("build it with scripts/build-boot, or name it with --init")
     })?;
     if full && !is_full(&bytes) {
-        let fact = format!("{} was built without what opens encrypted volumes and pins a TPM", path.display());
+        let fact = format!(
+            "{} was built without what opens encrypted volumes and files, pins a TPM and starts second stages",
+            path.display()
+        );
         let next = format!("give {} with --init, or the folder that holds both", file_name(true));
         return Err(Failure::new(ExitStatus::Missing, fact).next(next));
     }

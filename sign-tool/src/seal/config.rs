@@ -356,9 +356,13 @@ impl Config {
         self.volumes.iter().any(|volume| matches!(volume.usage, VolumeUse::Upper(_)))
     }
 
-    /// Whether it takes the verify-init that opens volumes and pins a TPM.
+    /// Whether it takes the verify-init that opens volumes and files, pins a TPM and starts second stages.
     pub fn needs_full_init(&self) -> bool {
-        !self.volumes.is_empty() || self.tpm.srk.is_some()
+        let is_file = |place: &Place| matches!(place, Place::File(_) | Place::Memory);
+        !self.volumes.is_empty()
+            || self.tpm.srk.is_some()
+            || self.image.role == Role::InitOverlay
+            || self.places().iter().flatten().any(is_file)
     }
 
     /// The modules to ask for: those of the configuration, and those without which its volumes cannot be opened or mounted.

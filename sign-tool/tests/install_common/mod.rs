@@ -44,6 +44,7 @@ impl System {
 
     fn bare() -> Self {
         let system = Self { bench: Bench::new() };
+        system.make_init();
         system.write("etc/os-release", "ID=debian\nVERSION_ID=13\nPRETTY_NAME='Debian'\n");
         system.write("dev/sda1", "");
         fs::create_dir_all(system.path("dev/disk/by-uuid")).unwrap();
@@ -204,12 +205,23 @@ impl System {
         assert!(differing.is_empty(), "these differ: {differing:?}");
     }
 
+    /// A static program that says of itself, as verify-init does, that it starts second stages.
+    fn make_init(&self) {
+        let (abilities, init) = (self.bench.text("abilities"), self.bench.text("init"));
+        fs::write(&abilities, "full").unwrap();
+        let section = format!(".iofs.abilities={abilities}");
+        passes(&tool("objcopy", "binutils", &["--add-section", &section, busybox(), &init]));
+    }
+
     /// A program of the system, which is changed into to run it: a static one, since nothing else is there.
     pub(crate) fn add_program(&self, path: &str) {
-        let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
-        let busybox = busybox.expect("busybox is not installed\n  run: apt-get install busybox-static");
         fs::create_dir_all(self.path(path).parent().unwrap()).unwrap();
-        fs::copy(busybox, self.path(path)).unwrap();
+        fs::copy(busybox(), self.path(path)).unwrap();
         fs::set_permissions(self.path(path), fs::Permissions::from_mode(0o755)).unwrap();
     }
+}
+
+fn busybox() -> &'static str {
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists());
+    busybox.expect("busybox is not installed\n  run: apt-get install busybox-static")
 }

@@ -1,7 +1,7 @@
 //! The real machine.
 
 use std::{
-    ffi::{CStr, CString},
+    ffi::CString,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink},
@@ -125,6 +125,10 @@ impl System for Linux {
         Ok(attached)
     }
 
+    fn bind_contents(&mut self, from: &str, to: &str) -> io::Result<()> {
+        root::bind_contents(from, to)
+    }
+
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()> {
         const NONE: Option<&str> = None;
         Ok(nix::mount::mount(Some(from), to, NONE, MsFlags::MS_MOVE, NONE)?)
@@ -224,10 +228,10 @@ impl System for Linux {
         root::enter(root)
     }
 
-    fn exec(&mut self, path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<Self::Gone> {
+    fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone> {
         // Close-on-exec would do; an event socket must not outlive its use in any case.
         (self.events, self.tpm, self.log) = (None, None, None);
-        root::exec(path, arguments, variables)
+        root::exec(path, arguments)
     }
 
     fn stop(&mut self, action: FailureAction) -> Self::Gone {

@@ -4,8 +4,12 @@ use std::{
     convert::Infallible,
     env,
     ffi::{CStr, CString},
-    io,
-    os::fd::{AsFd, AsRawFd},
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::symlink,
+    },
+    path::Path,
 };
 
 use nix::{
@@ -83,6 +87,25 @@ fn delete(parent: &Dir, name: &CStr, stat: &FileStat, device: dev_t) {
     let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
 }
 
+/// Mounts each thing in a folder at its name in another. Devices, pipes and sockets are left out: nobody boots from them.
+pub(super) fn bind_contents(from: &str, to: &str) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let (source, target, kind) = (entry.path(), Path::new(to).join(entry.file_name()), entry.file_type()?);
+        if kind.is_symlink() {
+            symlink(fs::read_link(&source)?, &target)?;
+        } else if kind.is_dir() || kind.is_file() {
+            if kind.is_dir() {
+                fs::create_dir(&target)?;
+            } else {
+                drop(fs::File::create_new(&target)?);
+            }
+            mount(Some(&source), &target, NONE, MsFlags::MS_BIND, NONE)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes a mount the root. `pivot_root` does not work on an initramfs.
 pub(super) fn enter(root: &str) -> io::Result<()> {
     chdir(root)?;
@@ -92,14 +115,13 @@ pub(super) fn enter(root: &str) -> io::Result<()> {
 }
 
 /// Becomes init. The environment is the kernel's own: what the command line adds to it (`LD_PRELOAD=…`) is left out.
-pub(super) fn exec(path: &str, arguments: &[String], variables: &[&CStr]) -> io::Result<Infallible> {
+pub(super) fn exec(path: &str, arguments: &[String]) -> io::Result<Infallible> {
     let path = CString::new(path)?;
     let mut words = vec![path.clone()];
     for argument in arguments {
         words.push(CString::new(argument.as_str())?);
     }
-    let mut environment = vec![c"HOME=/".to_owned(), terminal()];
-    environment.extend(variables.iter().map(|variable| CString::from(*variable)));
+    let environment = [c"HOME=/".to_owned(), terminal()];
     Ok(execve(&path, &words, &environment)?)
 }
 
