@@ -12,6 +12,7 @@ pub mod epoch;
 pub mod erofs;
 pub mod initramfs;
 pub mod inspect;
+pub mod install;
 pub mod keys;
 pub mod pcr_policy;
 pub mod pe;

@@ -21,6 +21,7 @@ pub mod attester;
 pub mod cache;
 pub mod chain;
 mod console;
+pub mod debian;
 mod device;
 mod disk;
 pub mod image;

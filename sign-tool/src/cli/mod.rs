@@ -15,8 +15,10 @@ mod enroll;
 mod enroll_plan;
 #[cfg(feature = "enroll")]
 mod enroll_report;
+mod generate;
 mod initramfs;
 mod inspect;
+mod install;
 mod keygen;
 #[cfg(feature = "enroll")]
 mod mark_good;
@@ -76,8 +78,12 @@ enum Verb {
     Enroll(Box<enroll::Arguments>),
     #[cfg(feature = "enroll")]
     MarkGood(mark_good::Arguments),
+    Install(Box<install::InstallArguments>),
+    Uninstall(install::UninstallArguments),
     Status(status::Arguments),
     Verity(verity::Arguments),
+    #[command(hide = true)]
+    Generate(generate::Arguments),
 }
 
 /// Parses the command line, runs the verb and reports.
@@ -130,8 +136,11 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Enroll(arguments) => enroll::run(arguments, output),
         #[cfg(feature = "enroll")]
         Verb::MarkGood(arguments) => mark_good::run(arguments, output),
+        Verb::Install(arguments) => install::install(arguments, output),
+        Verb::Uninstall(arguments) => install::uninstall(arguments, output),
         Verb::Status(arguments) => status::run(arguments, output),
         Verb::Verity(arguments) => verity::run(arguments, output),
+        Verb::Generate(arguments) => generate::run(arguments, output),
     }
 }
 
