@@ -159,7 +159,7 @@ fn a_command_signs_in_the_place_of_a_key() {
     };
     fs::create_dir_all(system.path("var/lib")).unwrap();
     let before = system.content();
-    assert!(fails(&agent("exit 3"), 1).contains("signing agent 'exit 3'"));
+    assert!(fails(&agent("head -c 64 /dev/zero; exit 3"), 1).contains("exit status: 3"));
     assert!(fails(&agent("echo no"), 1).contains("expected 64 bytes, found 3"));
     fails(&agent("head -c 64 /dev/zero"), 4);
     system.assert_content(&before);
