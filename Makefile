@@ -2,12 +2,12 @@
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help demo build check test cache bench audit fuzz clean
+.PHONY: help demo build check test test-installed cache bench audit fuzz clean
 
 help:  ## this list
 	@echo 'A first look:  make demo   seals a Debian root, boots it, and tries to tamper with it'
 	@echo
-	@sed -n 's/^\([a-z]*\):  ## /  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):  ## /  make \1\t/p' Makefile | expand -t 24
 
 demo:  ## install what is missing, seal a root, boot it, then boot two tampered copies
 	@scripts/install-deps demo
@@ -19,8 +19,12 @@ build:  ## build verify-init (static, small) and iofs-sign
 check:  ## format, lints and the tests that take seconds
 	@scripts/check
 
-test:  ## everything, with virtual machines
+test:  ## everything but test-installed, with virtual machines
 	@scripts/test
+
+test-installed:  ## install on whole Debians, boot them by their own loaders, upgrade their kernels, and go back
+	@scripts/install-deps test
+	@scripts/test-installed
 
 cache:  ## download kernels and stubs, and make the roots that demo and tests boot
 	@scripts/fill-cache

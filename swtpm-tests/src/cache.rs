@@ -61,7 +61,9 @@ pub fn stub(suite: &str) -> Result<PathBuf> {
 ///
 /// Where it is not in the cache; the message names the command that puts it there.
 pub fn machine(name: &str) -> Result<PathBuf> {
-    cached(&format!("machines/{name}"))
+    let path = workspace().join("cache/machines").join(name);
+    ensure!(path.exists(), "{} is missing\n  run: scripts/make-machine {name}", path.display());
+    Ok(path)
 }
 
 /// The Python interpreter that has the package `virt-firmware`.

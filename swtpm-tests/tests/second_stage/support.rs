@@ -28,6 +28,8 @@ pub(crate) const REAL_ROOT: &str = "REAL ROOT";
 /// What a distribution's scripts do: mount what an initramfs finds unmounted, find the root, and run run-init.
 const INIT: &str = r#"#!/bin/sh
 echo 'SECOND STAGE'
+# As systemd asks before it mounts them, with what a shell has: a mount is on another device than the folder above.
+for place in dev proc sys; do [ "$(stat -c %d /$place)" = "$(stat -c %d /)" ] || echo "LEFT mounted: /$place"; done
 mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t devtmpfs udev /dev && echo 'STARTED BARE'
 [ -e /run/iofs/boot.json ] && echo 'RUN KEPT'
 case " $(cat /proc/cmdline) " in
@@ -66,7 +68,7 @@ poweroff -f
 
 fn tree(folder: &Path) -> Result<()> {
     tiny_root(folder, "")?;
-    for applet in ["mkdir", "cp", "grep", "sed"] {
+    for applet in ["mkdir", "cp", "grep", "sed", "stat"] {
         std::os::unix::fs::symlink("busybox", folder.join("bin").join(applet))?;
     }
     let program = |path: &str, text: &str| {

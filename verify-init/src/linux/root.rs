@@ -87,6 +87,9 @@ fn delete(parent: &Dir, name: &CStr, stat: &FileStat, device: dev_t) {
     let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
 }
 
+/// Where an init mounts file systems of the kernel's, unless it finds a mount there.
+const NOT_MOUNTED: [&str; 4] = ["dev", "proc", "run", "sys"];
+
 /// Mounts each thing in a folder at its name in another. Devices, pipes and sockets are left out: nobody boots from them.
 pub(super) fn bind_contents(from: &str, to: &str) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
@@ -100,7 +103,9 @@ pub(super) fn bind_contents(from: &str, to: &str) -> io::Result<()> {
             } else {
                 drop(fs::File::create_new(&target)?);
             }
-            mount(Some(&source), &target, NONE, MsFlags::MS_BIND, NONE)?;
+            if !NOT_MOUNTED.iter().any(|name| entry.file_name() == *name) {
+                mount(Some(&source), &target, NONE, MsFlags::MS_BIND, NONE)?;
+            }
         }
     }
     Ok(())
