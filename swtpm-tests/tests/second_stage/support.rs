@@ -29,7 +29,7 @@ pub(crate) const REAL_ROOT: &str = "REAL ROOT";
 const INIT: &str = r#"#!/bin/sh
 echo 'SECOND STAGE'
 # As systemd asks before it mounts them, with what a shell has: a mount is on another device than the folder above.
-for place in dev proc sys; do [ "$(stat -c %d /$place)" = "$(stat -c %d /)" ] || echo "LEFT mounted: /$place"; done
+for place in dev proc sys root; do [ "$(stat -c %d /$place)" = "$(stat -c %d /)" ] || echo "LEFT mounted: /$place"; done
 mount -t proc proc /proc && mount -t sysfs sysfs /sys && mount -t devtmpfs udev /dev && echo 'STARTED BARE'
 [ -e /run/iofs/boot.json ] && echo 'RUN KEPT'
 case " $(cat /proc/cmdline) " in

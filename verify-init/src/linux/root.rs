@@ -87,7 +87,8 @@ fn delete(parent: &Dir, name: &CStr, stat: &FileStat, device: dev_t) {
     let _ = unlinkat(parent, name, UnlinkatFlags::RemoveDir);
 }
 
-/// Where an init mounts file systems of the kernel's, unless it finds a mount there.
+/// Where an init mounts file systems of the kernel's, unless it finds a mount there. So it is with `/sysroot` and all others that
+/// are empty.
 const NOT_MOUNTED: [&str; 4] = ["dev", "proc", "run", "sys"];
 
 /// Mounts each thing in a folder at its name in another. Devices, pipes and sockets are left out: nobody boots from them.
@@ -100,10 +101,12 @@ pub(super) fn bind_contents(from: &str, to: &str) -> io::Result<()> {
         } else if kind.is_dir() || kind.is_file() {
             if kind.is_dir() {
                 fs::create_dir(&target)?;
+                fs::set_permissions(&target, entry.metadata()?.permissions())?;
             } else {
                 drop(fs::File::create_new(&target)?);
             }
-            if !NOT_MOUNTED.iter().any(|name| entry.file_name() == *name) {
+            let empty = kind.is_dir() && fs::read_dir(&source)?.next().is_none();
+            if !empty && !NOT_MOUNTED.iter().any(|name| entry.file_name() == *name) {
                 mount(Some(&source), &target, NONE, MsFlags::MS_BIND, NONE)?;
             }
         }
