@@ -52,6 +52,18 @@ fn a_kernel_gets_a_verified_entry_and_uninstall_leaves_no_trace() {
     assert!(fails(&system.uninstall(&[]), 2).contains("nothing is installed"));
 }
 
+/// As Debian 13 has it: the kernel's package puts it into /boot, from where kernel-install copies it to where the loader looks.
+#[test]
+fn of_a_kernel_in_two_places_the_one_that_the_loader_starts_is_sealed() {
+    let system = System::with_systemd_boot();
+    system.add_plain_kernel(RELEASE, &format!("initrd.img-{RELEASE}"));
+    let steps = system.install(&["--dry-run"]);
+    let stock = format!("seal /{}", System::stock_initramfs(RELEASE));
+    assert!(passes(&steps).contains(&stock), "{}", String::from_utf8_lossy(&steps.stdout));
+    passes(&system.install(&[]));
+    assert!(system.path(&format!("boot/loader/entries/iofs-{RELEASE}.conf")).exists());
+}
+
 #[test]
 fn a_dry_run_says_each_step_and_changes_nothing() {
     let system = System::with_systemd_boot();

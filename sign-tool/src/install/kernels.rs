@@ -1,7 +1,7 @@
 //! The installed kernels with what boots them.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -39,9 +39,10 @@ pub struct Kernels {
 }
 
 /// Looks for kernels: `/boot/vmlinuz-RELEASE` as Debian and Fedora have them, and `$BOOT/ENTRY-TOKEN/RELEASE/linux` as
-/// kernel-install puts them.
-pub fn find(sysroot: &Sysroot) -> Kernels {
+/// kernel-install puts them. Debian with systemd-boot has both, and the loader starts what lies in its own folder, `entries`.
+pub fn find(sysroot: &Sysroot, entries: Option<&Path>) -> Kernels {
     let mut kernels = Kernels::default();
+    entries.into_iter().for_each(|folder| kernels.add_installed(sysroot, folder));
     let plain = names(sysroot, Path::new("/boot"));
     for release in plain.iter().filter_map(|name| name.strip_prefix("vmlinuz-")) {
         let image = Path::new("/boot").join(format!("vmlinuz-{release}"));
@@ -53,24 +54,29 @@ pub fn find(sysroot: &Sysroot) -> Kernels {
             beside.map(PathBuf::from).filter(|path| sysroot.has(path)).take(1).collect(),
         );
     }
-    for folder in BOOT_FOLDERS {
-        for token in entry_tokens(sysroot) {
-            let folder = Path::new(folder).join(token);
+    BOOT_FOLDERS.iter().for_each(|folder| kernels.add_installed(sysroot, Path::new(folder)));
+    kernels.found.sort_by_key(|kernel| version_key(&kernel.release));
+    // Two ways may lead to one.
+    let mut told = BTreeSet::new();
+    kernels.passed_over.retain(|why| told.insert(why.clone()));
+    kernels
+}
+
+impl Kernels {
+    /// Adds what kernel-install put into a boot folder.
+    fn add_installed(&mut self, sysroot: &Sysroot, boot: &Path) {
+        for folder in entry_tokens(sysroot).iter().map(|token| boot.join(token)) {
             for release in names(sysroot, &folder) {
                 let folder = folder.join(&release);
                 let image = folder.join("linux");
                 if sysroot.has(&image) {
                     let files = names(sysroot, &folder).into_iter().filter(|name| name.starts_with("initrd"));
-                    kernels.add(sysroot, &release, image, files.map(|name| folder.join(name)).collect());
+                    self.add(sysroot, &release, image, files.map(|name| folder.join(name)).collect());
                 }
             }
         }
     }
-    kernels.found.sort_by_key(|kernel| version_key(&kernel.release));
-    kernels
-}
 
-impl Kernels {
     fn add(&mut self, sysroot: &Sysroot, release: &str, image: PathBuf, initramfs: Vec<PathBuf>) {
         let modules = Path::new("/lib/modules").join(release);
         let image_text = image.display().to_string();

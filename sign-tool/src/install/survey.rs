@@ -34,7 +34,8 @@ pub struct Survey {
 pub fn survey(sysroot: &Sysroot, loader: Loader, wanted: &[String]) -> Result<Survey, Failure> {
     let mounts = mounts::read(sysroot)?;
     let boot = BootFileSystem::of(sysroot, &mounts, loader.folder())?;
-    let found = kernels::find(sysroot);
+    let entries = matches!(loader, Loader::SystemdBoot(_)).then(|| loader.folder());
+    let found = kernels::find(sysroot, entries);
     kernels::check_distinct(sysroot, &found.found)?;
     let all_releases: Vec<String> = found.found.iter().map(|kernel| kernel.release.clone()).collect();
     if let Some(absent) = wanted.iter().find(|release| !all_releases.contains(release)) {
