@@ -52,7 +52,7 @@ impl BlockDevice {
             (Place::PartUuid(uuid), Some(partition)) => partition.uuid == Some(*uuid),
             (Place::PartLabel(label), Some(partition)) => partition.label == kernel_spelling(label.as_str()),
             (Place::Disk(name), None) => self.name == name.as_str(),
-            (Place::File(file), partition) => self.holds(file, partition.as_ref()),
+            (Place::File(file), partition) => cfg!(feature = "full") && self.holds(file, partition.as_ref()),
             _ => false,
         }
     }
@@ -139,7 +139,8 @@ impl Scanner {
             }
             devices.append(&mut partitions);
         }
-        if looked.media {
+        // Without it no file is opened, and no file system looked for.
+        if cfg!(feature = "full") && looked.media {
             devices.iter_mut().for_each(|device| self.read_medium(system, device));
         }
         devices

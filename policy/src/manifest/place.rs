@@ -25,9 +25,9 @@ pub enum Place {
     Memory,
 }
 
-/// A file, and the file system that it is on.
+/// A file, and the file system that it is on. In a manifest it is the text that people write: `TYPE:UUID=…:/PATH`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "String", into = "String")]
 pub struct FilePlace {
     /// What kind of file system that is.
     pub kind: MediumKind,
@@ -38,8 +38,7 @@ pub struct FilePlace {
 }
 
 /// The file systems that an image may be a file of: those that boot loaders read, and erofs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MediumKind {
     /// The EFI system partition's.
     Vfat,
@@ -64,8 +63,7 @@ impl MediumKind {
 }
 
 /// How a file system is told from others.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Medium {
     /// By what its superblock says. One block of each partition is read to find it.
     Uuid(MediumUuid),
@@ -76,8 +74,7 @@ pub enum Medium {
 }
 
 /// The id in a file system's superblock, as `blkid` prints it: a UUID, or vfat's eight digits in two halves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MediumUuid(String);
 
 impl MediumUuid {
@@ -101,23 +98,17 @@ impl MediumUuid {
     }
 }
 
-impl TryFrom<String> for MediumUuid {
-    type Error = ValueError;
+impl FromStr for MediumUuid {
+    type Err = ValueError;
 
-    fn try_from(text: String) -> Result<Self, ValueError> {
-        match Self::of_vfat(&text).or_else(|| Uuid::parse_str(&text).ok().map(Self::of_uuid)) {
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        match Self::of_vfat(text).or_else(|| Uuid::parse_str(text).ok().map(Self::of_uuid)) {
             Some(uuid) => Ok(uuid),
             None => {
                 let expected = "a UUID, or eight hexadecimal digits as in 12AB-34CD";
-                Err(ValueError { field: "file system UUID", expected, found: text })
+                Err(ValueError { field: "file system UUID", expected, found: text.to_owned() })
             }
         }
-    }
-}
-
-impl From<MediumUuid> for String {
-    fn from(uuid: MediumUuid) -> Self {
-        uuid.0
     }
 }
 
@@ -183,12 +174,26 @@ impl FromStr for FilePlace {
         let kind = MediumKind::ALL.into_iter().find(|one| one.name() == kind).ok_or_else(unknown)?;
         let (on, path) = rest.split_once(":/").ok_or_else(unknown)?;
         let on = match on.split_once('=').ok_or_else(unknown)? {
-            ("UUID", uuid) => Medium::Uuid(uuid.to_owned().try_into()?),
+            ("UUID", uuid) => Medium::Uuid(uuid.parse()?),
             ("PARTUUID", uuid) => Medium::PartUuid(part_uuid(text, uuid)?),
             ("PARTLABEL", name) => Medium::PartLabel(name.parse()?),
             _ => return Err(unknown()),
         };
         Ok(Self { kind, on, path: format!("/{path}").parse()? })
+    }
+}
+
+impl TryFrom<String> for FilePlace {
+    type Error = PlaceError;
+
+    fn try_from(text: String) -> Result<Self, PlaceError> {
+        text.parse()
+    }
+}
+
+impl From<FilePlace> for String {
+    fn from(place: FilePlace) -> Self {
+        place.to_string()
     }
 }
 
