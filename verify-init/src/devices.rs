@@ -72,8 +72,8 @@ impl BlockDevice {
 /// What is looked for, besides what sysfs tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Looked {
-    /// Partitions by their unique ids: the partition table is read of disks whose partitions lack them. Kernels before 6.9
-    /// do not tell them.
+    /// Partitions by their unique ids: the partition table is read of disks whose partitions lack them. Kernels up to
+    /// 6.12 do not tell them.
     pub unique_ids: bool,
     /// File systems by their ids: the superblock is read of each device that has one.
     pub media: bool,
