@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use iofs_policy::manifest::MediumKind;
 use tempfile::TempDir;
 
-use crate::{ScratchDisk, attester, chain::Chain, tools, volume::splice};
+use crate::{ScratchDisk, attester, chain::Chain, tools, volume::with_contents};
 
 /// What the file systems here are called; vfat takes the first eight digits.
 pub const UUID: &str = "12ab34cd-0506-4708-890a-0b0c0d0e0f10";
@@ -102,23 +102,11 @@ pub struct Partition<'a> {
 ///
 /// Where `sfdisk` is missing or fails.
 pub fn partitioned(partitions: &[Partition<'_>]) -> Result<ScratchDisk> {
-    let sizes = partitions.iter().map(|one| Ok(fs::metadata(one.content)?.len().next_multiple_of(1 << 20)));
-    let sizes: Vec<u64> = sizes.collect::<Result<_>>()?;
-    let disk = ScratchDisk::empty(sizes.iter().sum::<u64>() + (2 << 20))?;
-    let lines = partitions
-        .iter()
-        .zip(&sizes)
-        .map(|(one, size)| format!("size={}, name=\"{}\", uuid={}\n", size / 512, one.label, one.uuid));
-    let script = tempfile::NamedTempFile::new()?;
-    fs::write(script.path(), format!("label: gpt\n{}", lines.collect::<String>()))?;
-    let mut command = Command::new(tools::require("sfdisk", "apt-get install fdisk")?);
-    attester::run(command.args(["--quiet", "--no-tell-kernel"]).arg(disk.path()).stdin(script.reopen()?))?;
-    let mut at = 1 << 20;
-    for (one, size) in partitions.iter().zip(&sizes) {
-        splice(one.content, &disk, at)?;
-        at += size;
-    }
-    Ok(disk)
+    let partitions = partitions.iter().map(|one| {
+        let Partition { label, uuid, content } = one;
+        (format!("name=\"{label}\", uuid={uuid}"), content.to_path_buf())
+    });
+    with_contents(&partitions.collect::<Vec<_>>())
 }
 
 /// Where a block of a file lies on a disk that holds the file: its bytes are there once.

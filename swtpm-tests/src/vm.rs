@@ -104,6 +104,29 @@ impl Vm {
         self.console.wait_for_line(line, patience)
     }
 
+    /// Waits for the block by which verify-init refuses a boot: before which stage, then the fact, what was expected and what was
+    /// found, as far as these are told here.
+    ///
+    /// # Errors
+    ///
+    /// Where it does not come in time.
+    pub fn says_why(
+        &self,
+        stage: &str,
+        [fact, expected, found]: [&str; 3],
+        patience: Duration,
+    ) -> Result<(), ConsoleError> {
+        for line in [
+            format!("BOOT REFUSED before stage \"{stage}\": {fact}"),
+            format!("expected: {expected}"),
+            format!("found:    {found}"),
+            "next:     ".to_owned(),
+        ] {
+            self.wait_for_line(&Line::containing(&line), patience)?;
+        }
+        Ok(())
+    }
+
     /// Types `text` and the Enter key on the serial console.
     ///
     /// # Errors

@@ -155,18 +155,37 @@ impl VolumeFile {
 ///
 /// Where `sfdisk` is missing or fails.
 pub fn partitioned(partitions: &[(&str, u64)]) -> Result<ScratchDisk> {
+    let partitions = partitions.iter().map(|(label, size)| (format!("name=\"{label}\""), *size));
+    with_table(&partitions.collect::<Vec<_>>())
+}
+
+/// A disk with a GPT and a partition for each of these: what `sfdisk` is told of it besides its place, and its size in bytes.
+pub(crate) fn with_table(partitions: &[(String, u64)]) -> Result<ScratchDisk> {
     let total: u64 = partitions.iter().map(|(_, size)| size.next_multiple_of(1 << 20)).sum();
     let disk = ScratchDisk::empty(total + (2 << 20))?;
     let sfdisk = tools::require("sfdisk", "apt-get install fdisk")?;
     let lines: String = partitions
         .iter()
-        .map(|(label, size)| format!("size={}, name=\"{label}\"\n", size.next_multiple_of(1 << 20) / 512))
+        .map(|(fields, size)| format!("size={}, {fields}\n", size.next_multiple_of(1 << 20) / 512))
         .collect();
     let script = tempfile::NamedTempFile::new()?;
     fs::write(script.path(), format!("label: gpt\n{lines}"))?;
     let mut command = Command::new(sfdisk);
     command.args(["--quiet", "--no-tell-kernel"]).arg(disk.path()).stdin(script.reopen()?);
     attester::run(&mut command)?;
+    Ok(disk)
+}
+
+/// The same with a file in each partition, as large as that.
+pub(crate) fn with_contents(partitions: &[(String, PathBuf)]) -> Result<ScratchDisk> {
+    let sized = partitions.iter().map(|(fields, content)| Ok((fields.clone(), fs::metadata(content)?.len())));
+    let sized = sized.collect::<Result<Vec<_>>>()?;
+    let disk = with_table(&sized)?;
+    let mut at = 1 << 20;
+    for ((_, content), (_, size)) in partitions.iter().zip(&sized) {
+        splice(content, &disk, at)?;
+        at += size.next_multiple_of(1 << 20);
+    }
     Ok(disk)
 }
 
@@ -181,15 +200,8 @@ pub fn offset(number: u64, size: u64) -> u64 {
 ///
 /// As [`partitioned`].
 pub fn disk_of(volumes: &[(&str, &VolumeFile)]) -> Result<ScratchDisk> {
-    let sized = volumes.iter().map(|(label, volume)| Ok((*label, fs::metadata(volume.path())?.len())));
-    let sized = sized.collect::<Result<Vec<_>>>()?;
-    let disk = partitioned(&sized)?;
-    let mut at = 1 << 20;
-    for ((_, volume), (_, size)) in volumes.iter().zip(&sized) {
-        splice(&volume.path(), &disk, at)?;
-        at += size.next_multiple_of(1 << 20);
-    }
-    Ok(disk)
+    let partitions = volumes.iter().map(|(label, volume)| (format!("name=\"{label}\""), volume.path()));
+    with_contents(&partitions.collect::<Vec<_>>())
 }
 
 /// Writes a file's bytes to a place of the disk.

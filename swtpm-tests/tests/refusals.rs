@@ -37,18 +37,10 @@ fn chain() -> Result<&'static Chain> {
 /// Boots, and checks that the boot is refused with this block of text before the root's init ran, and how it ended.
 fn refused(machine: &Machine, stage: &str, block: [&str; 3], ending: &Ending) -> Result<()> {
     let mut vm = machine.start()?;
-    says_why(&vm, stage, block)?;
+    vm.says_why(stage, block, PATIENCE)?;
     let ended = vm.wait_for_end(PATIENCE)?;
     ensure!(ended == *ending, "expected the machine to end as {ending:?}, found {ended:?}");
     never_reached_the_root(&vm)
-}
-
-fn says_why(vm: &Vm, stage: &str, [fact, expected, found]: [&str; 3]) -> Result<()> {
-    vm.wait_for_line(&Line::containing(&format!("BOOT REFUSED before stage \"{stage}\": {fact}")), PATIENCE)?;
-    vm.wait_for_line(&Line::containing(&format!("expected: {expected}")), PATIENCE)?;
-    vm.wait_for_line(&Line::containing(&format!("found:    {found}")), PATIENCE)?;
-    vm.wait_for_line(&Line::containing("next:     "), PATIENCE)?;
-    Ok(())
 }
 
 fn never_reached_the_root(vm: &Vm) -> Result<()> {
@@ -370,11 +362,8 @@ fn hostile_filesystem_nothing_on_the_disk_is_read_before_the_signature_holds() -
         .disk(Disk::raw(noise.path()))
         .initrd(chain()?.initramfs_with_manifest(Some(&other))?);
     let mut vm = machine.start()?;
-    says_why(
-        &vm,
-        "verified",
-        ["the manifest is not signed by enough trusted keys", "1 of the keys", "signatures: expected 1"],
-    )?;
+    let block = ["the manifest is not signed by enough trusted keys", "1 of the keys", "signatures: expected 1"];
+    vm.says_why("verified", block, PATIENCE)?;
     ensure!(vm.wait_for_end(PATIENCE)? == Ending::PoweredOff);
     // Not even the disk's driver was loaded, so that no partition table was parsed.
     ensure!(vm.console().find(&Line::containing("virtio_blk")).is_none(), "a disk driver was loaded before");
@@ -444,7 +433,7 @@ fn a_failure_reboots_where_that_is_sealed() -> Result<()> {
 fn debug_shell_a_failure_stops_with_the_report_and_nobody_answers_the_keyboard() -> Result<()> {
     let chain = Chain::tiny("trixie", "", |request| request.config.boot.on_failure = FailureAction::Halt)?;
     let mut vm = chain.without_disk("a_failure_stops").append("rd.timeout=1").start()?;
-    says_why(&vm, "found", ["a sealed device did not appear within 1 s", "PARTUUID=", "no block device"])?;
+    vm.says_why("found", ["a sealed device did not appear within 1 s", "PARTUUID=", "no block device"], PATIENCE)?;
     vm.wait_for_line(&Line::containing("action:   halt"), PATIENCE)?;
     // PID 1 stays: an exit would panic the kernel, and take the report from the screen.
     std::thread::sleep(Duration::from_secs(2));

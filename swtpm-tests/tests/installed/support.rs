@@ -1,11 +1,9 @@
 //! What an owner does on a machine, and what it has to look like afterwards.
 
-use std::{path::PathBuf, process::Command, sync::OnceLock};
-
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use swtpm_tests::{
-    cache,
+    debian::package,
     installed::{Booted, Installed},
 };
 
@@ -16,19 +14,6 @@ const KEY: &str = "/etc/iofs/release";
 const LISTING: &str = "find /boot /etc/grub.d /etc/kernel /etc/initramfs /etc/iofs /var/lib/iofs -xdev -type f \
                        -not -name grub.cfg -not -name grubenv 2>/dev/null | sort; \
                        find /boot/efi -type f 2>/dev/null | sort | xargs -r -d '\\n' sha256sum";
-
-/// The package, built once per test program.
-pub(crate) fn package() -> Result<PathBuf> {
-    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
-    BUILT.get_or_init(|| build().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
-}
-
-fn build() -> Result<PathBuf> {
-    let built = Command::new("scripts/make-deb").current_dir(cache::workspace()).output()?;
-    ensure!(built.status.success(), "scripts/make-deb: {}", String::from_utf8_lossy(&built.stderr));
-    let path = String::from_utf8(built.stdout)?;
-    Ok(cache::workspace().join(path.trim().lines().last().context("it says where the package is")?))
-}
 
 /// A machine, with where its root is.
 pub(crate) struct Owned {

@@ -131,11 +131,9 @@ pub(crate) fn boots(machine: &Machine, lines: &[&str]) -> Result<()> {
 }
 
 /// Boots, and checks that the boot is refused for this reason before anything of the image ran.
-pub(crate) fn refused(machine: &Machine, stage: &str, [fact, expected, found]: [&str; 3]) -> Result<()> {
+pub(crate) fn refused(machine: &Machine, stage: &str, block: [&str; 3]) -> Result<()> {
     let mut vm = machine.start()?;
-    vm.wait_for_line(&Line::containing(&format!("BOOT REFUSED before stage \"{stage}\": {fact}")), PATIENCE)?;
-    vm.wait_for_line(&Line::containing(&format!("expected: {expected}")), PATIENCE)?;
-    vm.wait_for_line(&Line::containing(&format!("found:    {found}")), PATIENCE)?;
+    vm.says_why(stage, block, PATIENCE)?;
     ensure!(vm.wait_for_end(PATIENCE)? == Ending::PoweredOff);
     never_ran(&vm)
 }
