@@ -291,9 +291,8 @@ impl Manifest {
         if self.image.role == Role::InitOverlay && self.overlay.is_none() {
             return Err(ManifestError::NoOverlay);
         }
-        self.check_places(geometry.data_bytes())?;
         self.check_volumes()?;
-        Ok(())
+        self.check_places(geometry.data_bytes())
     }
 
     /// The JSON form whose bytes are signed.

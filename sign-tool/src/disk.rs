@@ -9,13 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use iofs_policy::{dsse::PayloadType, manifest::Manifest};
 use uuid::Uuid;
 
 use crate::{
     atomic::AtomicFile,
     report::{Failure, Output, Progress},
-    sealed::{self, SealedDirectory, bad_input},
+    sealed::SealedDirectory,
 };
 
 mod esp;
@@ -104,9 +103,7 @@ pub fn write(
     additions: &Additions,
     output: Output,
 ) -> Result<DiskReport, Failure> {
-    let envelope = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
-    let manifest = Manifest::from_json(envelope.unverified_payload())
-        .map_err(|error| bad_input(&directory.file(sealed::MANIFEST), &error))?;
+    let manifest = directory.manifest()?;
     let plan = plan::plan(directory, &manifest, additions)?;
     let end = plan.last().map_or(0, |last| last.partition.offset + last.partition.size);
     let size = end.next_multiple_of(ALIGNMENT) + ALIGNMENT;

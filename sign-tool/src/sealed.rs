@@ -160,6 +160,17 @@ impl SealedDirectory {
         Envelope::parse_unsigned(&bytes, payload_type).map_err(|error| bad_input(&self.file(name), &error))
     }
 
+    /// Reads the manifest, whoever signed it or not.
+    pub fn manifest(&self) -> Result<Manifest, Failure> {
+        let envelope = self.envelope(MANIFEST, PayloadType::Manifest)?;
+        self.manifest_in(&envelope)
+    }
+
+    /// The manifest in its envelope.
+    pub fn manifest_in(&self, envelope: &Envelope) -> Result<Manifest, Failure> {
+        Manifest::from_json(envelope.unverified_payload()).map_err(|error| bad_input(&self.file(MANIFEST), &error))
+    }
+
     /// Reads the copy of the trust policy.
     pub fn trust(&self) -> Result<TrustPolicy, Failure> {
         let bytes = self.read(TRUST, MAX_TRUST_SIZE)?;

@@ -148,8 +148,7 @@ impl Chain {
     ///
     /// Where it cannot be read.
     pub fn manifest(&self) -> Result<Manifest> {
-        let envelope = self.directory().envelope(sealed::MANIFEST, PayloadType::Manifest)?;
-        Ok(Manifest::from_json(envelope.unverified_payload())?)
+        Ok(self.directory().manifest()?)
     }
 
     /// Its release statement.

@@ -16,12 +16,12 @@ use nix::{errno::Errno, mount::MsFlags};
 use crate::{
     boot::Boot,
     devices::BlockDevice,
+    mounted::FOLDER,
     report::{refusal, text},
     system::{Attached, Mount, System},
 };
 
 const STAGE: Stage = Stage::Found;
-const FOLDER: &str = "/run/iofs";
 const PLAIN: MsFlags = MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
 
 /// The device for what lies at a place: the partition or disk that was found, or a loop device.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use iofs_policy::{
-    manifest::{FilePlace, Medium, MediumKind, MediumUuid, Place},
+    manifest::{FilePlace, Medium, MediumKind, MediumUuid, PartitionLabel, Place},
     verity::DeviceNumber,
 };
 use uuid::Uuid;
@@ -49,8 +49,8 @@ impl BlockDevice {
     /// Whether this is the sealed place.
     pub fn is(&self, place: &Place) -> bool {
         match (place, &self.partition) {
-            (Place::PartUuid(uuid), Some(partition)) => partition.uuid == Some(*uuid),
-            (Place::PartLabel(label), Some(partition)) => partition.label == kernel_spelling(label.as_str()),
+            (Place::PartUuid(uuid), Some(partition)) => partition.has_id(uuid),
+            (Place::PartLabel(label), Some(partition)) => partition.is_called(label),
             (Place::Disk(name), None) => self.name == name.as_str(),
             (Place::File(file), partition) => cfg!(feature = "full") && self.holds(file, partition.as_ref()),
             _ => false,
@@ -62,10 +62,20 @@ impl BlockDevice {
     fn holds(&self, file: &FilePlace, partition: Option<&Partition>) -> bool {
         match (&file.on, partition) {
             (Medium::Uuid(uuid), _) => self.media.iter().any(|(kind, one)| *kind == file.kind && one == uuid),
-            (Medium::PartUuid(uuid), Some(partition)) => partition.uuid == Some(*uuid),
-            (Medium::PartLabel(label), Some(partition)) => partition.label == kernel_spelling(label.as_str()),
+            (Medium::PartUuid(uuid), Some(partition)) => partition.has_id(uuid),
+            (Medium::PartLabel(label), Some(partition)) => partition.is_called(label),
             _ => false,
         }
+    }
+}
+
+impl Partition {
+    fn has_id(&self, uuid: &Uuid) -> bool {
+        self.uuid.as_ref() == Some(uuid)
+    }
+
+    fn is_called(&self, label: &PartitionLabel) -> bool {
+        self.label == kernel_spelling(label.as_str())
     }
 }
 
@@ -85,8 +95,7 @@ impl Looked {
         let mut looked = Self::default();
         for place in places {
             match place {
-                Place::PartUuid(_) => looked.unique_ids = true,
-                Place::File(FilePlace { on: Medium::PartUuid(_), .. }) => looked.unique_ids = true,
+                Place::PartUuid(_) | Place::File(FilePlace { on: Medium::PartUuid(_), .. }) => looked.unique_ids = true,
                 Place::File(FilePlace { on: Medium::Uuid(_), .. }) => looked.media = true,
                 _ => {}
             }

@@ -27,11 +27,11 @@ pub(crate) const NEW_ROOT: &str = "/sysroot";
 pub(crate) const LOWER: &str = "/run/iofs/lower";
 /// What holds the upper layer of the overlay: for root alone, since whoever writes to it writes to all of the system.
 pub(crate) const WRITABLE: &str = "/run/iofs/overlay";
-/// The same for a second stage, before it is spread over a root in memory.
+/// The image under its overlay, for a second stage: before it is spread over a root in memory.
 pub(crate) const WHOLE: &str = "/run/iofs/second-stage";
 /// A volume's file system has a root folder of its own mode, so that it is mounted below one that nobody else enters.
 const KEPT: &str = "/run/iofs/overlay/volume";
-const FOLDER: &str = "/run/iofs";
+pub(crate) const FOLDER: &str = "/run/iofs";
 /// What systemd keeps between its programs.
 pub(crate) const SYSTEMD_FOLDER: &str = "/run/systemd";
 /// What an overlay root stands on, where systemd's generators look for it (systemd's `volatile-root.c`).
@@ -300,10 +300,15 @@ fn corruption<S: System>(boot: &mut Boot<'_, S>, role: Role) -> Option<FailureRe
     Some(refusal(STAGE, "the image on the disk is corrupted", "blocks that verify", error.to_string(), next))
 }
 
+/// Whether that is the mode of a file that can be run.
+pub(crate) fn is_program(mode: u32) -> bool {
+    mode & FILE_TYPE == REGULAR && mode & EXECUTABLE != 0
+}
+
 /// The initramfs is only left for a root that has an init.
 fn check_init<S: System>(boot: &mut Boot<'_, S>, init: &str) -> Result<(), FailureReport> {
     let found = match boot.system.mode_in_root(NEW_ROOT, init) {
-        Ok(mode) if mode & FILE_TYPE == REGULAR && mode & EXECUTABLE != 0 => return Ok(()),
+        Ok(mode) if is_program(mode) => return Ok(()),
         Ok(mode) => format!("a file of mode {mode:o}"),
         Err(error) => text(&error),
     };

@@ -16,16 +16,15 @@ use std::{
 use nix::{
     fcntl::{OFlag, open},
     mount::{MntFlags, umount2},
-    sys::stat::{Mode, SFlag, stat},
+    sys::stat::{Mode, stat},
     unistd::{chdir, dup2_stderr, dup2_stdin, dup2_stdout, execv, pivot_root},
 };
 
-use crate::linux::root;
+use crate::{linux::root, mounted::is_program};
 
 /// The name that this program has then.
 const NAME: &str = "run-init";
 const USAGE: &str = "usage: run-init [-n] [-c CONSOLE] ROOT INIT [ARGUMENT]...";
-const EXECUTABLE: u32 = 0o111;
 /// What was left on the `/run` that came from the mini-initramfs. Deeper folders than these are nobody's.
 const MAX_DEPTH: usize = 8;
 
@@ -101,7 +100,7 @@ impl Call {
         }
         let init = self.init[0].to_string_lossy();
         let mode = root::mode(&self.root, &init).map_err(|error| format!("{init} in {}: {error}", self.root))?;
-        if SFlag::from_bits_truncate(mode) & SFlag::S_IFMT == SFlag::S_IFREG && mode & EXECUTABLE != 0 {
+        if is_program(mode) {
             return Ok(());
         }
         Err(format!("{init} in {}: expected an executable file, found mode {mode:o}", self.root))

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{Manifest, ManifestError, PartitionLabel, RootPath, ValueError, VolumeName};
+use super::{Manifest, ManifestError, PartitionLabel, RootPath, ValueError, VolumeName, VolumeUse};
 
 /// Where data or tree is found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,23 +232,35 @@ impl Manifest {
         self.data == self.tree
     }
 
-    /// What lies at one place lies behind each other, and what is in memory lies there alone.
+    /// Data and tree lie in the one volume that is for them, or both outside; both in memory, or neither; at one place, behind each
+    /// other.
     ///
     /// `data_bytes` is the size of the image.
     pub(super) fn check_places(&self, data_bytes: u64) -> Result<(), ManifestError> {
+        let refuse = |field, expected, found: &dyn fmt::Display| {
+            Err(ManifestError::Place { field, expected, found: found.to_string() })
+        };
+        let image = self.volumes.iter().find(|volume| volume.usage == VolumeUse::Image);
+        for (field, place) in [("data", &self.data), ("tree", &self.tree)] {
+            let fits = match (place, image) {
+                (Place::Volume(name), Some(volume)) => volume.name == *name,
+                (Place::Volume(_), None) | (_, Some(_)) => false,
+                (_, None) => true,
+            };
+            if !fits {
+                let expected = image.map_or("a place outside, or a volume of use \"image\"".to_owned(), |volume| {
+                    format!("the volume {}, whose use is \"image\"", volume.name)
+                });
+                return refuse(field, expected, place);
+            }
+        }
         if (self.data == Place::Memory) != (self.tree == Place::Memory) {
-            return Err(ManifestError::Place {
-                field: "tree",
-                expected: format!("{}, where the data is: both are in memory, or neither", self.data),
-                found: self.tree.to_string(),
-            });
+            let expected = format!("{}, where the data is: both are in memory, or neither", self.data);
+            return refuse("tree", expected, &self.tree);
         }
         if self.is_one_piece() && self.verity.hash_offset < data_bytes {
-            return Err(ManifestError::Place {
-                field: "verity.hash_offset",
-                expected: format!("at least {data_bytes}, behind the data at one place"),
-                found: self.verity.hash_offset.to_string(),
-            });
+            let expected = format!("at least {data_bytes}, behind the data at one place");
+            return refuse("verity.hash_offset", expected, &self.verity.hash_offset);
         }
         Ok(())
     }

@@ -296,16 +296,6 @@ pub enum VolumeError {
         /// What is there.
         found: String,
     },
-    /// `data` or `tree` name a volume and do not fit it.
-    #[error("manifest: {field}: expected {expected}, found {found}")]
-    Image {
-        /// The field.
-        field: &'static str,
-        /// What would do.
-        expected: String,
-        /// What is there.
-        found: String,
-    },
 }
 
 impl Volume {
@@ -406,8 +396,7 @@ impl Manifest {
             other => other.name().to_owned(),
         });
         once("use", uses)?;
-        self.check_order()?;
-        self.check_image_volume()
+        self.check_order()
     }
 
     /// What is mounted later must not cover what was mounted before.
@@ -420,25 +409,6 @@ impl Manifest {
                 return Err(volume.refuse("use.data.path", expected, &data.path));
             }
             mounted.push(data.path.as_str());
-        }
-        Ok(())
-    }
-
-    /// Data and tree lie in the one volume that is for them, or both outside.
-    fn check_image_volume(&self) -> Result<(), VolumeError> {
-        let image = self.volumes.iter().find(|volume| volume.usage == VolumeUse::Image);
-        for (field, place) in [("data", &self.data), ("tree", &self.tree)] {
-            let fits = match (place, image) {
-                (Place::Volume(name), Some(volume)) => volume.name == *name,
-                (Place::Volume(_), None) | (_, Some(_)) => false,
-                (_, None) => true,
-            };
-            if !fits {
-                let expected = image.map_or("a place outside, or a volume of use \"image\"".to_owned(), |volume| {
-                    format!("the volume {}, whose use is \"image\"", volume.name)
-                });
-                return Err(VolumeError::Image { field, expected, found: place.to_string() });
-            }
         }
         Ok(())
     }

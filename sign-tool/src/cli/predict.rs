@@ -168,7 +168,7 @@ fn manifest(arguments: &Arguments, release: &Release) -> Result<Option<Manifest>
         let fact = format!("{}: expected the release's manifest, {expected}, found {found}", path.display());
         return Err(Failure::new(ExitStatus::NotVerified, fact).next("give the directory as 'iofs-sign seal' wrote it"));
     }
-    Manifest::from_json(envelope.unverified_payload()).map(Some).map_err(|error| bad_input(&path, &error))
+    directory.manifest_in(&envelope).map(Some)
 }
 
 /// What boots.

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use iofs_policy::manifest::MediumKind;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -19,8 +20,6 @@ pub const BOOT_FOLDERS: [&str; 3] = ["/boot", "/efi", "/boot/efi"];
 const GRUB: [(&str, &str); 2] = [("/boot/grub/grub.cfg", "grub-mkconfig"), ("/boot/grub2/grub.cfg", "grub2-mkconfig")];
 /// In which systemd-boot says that it has started this system: text in UTF-16 behind four bytes.
 const LOADER_INFO: &str = "/sys/firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
-/// The file systems of which verify-init reads files.
-const FILE_SYSTEMS: [&str; 3] = ["vfat", "ext4", "erofs"];
 
 /// Which loader is served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -187,8 +186,9 @@ fn file_place(sysroot: &Sysroot, mount: &Mount, folder: &Path) -> Result<BootPla
     if let Some(layer) = mounts::layer(sysroot, mount) {
         return Err(format!("{what}, which is {layer}: expected a partition"));
     }
-    if !FILE_SYSTEMS.contains(&mount.kind.as_str()) {
-        return Err(format!("{what}: expected one of {}", FILE_SYSTEMS.join(", ")));
+    let known = MediumKind::ALL.map(MediumKind::name);
+    if !known.contains(&mount.kind.as_str()) {
+        return Err(format!("{what}: expected one of {}", known.join(", ")));
     }
     let uuid = mounts::disk_name(sysroot, mount, "uuid").map(|name| format!("UUID={name}"));
     let id = uuid.or_else(|| mounts::disk_name(sysroot, mount, "partuuid").map(|name| format!("PARTUUID={name}")));

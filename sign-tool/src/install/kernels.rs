@@ -1,7 +1,7 @@
 //! The installed kernels with what boots them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -54,11 +54,9 @@ pub fn find(sysroot: &Sysroot, entries: Option<&Path>) -> Kernels {
             beside.map(PathBuf::from).filter(|path| sysroot.has(path)).take(1).collect(),
         );
     }
-    BOOT_FOLDERS.iter().for_each(|folder| kernels.add_installed(sysroot, Path::new(folder)));
+    let others = BOOT_FOLDERS.iter().map(Path::new).filter(|folder| Some(*folder) != entries);
+    others.for_each(|folder| kernels.add_installed(sysroot, folder));
     kernels.found.sort_by_key(|kernel| version_key(&kernel.release));
-    // Two ways may lead to one.
-    let mut told = BTreeSet::new();
-    kernels.passed_over.retain(|why| told.insert(why.clone()));
     kernels
 }
 

@@ -10,8 +10,7 @@ use std::{
 
 use iofs_policy::{
     digest::Sha256Digest,
-    dsse::PayloadType,
-    manifest::{Manifest, Place, Role},
+    manifest::{Place, Role},
     trust::TrustedKey,
 };
 
@@ -253,9 +252,7 @@ fn run_agent(command: &str, bytes: &[u8], document: &str) -> Result<Vec<u8>, Fai
 
 /// Writes what is to lie beside the kernel, and gives the size of the image, which in memory is a part of the initramfs.
 fn write_files(directory: &SealedDirectory, early: &[u8], files: &Path, in_uki: bool) -> Result<u64, Failure> {
-    let manifest = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
-    let manifest = Manifest::from_json(manifest.unverified_payload())
-        .map_err(|error| sealed::bad_input(&directory.file(sealed::MANIFEST), &error))?;
+    let manifest = directory.manifest()?;
     let failed = |error: io::Error| Failure::io(format_args!("write {}", files.display()), &error);
     fs::create_dir(files).map_err(failed)?;
     if !in_uki {

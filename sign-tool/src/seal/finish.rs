@@ -7,7 +7,7 @@
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, EnvelopeError, PayloadType},
-    manifest::{Manifest, Place},
+    manifest::Place,
     paths,
     release::Release,
     trust::{KeyId, TrustPolicy, TrustedKey},
@@ -182,7 +182,7 @@ fn advance(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, F
 fn next(directory: &SealedDirectory, trust: &TrustPolicy, keys: &SigningKeys) -> Result<Option<Wanted>, Failure> {
     let manifest = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
     if !directory.has(sealed::RELEASE) {
-        if let Some(wanted) = firmware::sign_root_hash(directory, &parse_manifest(directory, &manifest)?, &keys.x509)? {
+        if let Some(wanted) = firmware::sign_root_hash(directory, &directory.manifest_in(&manifest)?, &keys.x509)? {
             return Ok(Some(wanted));
         }
         if !enough(&manifest, trust) {
@@ -191,7 +191,7 @@ fn next(directory: &SealedDirectory, trust: &TrustPolicy, keys: &SigningKeys) ->
         if directory.has(sealed::INITRAMFS_BASE) {
             write_initramfs(directory, &manifest, trust)?;
         }
-        if let Some(wanted) = firmware::write_uki(directory, &parse_manifest(directory, &manifest)?, keys)? {
+        if let Some(wanted) = firmware::write_uki(directory, &directory.manifest_in(&manifest)?, keys)? {
             return Ok(Some(wanted));
         }
         let release = release_statement(directory, &manifest)?;
@@ -248,7 +248,7 @@ fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &Tru
         files.push(embedded(paths::ROOT_HASH_SIGNATURE, signature));
     }
     // Small files: not worth a compression that the kernel might lack.
-    let sealed = parse_manifest(directory, manifest)?;
+    let sealed = directory.manifest_in(manifest)?;
     if sealed.data == Place::Memory {
         let mut image = Vec::new();
         directory.write_one_piece(&sealed, &mut image)?;
@@ -260,13 +260,8 @@ fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &Tru
     atomic::write(&directory.file(sealed::INITRAMFS), 0o644, &bytes)
 }
 
-fn parse_manifest(directory: &SealedDirectory, envelope: &Envelope) -> Result<Manifest, Failure> {
-    Manifest::from_json(envelope.unverified_payload())
-        .map_err(|error| sealed::bad_input(&directory.file(sealed::MANIFEST), &error))
-}
-
 fn release_statement(directory: &SealedDirectory, envelope: &Envelope) -> Result<Release, Failure> {
-    let manifest = parse_manifest(directory, envelope)?;
+    let manifest = directory.manifest_in(envelope)?;
     Ok(Release {
         image: manifest.image,
         manifest_digest: Sha256Digest::of(envelope.unverified_payload()),
