@@ -1,8 +1,12 @@
 //! What verify-init learns of devices from the kernel and from disks that anybody may have written.
 
-use iofs_policy::verity::Superblock;
+use iofs_policy::{
+    manifest::{FilePlace, MediumKind},
+    verity::Superblock,
+};
 use verify_init::{
     gpt::Header,
+    medium,
     superblock::difference,
     uevent::{new_modalias, value},
 };
@@ -105,4 +109,29 @@ pub fn superblock_difference(data: &[u8]) -> bool {
         assert_ne!(difference.expected, difference.found, "{}", difference.field);
     }
     same
+}
+
+/// An id that is read of a file system can be sealed as it stands, and is read of its superblock alone: neither what
+/// follows behind nor a broken magic changes that.
+pub fn file_system_id(data: &[u8]) -> bool {
+    let found: Vec<_> = MediumKind::ALL.into_iter().filter_map(|kind| Some((kind, medium::id(kind, data)?))).collect();
+    for (kind, id) in &found {
+        let text = format!("{}:UUID={id}:/image", kind.name());
+        let place: FilePlace = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert_eq!(place.to_string(), text);
+        let head = &data[..data.len().min(medium::HEAD)];
+        assert_eq!(medium::id(*kind, head).as_ref(), Some(id));
+        let mut changed = head.to_vec();
+        changed[magic_of(*kind)] ^= 1;
+        assert_eq!(medium::id(*kind, &changed), None, "{} without its magic", kind.name());
+    }
+    !found.is_empty()
+}
+
+fn magic_of(kind: MediumKind) -> usize {
+    match kind {
+        MediumKind::Vfat => 511,
+        MediumKind::Ext4 => 0x439,
+        MediumKind::Erofs => 0x400,
+    }
 }

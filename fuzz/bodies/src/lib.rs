@@ -18,7 +18,7 @@ mod tpm;
 pub use archives::{cpio_initramfs, tar};
 pub use attest::{certificate, evidence, measurement_log, quote, tcg_log};
 pub use boot::{command_line, verity_superblock, verity_table};
-pub use devices::{gpt, superblock_difference, uevent};
+pub use devices::{file_system_id, gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image, unified_kernel_image};
 pub use luks::{integrity_superblock, luks_header, luks_token};
@@ -37,6 +37,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("dsse_envelope", dsse_envelope),
     ("erofs_superblock", erofs_superblock),
     ("evidence", evidence),
+    ("file_system_id", file_system_id),
     ("gpt", gpt),
     ("integrity_superblock", integrity_superblock),
     ("iofs_toml", iofs_toml),
