@@ -9,6 +9,7 @@ use crate::{
     digest::Sha256Digest,
     failure::Stage,
     manifest::{Architecture, ImageId, Role, RollbackIndex, RollbackRule, VolumeName},
+    slots::SlotName,
     trust::KeyId,
     verity::RootHash,
 };
@@ -52,12 +53,26 @@ pub struct BootRecord {
     /// What the TPM's rollback counter stands for, where the manifest says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rollback: Option<RollbackRule>,
+    /// The slot that was booted, where there are two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot: Option<BootedSlot>,
     /// The kernel's release.
     pub kernel_release: String,
     /// What was odd, but not refused.
     pub warnings: Vec<String>,
     /// When each stage was reached.
     pub stages: Vec<StageTime>,
+}
+
+/// The slot that was booted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootedSlot {
+    /// Which.
+    pub name: SlotName,
+    /// The partition with the record of tries, as the kernel names it.
+    pub state_device: String,
+    /// Both slots' devices, as the kernel names them: `a`, then `b`. Of files, the device that holds their file system.
+    pub devices: [Option<String>; 2],
 }
 
 /// A volume that was opened.

@@ -41,6 +41,8 @@ pub enum Stage {
     Started,
     /// The manifest's signature, identity and rollback index hold, and the kernel command line asks for nothing else.
     Verified,
+    /// One of two slots is chosen, and that it is tried is on record. Without slots there is no such stage.
+    Chosen,
     /// The command line and the manifest are measured into the TPM, where it is used.
     Measured,
     /// Kernel modules are loaded and the sealed devices found.
@@ -63,6 +65,7 @@ impl Stage {
         match self {
             Self::Started => "started",
             Self::Verified => "verified",
+            Self::Chosen => "chosen",
             Self::Measured => "measured",
             Self::Found => "found",
             Self::Unlocked => "unlocked",

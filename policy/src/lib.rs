@@ -18,6 +18,7 @@ pub mod paths;
 pub mod pcr;
 pub mod pcr_signature;
 pub mod release;
+pub mod slots;
 pub mod trust;
 pub mod uki;
 pub mod verity;

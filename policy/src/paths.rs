@@ -10,6 +10,8 @@ pub const ROOT_HASH_SIGNATURE: &str = "/etc/iofs/roothash.p7s";
 pub const MODULE_INDEX: &str = "/etc/iofs/modules";
 /// The record of the boot, on the `/run` that survives into the real system.
 pub const BOOT_RECORD: &str = "/run/iofs/boot.json";
+/// The trust policy of the boot, for updates: on the `/run` that survives, where there are slots.
+pub const TRUST_COPY: &str = "/run/iofs/trust.json";
 /// The name of the verity mapping: what systemd's generators expect of a verity root.
 pub const ROOT_MAPPING: &str = "root";
 /// The name of the verity mapping of a second stage, whose real root may well be called `root`.

@@ -11,6 +11,7 @@ use crate::{
     failure::FailureAction,
     hex,
     manifest::{ImageId, Role, RollbackIndex},
+    slots::{SlotRules, SlotRulesError},
 };
 
 /// DER of an ed25519 SubjectPublicKeyInfo up to the key itself (RFC 8410, section 4).
@@ -285,6 +286,9 @@ pub struct TrustPolicy {
     pub minimum_rollback_index: RollbackIndex,
     /// What happens when nothing verifies, so that no sealed action can be believed.
     pub on_failure: FailureAction,
+    /// The slots that hold what may boot, where there are two of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<SlotRules>,
 }
 
 /// The largest trust policy that is parsed, in bytes.
@@ -299,15 +303,23 @@ pub enum TrustPolicyError {
     /// It is not the JSON of a trust policy.
     #[error("trust policy: {0}")]
     Json(String),
+    /// The slots cannot be what it says.
+    #[error("trust policy: {0}")]
+    Slots(#[from] SlotRulesError),
 }
 
 impl TrustPolicy {
     /// Parses the JSON form. Unknown fields are errors.
+    ///
+    /// # Errors
+    /// [`TrustPolicyError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, TrustPolicyError> {
         if bytes.len() > MAX_TRUST_SIZE {
             return Err(TrustPolicyError::TooLarge(bytes.len()));
         }
-        serde_json::from_slice(bytes).map_err(|error| TrustPolicyError::Json(error.to_string()))
+        let policy: Self = serde_json::from_slice(bytes).map_err(|error| TrustPolicyError::Json(error.to_string()))?;
+        policy.slots.as_ref().map_or(Ok(()), SlotRules::check)?;
+        Ok(policy)
     }
 
     /// The JSON form.

@@ -22,6 +22,7 @@ pub mod roothash;
 pub mod seal;
 pub mod sealed;
 pub mod secure_boot;
+pub mod slots;
 pub mod status;
 pub mod tree;
 pub mod uki;

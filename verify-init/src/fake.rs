@@ -165,6 +165,7 @@ impl Fake {
             role: manifest.image.role,
             minimum_rollback_index: RollbackIndex(5),
             on_failure: FailureAction::Reboot,
+            slots: None,
         };
         self.put(TRUST, &trust.to_json());
         self.put(MANIFEST, &envelope.to_json());

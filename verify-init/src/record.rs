@@ -35,6 +35,7 @@ fn try_write<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) -> io::Result<(
         volumes: mapped.volumes.iter().map(|volume| volume.record.clone()).collect(),
         measured_banks: boot.measuring.as_ref().map(Measuring::bank_names).unwrap_or_default(),
         rollback: manifest.tpm.rollback,
+        slot: None,
         kernel_release: mapped.verified.release.clone(),
         warnings: boot.warnings.clone(),
         stages: boot.stages.clone(),

@@ -73,5 +73,6 @@ fn policy(keys: TrustedKeys, manifest: &Manifest) -> TrustPolicy {
         role: manifest.image.role,
         minimum_rollback_index: RollbackIndex(0),
         on_failure: manifest.on_failure,
+        slots: None,
     }
 }

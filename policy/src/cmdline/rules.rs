@@ -112,8 +112,8 @@ fn names(value: &str, place: &Place) -> bool {
             .any(|found| found == label.as_str()),
         Place::Disk(name) => value.strip_prefix("/dev/") == Some(name.as_str()),
         Place::Volume(name) => value.strip_prefix("/dev/mapper/") == Some(name.as_str()),
-        // Nothing but verify-init finds a file that is an image.
-        Place::File(_) | Place::Memory => false,
+        // Nothing but verify-init finds a file that is an image, and knows which slot it takes.
+        Place::File(_) | Place::Memory | Place::Slot => false,
     }
 }
 

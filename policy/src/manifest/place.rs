@@ -23,6 +23,8 @@ pub enum Place {
     File(FilePlace),
     /// A file in the initramfs itself, [`crate::paths::IMAGE`]: data and tree both.
     Memory,
+    /// The slot that the boot takes, whichever that is: data and tree both, with this manifest behind them.
+    Slot,
 }
 
 /// A file, and the file system that it is on. In a manifest it is the text that people write: `TYPE:UUID=…:/PATH`.
@@ -123,7 +125,7 @@ impl fmt::Display for MediumUuid {
 pub enum PlaceError {
     /// It begins like none.
     #[error(
-        "place: expected PARTUUID=…, PARTLABEL=…, /dev/NAME, volume:NAME, memory, or TYPE:UUID=…:/PATH for a file on a \
+        "place: expected PARTUUID=…, PARTLABEL=…, /dev/NAME, volume:NAME, memory, slot, or TYPE:UUID=…:/PATH for a file on a \
          vfat, ext4 or erofs, found {0:?}"
     )]
     Unknown(String),
@@ -155,6 +157,8 @@ impl FromStr for Place {
             Ok(Self::Volume(name.parse()?))
         } else if text == "memory" {
             Ok(Self::Memory)
+        } else if text == "slot" {
+            Ok(Self::Slot)
         } else {
             Ok(Self::File(text.parse()?))
         }
@@ -206,6 +210,7 @@ impl fmt::Display for Place {
             Self::Volume(name) => write!(formatter, "volume:{name}"),
             Self::File(file) => file.fmt(formatter),
             Self::Memory => formatter.write_str("memory"),
+            Self::Slot => formatter.write_str("slot"),
         }
     }
 }
@@ -232,7 +237,7 @@ impl Manifest {
         self.data == self.tree
     }
 
-    /// Data and tree lie in the one volume that is for them, or both outside; both in memory, or neither; at one place, behind each
+    /// Data and tree lie in the one volume that is for them, or both outside; both in memory or in a slot, or neither; at one place, behind each
     /// other.
     ///
     /// `data_bytes` is the size of the image.
@@ -254,9 +259,11 @@ impl Manifest {
                 return refuse(field, expected, place);
             }
         }
-        if (self.data == Place::Memory) != (self.tree == Place::Memory) {
-            let expected = format!("{}, where the data is: both are in memory, or neither", self.data);
-            return refuse("tree", expected, &self.tree);
+        for (place, what) in [(Place::Memory, "memory"), (Place::Slot, "a slot")] {
+            if (self.data == place) != (self.tree == place) {
+                let expected = format!("{}, where the data is: both are in {what}, or neither", self.data);
+                return refuse("tree", expected, &self.tree);
+            }
         }
         if self.is_one_piece() && self.verity.hash_offset < data_bytes {
             let expected = format!("at least {data_bytes}, behind the data at one place");
@@ -278,6 +285,7 @@ mod tests {
             "/dev/vda",
             "volume:image",
             "memory",
+            "slot",
             "vfat:UUID=12AB-34CD:/iofs/6.12/image",
             "ext4:UUID=01010101-0101-0101-0101-010101010101:/image",
             "erofs:PARTLABEL=boot:/a b:c",

@@ -61,6 +61,7 @@ fn trust(keys: &[&SigningKey], threshold: u8) -> TrustPolicy {
         role: Role::Root,
         minimum_rollback_index: RollbackIndex(5),
         on_failure: FailureAction::PowerOff,
+        slots: None,
     }
 }
 

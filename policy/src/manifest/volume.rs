@@ -304,7 +304,7 @@ impl Volume {
     }
 
     fn check(&self, manifest: &Manifest) -> Result<(), VolumeError> {
-        if matches!(self.place, Place::Volume(_) | Place::File(_) | Place::Memory) {
+        if matches!(self.place, Place::Volume(_) | Place::File(_) | Place::Memory | Place::Slot) {
             return Err(self.refuse("place", "a partition or a disk", &self.place));
         }
         self.check_unlock(manifest.tpm.usage)?;

@@ -90,7 +90,7 @@ fn sealed_partitions(directory: &SealedDirectory, manifest: &Manifest) -> Result
         let (label, partuuid) = match place {
             Place::PartUuid(uuid) => (label.to_owned(), *uuid),
             Place::PartLabel(label) => (label.to_string(), id),
-            Place::Volume(_) | Place::Disk(_) | Place::File(_) | Place::Memory => {
+            Place::Volume(_) | Place::Disk(_) | Place::File(_) | Place::Memory | Place::Slot => {
                 return Err(no_partition(directory, manifest, place, names[0]));
             }
         };

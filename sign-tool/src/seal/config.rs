@@ -14,6 +14,7 @@ use iofs_policy::{
         RollbackRule, RootHashSignature, RootPath, SrkPublic, TpmRules, TpmUse, UnlockRules, Volume, VolumeName,
         VolumeUse,
     },
+    slots::{Chooser, FloorKeeper, SlotRules},
     verity::{BlockSize, CorruptionAction, HashAlgorithm, Salt},
 };
 use serde::Deserialize;
@@ -52,6 +53,8 @@ pub struct Config {
     pub modules: ModulesSection,
     /// What else a unified kernel image holds.
     pub uki: UkiSection,
+    /// The slots of a device that updates itself, if it has such.
+    pub slots: Option<SlotsSection>,
 }
 
 /// `[image]`.
@@ -149,6 +152,48 @@ impl TryFrom<String> for PlaceText {
 
     fn try_from(text: String) -> Result<Self, PlaceError> {
         text.parse().map(Self)
+    }
+}
+
+/// `[slots]`: the image lies in whichever of two slots, and verify-init chooses.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SlotsSection {
+    /// Where slot `a` is, and where slot `b` is.
+    pub places: [PlaceText; 2],
+    /// Where the record of tries is.
+    pub state: PlaceText,
+    /// How often a release is started that nobody has confirmed.
+    pub tries: u8,
+    /// Who chooses.
+    pub chooser: Chooser,
+    /// Where the rollback floor is kept.
+    pub floor: FloorKeeper,
+}
+
+impl Default for SlotsSection {
+    fn default() -> Self {
+        let label = |name: &str| PlaceText(Place::PartLabel(name.parse().expect("the default is valid")));
+        Self {
+            places: [label("system_a"), label("system_b")],
+            state: label("iofs_state"),
+            tries: 3,
+            chooser: Chooser::default(),
+            floor: FloorKeeper::default(),
+        }
+    }
+}
+
+impl SlotsSection {
+    /// The rules to seal.
+    pub fn rules(&self) -> SlotRules {
+        SlotRules {
+            places: self.places.clone().map(|text| text.0),
+            state: self.state.0.clone(),
+            tries: self.tries,
+            chooser: self.chooser,
+            floor: self.floor,
+        }
     }
 }
 
@@ -340,6 +385,9 @@ impl Config {
 
     /// Where data and tree are to lie; the tree where the data is, if that is in memory or a file.
     pub fn places(&self) -> [Option<Place>; 2] {
+        if self.slots.is_some() {
+            return [Some(Place::Slot), Some(Place::Slot)];
+        }
         let [data, tree] = [&self.place.data, &self.place.tree].map(|place| place.as_ref().map(|text| text.0.clone()));
         let follows = matches!(data, Some(Place::Memory | Place::File(_)));
         let tree = tree.or_else(|| data.clone().filter(|_| follows));
@@ -358,7 +406,7 @@ impl Config {
 
     /// Whether it takes the verify-init that opens volumes and files, pins a TPM and starts second stages.
     pub fn needs_full_init(&self) -> bool {
-        let is_file = |place: &Place| matches!(place, Place::File(_) | Place::Memory);
+        let is_file = |place: &Place| matches!(place, Place::File(_) | Place::Memory | Place::Slot);
         !self.volumes.is_empty()
             || self.tpm.srk.is_some()
             || self.image.role == Role::InitOverlay
@@ -378,6 +426,8 @@ impl Config {
         }
         features.extend(self.volumes.iter().filter_map(|volume| volume.usage.file_system()).map(Feature::from));
         features.extend(self.places().iter().flatten().flat_map(features_of));
+        let slots = self.slots.iter().flat_map(|slots| &slots.places);
+        features.extend(slots.flat_map(|slot| features_of(&slot.0)));
         features.sort_unstable();
         features.dedup();
         let added = modules.add.iter().map(|text| Request::added(text));
@@ -421,7 +471,7 @@ fn features_of(place: &Place) -> Vec<Feature> {
     match place {
         Place::File(file) => [Some(Feature::Loop), Feature::of_medium(file.kind)].into_iter().flatten().collect(),
         Place::Memory => vec![Feature::Loop],
-        Place::PartUuid(_) | Place::PartLabel(_) | Place::Disk(_) | Place::Volume(_) => Vec::new(),
+        Place::PartUuid(_) | Place::PartLabel(_) | Place::Disk(_) | Place::Volume(_) | Place::Slot => Vec::new(),
     }
 }
 

@@ -8,7 +8,10 @@ use iofs_policy::{
 };
 use uuid::Uuid;
 
-use super::{config::Config, os_release::OsRelease};
+use super::{
+    config::{Config, SlotsSection},
+    os_release::OsRelease,
+};
 use crate::{atomic::AtomicDirectory, initramfs::kernel::KernelImage, report::Failure, sealed};
 
 /// Which image this is: as configured, else as the tree says.
@@ -82,6 +85,7 @@ pub(super) fn trust_policy(config: &Config, manifest: &Manifest, keys: TrustedKe
         role: manifest.image.role,
         minimum_rollback_index: config.trust.minimum_rollback_index.unwrap_or(manifest.image.rollback_index),
         on_failure: manifest.on_failure,
+        slots: config.slots.as_ref().map(SlotsSection::rules),
     }
 }
 

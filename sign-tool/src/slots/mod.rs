@@ -1,0 +1,4 @@
+//! The two slots of a device: what lies in each, the record of tries, and how a release gets there.
+
+pub mod layout;
+pub mod record;

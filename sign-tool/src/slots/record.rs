@@ -1,0 +1,59 @@
+//! The record of tries on its partition.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use iofs_policy::slots::{RECORD_COPIES, RECORD_SIZE, SlotRecord, StateError};
+
+use crate::report::Failure;
+
+/// The partition with the record, open and locked against other processes of this system.
+#[derive(Debug)]
+pub struct RecordFile {
+    path: PathBuf,
+    file: File,
+    /// The record. What changes it calls [`RecordFile::save`].
+    pub record: SlotRecord,
+    /// Why the record began anew, where neither copy could be read.
+    pub damaged: Option<StateError>,
+    write_first: usize,
+}
+
+impl RecordFile {
+    /// Opens and reads it. A record that nobody wrote yet, or of which nothing is left, begins anew: no boot depends on it.
+    ///
+    /// # Errors
+    /// The device cannot be opened, locked or read.
+    pub fn open(path: &Path, write: bool) -> Result<Self, Failure> {
+        let fail = |error: io::Error| Failure::io(format_args!("open the slots' state {}", path.display()), &error);
+        let file = OpenOptions::new().read(true).write(write).open(path).map_err(fail)?;
+        let lock =
+            if write { rustix::fs::FlockOperation::LockExclusive } else { rustix::fs::FlockOperation::LockShared };
+        rustix::fs::flock(&file, lock).map_err(|error| fail(error.into()))?;
+        let mut bytes = vec![0; RECORD_COPIES * RECORD_SIZE];
+        file.read_exact_at(&mut bytes, 0).map_err(fail)?;
+        let (record, write_first) = SlotRecord::newest(&bytes);
+        let (record, damaged) = record.map_or_else(|why| (SlotRecord::default(), Some(why)), |record| (record, None));
+        Ok(Self { path: path.to_owned(), file, record, damaged, write_first })
+    }
+
+    /// Writes both copies, one after the other, so that one of them is whole at any moment.
+    ///
+    /// # Errors
+    /// The device cannot be written.
+    pub fn save(&mut self) -> Result<(), Failure> {
+        self.record.sequence += 1;
+        let bytes = self.record.encode();
+        let write = |copy: usize| {
+            self.file.write_all_at(&bytes, (copy * RECORD_SIZE) as u64)?;
+            self.file.sync_data()
+        };
+        [self.write_first, 1 - self.write_first].into_iter().try_for_each(write).map_err(|error: io::Error| {
+            Failure::io(format_args!("write the slots' state {}", self.path.display()), &error)
+        })
+    }
+}
