@@ -18,6 +18,7 @@ use crate::{
     devices::BlockDevice,
     mounted::FOLDER,
     report::{refusal, text},
+    slots::Trial,
     system::{Attached, Mount, System},
 };
 
@@ -33,10 +34,20 @@ pub(crate) fn attach<S: System>(
     found: Option<BlockDevice>,
 ) -> Result<Option<BlockDevice>, FailureReport> {
     match (place, found) {
+        (Place::Slot, _) => match boot.slots.as_ref().and_then(Trial::device) {
+            Some(device) => Ok(Some(device.clone())),
+            None => Err(no_slot(what)),
+        },
         (Place::Memory, _) => attach_file(boot, "/", paths::IMAGE, "build the initramfs again").map(Some),
         (Place::File(file), Some(medium)) => from_medium(boot, role, what, file, &medium).map(Some),
         (_, found) => Ok(found),
     }
+}
+
+/// The manifest of a slot, in an initramfs that knows of none.
+fn no_slot(what: &str) -> FailureReport {
+    let (fact, expected) = (format!("{what}: the image is sealed for a slot"), "slots in the trust policy");
+    refusal(STAGE, fact, expected, "none", "seal the image with [slots], or with another place")
 }
 
 fn from_medium<S: System>(

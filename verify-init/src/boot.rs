@@ -10,6 +10,7 @@ use iofs_policy::{
 use crate::{
     measured::{self, Measuring},
     report,
+    slots::{Trial, action_after},
     started::Started,
     system::System,
 };
@@ -30,7 +31,7 @@ pub fn boot<S: System>(system: &mut S) -> S::Gone {
 fn stages<S: System>(boot: &mut Boot<'_, S>) -> Result<S::Gone, FailureReport> {
     Started::start(boot)? // kernel file systems, sealed files
         .verify(boot)? // signature, identity, rollback floor, command line
-        .measure(boot)? // phase, command line and manifest, into the TPM
+        .choose(boot)? // one of two slots, where there are some; then phase, command line and manifest, into the TPM
         .find(boot)? // modules, devices
         .unlock(boot)? // LUKS2 volumes; then the initramfs phase ends, where there are any
         .map(boot)? // dm-verity
@@ -57,6 +58,8 @@ pub(crate) struct Boot<'a, S> {
     pub(crate) warnings: Vec<String>,
     /// From when on something was measured.
     pub(crate) measuring: Option<Measuring>,
+    /// From when on one of two slots was chosen.
+    pub(crate) slots: Option<Trial>,
     action: FailureAction,
     /// Unknown until the command line was accepted: what was said before waits in `pending`.
     verbosity: Option<Verbosity>,
@@ -71,7 +74,7 @@ impl<'a, S: System> Boot<'a, S> {
         system.arm(action);
         let since = system.now();
         let (stages, warnings, pending) = (Vec::new(), Vec::new(), Vec::new());
-        Self { system, stages, warnings, measuring: None, action, verbosity: None, pending, since }
+        Self { system, stages, warnings, measuring: None, slots: None, action, verbosity: None, pending, since }
     }
 
     /// Sets what a failure does from here on.
@@ -138,6 +141,11 @@ impl<'a, S: System> Boot<'a, S> {
         pending.iter().for_each(|line| self.print(line));
         if let Some(why) = measured::cap_after_failure(&mut self) {
             self.warn(format!("the initramfs phase was not closed in the TPM: {why}"));
+        }
+        let (stage, sealed) = (refusal.stage, self.action);
+        let action = action_after(&mut self, stage, sealed);
+        if action != sealed {
+            self.set_action(action);
         }
         let text = format!("{refusal}\n  action:   {}", self.action);
         self.print(&format!("\n{text}\n"));

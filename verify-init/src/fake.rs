@@ -313,6 +313,13 @@ impl System for Fake {
         Ok(part.ok_or(io::ErrorKind::UnexpectedEof)?.to_vec())
     }
 
+    fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.call(format!("write_at {path} {offset}"))?;
+        let device = self.files.get_mut(path).ok_or(Errno::ENOENT)?;
+        device[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
     fn list(&mut self, folder: &str) -> io::Result<Vec<String>> {
         self.call(format!("list {folder}"))?;
         let below = format!("{folder}/");

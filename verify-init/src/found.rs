@@ -66,18 +66,9 @@ impl ImageDevices {
 impl Measured {
     /// Loads modules and waits for the devices, within one deadline.
     pub(crate) fn find<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Found, FailureReport> {
-        // Before the first look, so that nothing comes unseen between look and wait.
-        if let Err(error) = boot.system.watch_devices() {
-            boot.warn(format!("device events: {}: looking again and again instead", text(&error)));
-        }
         let verified = self.verified;
         let manifest = verified.manifest.manifest();
-        let mut search = Search::new(&verified, boot)?;
-        // Hardware first: disks take their time while the rest is loaded.
-        search.modules.load_for_present(boot)?;
-        search.modules.load_always(boot)?;
-        check_mapper(boot, manifest)?;
-        let mut devices = search.wait(boot)?.into_iter();
+        let mut devices = search(boot, &verified, wanted(manifest))?.into_iter();
         let image = image(boot, manifest, devices.next().flatten(), devices.next().flatten())?;
         let volumes: Vec<Option<BlockDevice>> = devices.collect();
         boot.reached(STAGE, &description(manifest, image.as_ref(), &volumes));
@@ -86,6 +77,38 @@ impl Measured {
         }
         Ok(Found { verified, image, volumes })
     }
+}
+
+/// Loads modules and waits for what is at these places: nothing for what is optional and not there.
+pub(crate) fn search<S: System>(
+    boot: &mut Boot<'_, S>,
+    verified: &Verified,
+    wanted: Vec<Wanted<'_>>,
+) -> Result<Vec<Option<BlockDevice>>, FailureReport> {
+    // Before the first look, so that nothing comes unseen between look and wait.
+    if let Err(error) = boot.system.watch_devices() {
+        boot.warn(format!("device events: {}: looking again and again instead", text(&error)));
+    }
+    let mut search = Search::new(verified, wanted, boot)?;
+    // Hardware first: disks take their time while the rest is loaded.
+    search.modules.load_for_present(boot)?;
+    search.modules.load_always(boot)?;
+    check_mapper(boot, verified.manifest.manifest())?;
+    search.wait(boot)
+}
+
+/// Data, tree, then the volumes. What lies in a volume is not looked for.
+fn wanted(manifest: &Manifest) -> Vec<Wanted<'_>> {
+    let image = [(&manifest.data, "data"), (&manifest.tree, "tree")];
+    let mut wanted: Vec<Wanted<'_>> =
+        image.into_iter().map(|(place, what)| Wanted::new(place, what.to_owned(), in_volume(manifest))).collect();
+    wanted.extend(
+        manifest
+            .volumes
+            .iter()
+            .map(|volume| Wanted::new(&volume.place, format!("volume {}", volume.name), volume.optional)),
+    );
+    wanted
 }
 
 /// The image's devices, unless it lies in a volume. What lies at one place is one device.
@@ -107,7 +130,7 @@ fn image<S: System>(
 
 /// Whether something is at a place that is looked for among the devices.
 fn is_looked_for(place: &Place) -> bool {
-    !matches!(place, Place::Volume(_) | Place::Memory)
+    !matches!(place, Place::Volume(_) | Place::Memory | Place::Slot)
 }
 
 /// Whether the image lies in a volume.
@@ -138,36 +161,36 @@ fn check_mapper<S: System>(boot: &mut Boot<'_, S>, manifest: &Manifest) -> Resul
 }
 
 /// Something that is looked for.
-struct Wanted<'a> {
+pub(crate) struct Wanted<'a> {
     place: &'a Place,
     what: String,
     optional: bool,
+}
+
+impl<'a> Wanted<'a> {
+    /// At a place, by what reports call it; without what is optional the boot goes on.
+    pub(crate) fn new(place: &'a Place, what: String, optional: bool) -> Self {
+        Self { place, what, optional }
+    }
 }
 
 /// One search for all places.
 struct Search<'a> {
     modules: Modules,
     scanner: Scanner,
-    /// Data, tree, then the volumes. What lies in a volume is not looked for.
     wanted: Vec<Wanted<'a>>,
     limit: Duration,
 }
 
 impl<'a> Search<'a> {
-    fn new<S: System>(verified: &'a Verified, boot: &mut Boot<'_, S>) -> Result<Self, FailureReport> {
+    fn new<S: System>(
+        verified: &Verified,
+        wanted: Vec<Wanted<'a>>,
+        boot: &mut Boot<'_, S>,
+    ) -> Result<Self, FailureReport> {
         let (manifest, command_line) = (verified.manifest.manifest(), &verified.command_line);
         let limit = command_line.device_timeout.unwrap_or(Duration::from_secs(manifest.device_timeout.into()));
         let modules = Modules::read(boot, &verified.release, command_line)?;
-        let image = [(&manifest.data, "data"), (&manifest.tree, "tree")];
-        let mut wanted: Vec<Wanted<'a>> = image
-            .into_iter()
-            .map(|(place, what)| Wanted { place, what: what.to_owned(), optional: in_volume(manifest) })
-            .collect();
-        wanted.extend(manifest.volumes.iter().map(|volume| Wanted {
-            place: &volume.place,
-            what: format!("volume {}", volume.name),
-            optional: volume.optional,
-        }));
         Ok(Self { modules, scanner: Scanner::default(), wanted, limit })
     }
 

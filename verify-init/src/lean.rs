@@ -19,7 +19,7 @@ pub(crate) fn attach<S: System>(
     found: Option<BlockDevice>,
 ) -> Result<Option<BlockDevice>, FailureReport> {
     match place {
-        Place::File(_) | Place::Memory => {
+        Place::File(_) | Place::Memory | Place::Slot => {
             Err(refused(Stage::Found, &format!("{what}: this verify-init opens no files")))
         }
         _ => Ok(found),
@@ -31,7 +31,8 @@ pub(crate) fn spread<S: System>(_boot: &mut Boot<'_, S>, _memory: &str) -> Resul
     Err(refused(Stage::Mounted, "this verify-init starts no second stages"))
 }
 
-fn refused(stage: Stage, fact: &str) -> FailureReport {
+/// What it is missing.
+pub(crate) fn refused(stage: Stage, fact: &str) -> FailureReport {
     let next = "seal the image with verify-init-full, which iofs-sign picks for files and second stages";
     refusal(stage, fact, "a verify-init that is built in full", "one that is built without", next)
 }

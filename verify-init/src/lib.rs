@@ -24,6 +24,8 @@ pub mod report;
 pub mod run_init;
 #[cfg(feature = "full")]
 mod second_stage;
+#[cfg_attr(not(feature = "full"), path = "no_slots.rs")]
+mod slots;
 mod started;
 mod stub;
 pub mod superblock;
@@ -39,6 +41,8 @@ mod fake;
 mod fake_tpm;
 #[cfg(all(test, feature = "full"))]
 mod second_stage_tests;
+#[cfg(all(test, feature = "full"))]
+mod slots_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(all(test, feature = "full"))]

@@ -19,8 +19,12 @@ use crate::{
 };
 
 mod signature;
+#[cfg(feature = "full")]
+mod whole;
 
 use signature::Loaded;
+#[cfg(feature = "full")]
+pub(crate) use whole::read_all;
 
 const STAGE: Stage = Stage::Mapped;
 const TARGET: &str = "verity";

@@ -2,9 +2,12 @@
 
 use std::io;
 
-use iofs_policy::{boot_record::BootRecord, paths::BOOT_RECORD};
+use iofs_policy::{
+    boot_record::BootRecord,
+    paths::{BOOT_RECORD, TRUST_COPY},
+};
 
-use crate::{boot::Boot, mapped::Mapped, measured::Measuring, report::text, system::System};
+use crate::{boot::Boot, mapped::Mapped, measured::Measuring, report::text, slots::Trial, system::System};
 
 /// Writes the record. A system without it boots all the same.
 pub(crate) fn write<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) {
@@ -35,12 +38,16 @@ fn try_write<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) -> io::Result<(
         volumes: mapped.volumes.iter().map(|volume| volume.record.clone()).collect(),
         measured_banks: boot.measuring.as_ref().map(Measuring::bank_names).unwrap_or_default(),
         rollback: manifest.tpm.rollback,
-        slot: None,
+        slot: boot.slots.as_ref().and_then(Trial::record),
         kernel_release: mapped.verified.release.clone(),
         warnings: boot.warnings.clone(),
         stages: boot.stages.clone(),
     };
     let mut json = serde_json::to_vec_pretty(&record)?;
     json.push(b'\n');
+    // Updates are held against it.
+    if boot.slots.is_some() {
+        boot.system.write(TRUST_COPY, &mapped.verified.trust.to_json())?;
+    }
     boot.system.write(BOOT_RECORD, &json)
 }

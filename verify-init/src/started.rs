@@ -97,7 +97,7 @@ fn read<S: System>(boot: &mut Boot<'_, S>, path: &str, limit: usize) -> Result<V
 
 /// Bytes as the kernel takes them. It has Latin-1's idea of a space, so that a no-break space (0xa0) ends a word even
 /// in the middle of a UTF-8 letter: then each byte is a character. Else UTF-8 is kept, for it may name a partition.
-fn characters(bytes: &[u8]) -> String {
+pub(crate) fn characters(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !bytes.contains(&0xa0) => text.to_owned(),
         _ => bytes.iter().copied().map(char::from).collect(),

@@ -118,6 +118,8 @@ pub trait System {
     fn read(&mut self, path: &str, limit: usize) -> io::Result<Vec<u8>>;
     /// Reads exactly `length` bytes of a device.
     fn read_at(&mut self, path: &str, offset: u64, length: usize) -> io::Result<Vec<u8>>;
+    /// Writes to a device, and waits until that lies there.
+    fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// The names in a folder.
     fn list(&mut self, folder: &str) -> io::Result<Vec<String>>;
     /// Writes a file that everyone may read.

@@ -6,7 +6,7 @@ use iofs_policy::{
     failure::{FailureReport, Stage},
     manifest::{Architecture, Manifest, VerificationError, VerifiedManifest},
     paths::MANIFEST,
-    trust::SignatureError,
+    trust::{SignatureError, TrustPolicy},
 };
 
 use crate::{
@@ -25,6 +25,7 @@ const SHORT: usize = 16;
 pub(crate) struct Verified {
     pub(crate) manifest: VerifiedManifest,
     pub(crate) command_line: AcceptedCommandLine,
+    pub(crate) trust: TrustPolicy,
     /// As it is measured.
     pub(crate) raw_command_line: Vec<u8>,
     pub(crate) release: String,
@@ -49,8 +50,8 @@ impl Started {
         });
         command_line.warnings.iter().for_each(|warning| boot.warn(warning.clone()));
         boot.reached(STAGE, &description(&manifest));
-        let raw_command_line = self.raw_command_line;
-        Ok(Verified { manifest, command_line, raw_command_line, release: self.release })
+        let Self { trust, raw_command_line, release, .. } = self;
+        Ok(Verified { manifest, command_line, trust, raw_command_line, release })
     }
 }
 
@@ -61,7 +62,8 @@ fn description(manifest: &VerifiedManifest) -> String {
     format!("verified manifest of {} {}{debug} (key {keys})", image.id, image.version)
 }
 
-fn check_release(manifest: &Manifest, running: &str) -> Result<(), FailureReport> {
+/// The image is for the running kernel.
+pub(crate) fn check_release(manifest: &Manifest, running: &str) -> Result<(), FailureReport> {
     match &manifest.kernel_release {
         Some(sealed) if sealed != running => {
             let next = "boot the kernel that the image was sealed with";

@@ -82,6 +82,12 @@ impl System for Linux {
         Ok(bytes)
     }
 
+    fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let device = OpenOptions::new().write(true).open(path)?;
+        device.write_all_at(bytes, offset)?;
+        device.sync_data()
+    }
+
     fn list(&mut self, folder: &str) -> io::Result<Vec<String>> {
         // The kernel's names are ASCII; what is not cannot be asked for.
         let names = fs::read_dir(folder)?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());

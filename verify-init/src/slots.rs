@@ -1,0 +1,309 @@
+//! Two slots, of which one is booted: the newest release that verifies, is not below the floor and has tries left.
+//!
+//! What is on the disk is believed as little as anywhere: the end of a slot says where a manifest is, which trusted keys must have
+//! signed; and the record of tries chooses among slots that verified. That a slot is tried is on the disk before anything
+//! of it is used.
+
+use iofs_policy::{
+    boot_record::BootedSlot,
+    cmdline::AcceptedCommandLine,
+    failure::{FailureAction, FailureReport, Stage},
+    manifest::{Architecture, Place, VerifiedManifest},
+    slots::{
+        Candidate, Chooser, FOOTER_SIZE, FloorKeeper, Footer, RECORD_COPIES, RECORD_SIZE, SlotName, SlotRecord,
+        SlotRules, Trial as Worth,
+    },
+    verity::CorruptionAction,
+};
+
+use crate::{
+    attached::attach,
+    boot::Boot,
+    devices::BlockDevice,
+    found::{ImageDevices, Wanted, search},
+    mapped,
+    measured::Measured,
+    report::{refusal, text},
+    started::characters,
+    system::System,
+    verified::{Verified, check_release},
+};
+
+const STAGE: Stage = Stage::Chosen;
+const RECOVER: &str = "write a signed release to one of the slots from another system: iofs-sign update --slot";
+
+/// The slots of this machine, once they were looked at.
+pub(crate) struct Trial {
+    rules: SlotRules,
+    state: BlockDevice,
+    record: SlotRecord,
+    write_first: usize,
+    candidates: Vec<Candidate>,
+    /// What was found at their places.
+    devices: [Option<BlockDevice>; 2],
+    /// The slot that is booted.
+    chosen: Option<(SlotName, BlockDevice)>,
+}
+
+/// A slot that may be booted as far as its manifest goes.
+struct Slot {
+    candidate: Candidate,
+    device: BlockDevice,
+    manifest: VerifiedManifest,
+    command_line: AcceptedCommandLine,
+}
+
+impl Verified {
+    /// Chooses a slot, where there are slots, and measures what is booted.
+    pub(crate) fn choose<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Measured, FailureReport> {
+        let Some(rules) = self.trust.slots.clone() else { return self.measure(boot) };
+        let mut why = Vec::new();
+        let (mut trial, mut slots) = look(boot, &self, rules, &mut why)?;
+        loop {
+            let Some(slot) = trial.best(&mut slots) else { return Err(trial.nothing_left(boot, &why)) };
+            if let Some(damage) = trial.damage(boot, &slot) {
+                why.push(format!("slot {}: {damage}", slot.candidate.slot));
+                continue;
+            }
+            trial.begin(boot, &slot);
+            boot.slots = Some(trial);
+            match self.with(slot).measure(boot) {
+                // Nothing was measured yet: the other slot can still take its place.
+                Err(refusal) if boot.measuring.is_none() => {
+                    trial = boot.slots.take().expect("it was just put there");
+                    why.push(trial.passed_over(boot, &refusal));
+                }
+                measured => return measured,
+            }
+        }
+    }
+
+    /// The same boot, of what is in that slot.
+    fn with(&self, slot: Slot) -> Self {
+        Self {
+            manifest: slot.manifest,
+            command_line: slot.command_line,
+            trust: self.trust.clone(),
+            raw_command_line: self.raw_command_line.clone(),
+            release: self.release.clone(),
+        }
+    }
+}
+
+/// Finds slots and state, and reads them.
+fn look<S: System>(
+    boot: &mut Boot<'_, S>,
+    verified: &Verified,
+    rules: SlotRules,
+    why: &mut Vec<String>,
+) -> Result<(Trial, Vec<Slot>), FailureReport> {
+    let mut wanted = vec![Wanted::new(&rules.state, "the slots' state".to_owned(), false)];
+    wanted.extend(SlotName::ALL.map(|slot| Wanted::new(rules.place(slot), format!("slot {slot}"), true)));
+    let mut found = search(boot, verified, wanted)?.into_iter();
+    let state = found.next().flatten().expect("it was waited for");
+    let devices = [found.next().flatten(), found.next().flatten()];
+    let (record, write_first) = read_record(boot, &state);
+    let mut slots = Vec::new();
+    for (slot, device) in SlotName::ALL.into_iter().zip(devices.clone()) {
+        match read_slot(boot, verified, &rules, &record, slot, device) {
+            Ok(slot) => slots.push(slot),
+            Err(reason) => {
+                boot.debug(&format!("slot {slot}: {reason}"));
+                why.push(format!("slot {slot}: {reason}"));
+            }
+        }
+    }
+    let candidates = slots.iter().map(|slot| slot.candidate.clone()).collect();
+    Ok((Trial { rules, state, record, write_first, candidates, devices, chosen: None }, slots))
+}
+
+/// The record; a new one where neither copy can be read: the slots verify all the same.
+fn read_record<S: System>(boot: &mut Boot<'_, S>, state: &BlockDevice) -> (SlotRecord, usize) {
+    let read = boot.system.read_at(&state.path, 0, RECORD_COPIES * RECORD_SIZE);
+    let bytes = read.unwrap_or_else(|error| {
+        boot.warn(format!("{}: {}", state.path, text(&error)));
+        Vec::new()
+    });
+    let (record, write_first) = SlotRecord::newest(&bytes);
+    let record = record.unwrap_or_else(|error| {
+        boot.warn(format!("{}: {error}: every slot counts as new", state.path));
+        SlotRecord::default()
+    });
+    (record, write_first)
+}
+
+/// Reads a slot's manifest, and everything that can speak against it.
+fn read_slot<S: System>(
+    boot: &mut Boot<'_, S>,
+    verified: &Verified,
+    rules: &SlotRules,
+    record: &SlotRecord,
+    slot: SlotName,
+    device: Option<BlockDevice>,
+) -> Result<Slot, String> {
+    let place = rules.place(slot);
+    let role = verified.trust.role;
+    let device = attach(boot, role, &format!("slot-{slot}"), place, device).map_err(|refusal| refusal.found)?;
+    let device = device.ok_or_else(|| format!("no device {place}"))?;
+    let envelope = read_envelope(boot, &device)?;
+    let manifest = VerifiedManifest::verify(&envelope, &verified.trust, Architecture::CURRENT)
+        .map_err(|error| error.to_string())?;
+    check(verified, rules, record, &manifest)?;
+    let command_line = AcceptedCommandLine::check(&characters(&verified.raw_command_line), &manifest)
+        .map_err(|error| format!("command line: expected {}, found {}", error.expected, error.parameter))?;
+    Ok(Slot { candidate: Candidate::new(slot, &manifest), device, manifest, command_line })
+}
+
+fn read_envelope<S: System>(boot: &mut Boot<'_, S>, device: &BlockDevice) -> Result<Vec<u8>, String> {
+    let mut read = |offset: u64, length: usize| {
+        boot.system.read_at(&device.path, offset, length).map_err(|error| format!("{}: {}", device.path, text(&error)))
+    };
+    let end = device.bytes.checked_sub(FOOTER_SIZE as u64).ok_or_else(|| format!("{}: too small", device.path))?;
+    let footer = Footer::parse(&read(end, FOOTER_SIZE)?, device.bytes).map_err(|error| error.to_string())?;
+    let envelope = read(footer.offset, footer.length as usize)?;
+    footer.check_envelope(&envelope).map_err(|error| error.to_string())?;
+    Ok(envelope)
+}
+
+fn check(verified: &Verified, rules: &SlotRules, record: &SlotRecord, found: &VerifiedManifest) -> Result<(), String> {
+    let manifest = found.manifest();
+    let index = manifest.image.rollback_index;
+    if manifest.data != Place::Slot {
+        return Err(format!("manifest: data: expected slot, found {}", manifest.data));
+    }
+    if index < record.floor {
+        return Err(format!("rollback index: expected at least {}, found {index}", record.floor));
+    }
+    if rules.floor == FloorKeeper::Tpm && manifest.tpm.rollback.is_none() {
+        return Err("manifest: tpm.rollback: expected a rule, since the TPM keeps the floor, found none".to_owned());
+    }
+    if rules.chooser == Chooser::BootLoader && found.digest() != verified.manifest.digest() {
+        let (expected, found) = (verified.manifest.digest(), found.digest());
+        return Err(format!("manifest: expected that of the initramfs ({expected}), found {found}"));
+    }
+    check_release(manifest, &verified.release).map_err(|refusal| format!("{}: {}", refusal.fact, refusal.expected))
+}
+
+impl Trial {
+    /// The device that holds the image.
+    pub(crate) fn device(&self) -> Option<&BlockDevice> {
+        self.chosen.as_ref().map(|(_, device)| device)
+    }
+
+    /// For the record of the boot.
+    pub(crate) fn record(&self) -> Option<BootedSlot> {
+        let (name, _) = self.chosen.as_ref()?;
+        let devices = self.devices.clone().map(|device| device.map(|device| device.path));
+        Some(BootedSlot { name: *name, state_device: self.state.path.clone(), devices })
+    }
+
+    /// Takes the best slot out of those that are left.
+    fn best(&mut self, slots: &mut Vec<Slot>) -> Option<Slot> {
+        let left: Vec<Candidate> = slots.iter().map(|slot| slot.candidate.clone()).collect();
+        if self.rules.chooser == Chooser::BootLoader {
+            left.iter().for_each(|one| self.renew(one));
+        }
+        let first = self.record.order(&left, self.rules.tries).into_iter().next()?;
+        let position = slots.iter().position(|slot| slot.candidate == first)?;
+        Some(slots.remove(position))
+    }
+
+    /// The boot loader counts: what it starts has tries left.
+    fn renew(&mut self, candidate: &Candidate) {
+        let Candidate { slot, manifest, .. } = *candidate;
+        if self.record.trial(slot, manifest, self.rules.tries) == Worth::Trying(0) {
+            self.record.install(slot, manifest, self.rules.tries);
+        }
+    }
+
+    /// What is wrong with the blocks of a slot, where there is a reason to look: where the kernel stops the machine at a corrupt
+    /// block, a boot that ended abruptly may have ended so.
+    fn damage<S: System>(&mut self, boot: &mut Boot<'_, S>, slot: &Slot) -> Option<String> {
+        let Candidate { slot: name, manifest, .. } = slot.candidate;
+        let sealed = slot.manifest.manifest();
+        let stops = sealed.verity.on_corruption != CorruptionAction::Eio;
+        if !stops || !self.record.ended_abruptly(name, manifest) {
+            return None;
+        }
+        let device = || slot.device.clone();
+        let image = match ImageDevices::new(STAGE, sealed, device(), device()) {
+            Ok(image) => image,
+            Err(refusal) => return Some(refusal.fact),
+        };
+        boot.debug(&format!("slot {name}: its last boot ended abruptly: reading all of it"));
+        let damage = mapped::read_all(boot, &image, &sealed.verity)?;
+        boot.warn(format!("slot {name} is corrupt and out until it is written again: {damage}"));
+        self.record.corrupt(name, manifest);
+        self.save(boot);
+        Some(damage)
+    }
+
+    /// That it is tried is written down before anything of it is used.
+    fn begin<S: System>(&mut self, boot: &mut Boot<'_, S>, slot: &Slot) {
+        let tries = self.rules.tries;
+        self.record.begin(&slot.candidate, tries);
+        self.save(boot);
+        let Candidate { slot: name, manifest, .. } = slot.candidate;
+        self.chosen = Some((name, slot.device.clone()));
+        boot.set_action(slot.manifest.manifest().on_failure);
+        let worth = match self.record.trial(name, manifest, tries) {
+            Worth::Trying(left) => format!("on trial, {left} more tries"),
+            _ => "confirmed".to_owned(),
+        };
+        let image = &slot.manifest.manifest().image;
+        boot.reached(STAGE, &format!("chose slot {name} with {} {} ({worth})", image.id, image.version));
+    }
+
+    /// The slot was refused, and the machine is as before. Says why.
+    fn passed_over<S: System>(&mut self, boot: &mut Boot<'_, S>, refusal: &FailureReport) -> String {
+        let name = self.chosen.take().map_or(SlotName::A, |(name, _)| name);
+        self.record.refused(refusal.stage, self.rules.tries);
+        self.save(boot);
+        let why = format!("slot {name}: {}: expected {}, found {}", refusal.fact, refusal.expected, refusal.found);
+        boot.warn(why.clone());
+        why
+    }
+
+    /// Raises the sequence and writes both copies. A disk that takes no writes must not stop a boot that verified.
+    fn save<S: System>(&mut self, boot: &mut Boot<'_, S>) {
+        self.record.sequence = self.record.sequence.saturating_add(1);
+        let bytes = self.record.encode();
+        for copy in [self.write_first, 1 - self.write_first] {
+            if let Err(error) = boot.system.write_at(&self.state.path, (copy * RECORD_SIZE) as u64, &bytes) {
+                boot.warn(format!("{}: the slots' state was not written: {}", self.state.path, text(&error)));
+                return;
+            }
+        }
+    }
+
+    /// Both slots are out. Whoever starts the machine again has one more try.
+    fn nothing_left<S: System>(mut self, boot: &mut Boot<'_, S>, why: &[String]) -> FailureReport {
+        let no_tries = self
+            .candidates
+            .iter()
+            .filter(|one| self.record.trial(one.slot, one.manifest, self.rules.tries) == Worth::Trying(0));
+        let mut found: Vec<String> = why.to_vec();
+        found.extend(no_tries.map(|one| format!("slot {}: release {} has no tries left", one.slot, one.version)));
+        self.record.one_more_try();
+        self.save(boot);
+        let expected = "a slot with a release that trusted keys signed, not older than the floor, with tries left";
+        refusal(STAGE, "neither slot can be booted", expected, found.join("; "), RECOVER)
+    }
+}
+
+/// What follows a refusal: the next boot, as long as that has something to try; then the sealed action.
+pub(crate) fn action_after<S: System>(boot: &mut Boot<'_, S>, stage: Stage, sealed: FailureAction) -> FailureAction {
+    let Some(mut trial) = boot.slots.take() else { return sealed };
+    let tries = trial.rules.tries;
+    trial.record.refused(stage, tries);
+    let left = match trial.rules.chooser {
+        Chooser::VerifyInit => !trial.record.order(&trial.candidates, tries).is_empty(),
+        // It counts, and what it counts has an end.
+        Chooser::BootLoader => true,
+    };
+    if !left {
+        trial.record.one_more_try();
+    }
+    trial.save(boot);
+    if left { FailureAction::Reboot } else { sealed }
+}
