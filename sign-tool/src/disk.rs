@@ -20,6 +20,7 @@ use crate::{
 mod esp;
 mod plan;
 mod root_signature;
+mod slots;
 mod table;
 mod types;
 
@@ -41,6 +42,8 @@ pub struct Additions {
     pub uki: Option<PathBuf>,
     /// The size of the EFI system partition in bytes, instead of what two such images need.
     pub esp_size: Option<u64>,
+    /// The size of each slot in bytes, instead of half as much again as the image takes.
+    pub slot_size: Option<u64>,
     /// The certificate of the signature of the root hash, instead of [`sealed::ROOT_HASH_CERTIFICATE`].
     pub root_certificate: Option<PathBuf>,
 }
@@ -76,12 +79,19 @@ pub struct DiskReport {
 /// What a partition holds.
 #[derive(Debug)]
 enum Content {
-    /// Files of the sealed directory as they are, each at its offset.
-    Files(Vec<(PathBuf, u64)>),
-    /// These bytes.
-    Bytes(Vec<u8>),
+    /// These, each at its offset.
+    Pieces(Vec<(Piece, u64)>),
     /// A file system with what firmware starts.
     Esp(esp::Esp),
+}
+
+/// A part of what a partition holds.
+#[derive(Debug)]
+enum Piece {
+    /// A file of the sealed directory as it is.
+    File(PathBuf),
+    /// These bytes.
+    Bytes(Vec<u8>),
 }
 
 /// A partition with what it holds.
@@ -128,10 +138,10 @@ pub fn write(
 fn fill_partition(planned: &Planned, target: &mut File, progress: &Progress) -> io::Result<()> {
     let DiskPartition { offset, size, .. } = planned.partition;
     match &planned.content {
-        Content::Files(files) => {
-            files.iter().try_for_each(|(path, at)| copy_sparse(&mut File::open(path)?, target, offset + at, progress))
-        }
-        Content::Bytes(bytes) => copy_sparse(&mut &bytes[..], target, offset, progress),
+        Content::Pieces(pieces) => pieces.iter().try_for_each(|(piece, at)| match piece {
+            Piece::File(path) => copy_sparse(&mut File::open(path)?, target, offset + at, progress),
+            Piece::Bytes(bytes) => copy_sparse(&mut &bytes[..], target, offset + at, progress),
+        }),
         Content::Esp(esp) => esp.write(target, offset, size, progress),
     }
 }

@@ -130,7 +130,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
 
     let (content, os_release) = write_image(request, kernel.as_ref(), &directory, output)?;
     let identity = identity(&request.config, &os_release, kernel.as_ref());
-    let tree = write_tree(request, &directory, &content, output)?;
+    let tree = write_tree(request, &directory, &content, &identity, output)?;
     let manifest = manifest(&request.config, identity, tree, kernel.as_ref())?;
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
     let trust = trust_policy(&request.config, &manifest, trust_keys);
@@ -149,8 +149,12 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     describe(request, &manifest, pending)
 }
 
-/// A signature that the boot asks for needs somebody who signs.
+/// A signature that the boot asks for needs somebody who signs, and the initramfs of no other release.
 fn check_root_hash_signature(request: &SealRequest) -> Result<(), Failure> {
+    if request.config.slots.is_some() && !request.config.verity.root_hash_signature.is_off() {
+        let fact = "verity.root_hash_signature: expected \"off\" beside slots: the signature travels in the initramfs";
+        return Err(Failure::new(ExitStatus::Usage, fact).next("omit verity.root_hash_signature"));
+    }
     if request.config.verity.root_hash_signature.is_off() || request.certificates.root_hash.is_some() {
         return Ok(());
     }

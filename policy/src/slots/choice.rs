@@ -54,7 +54,10 @@ impl SlotRecord {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::*;
+    use super::{
+        SlotName::{A, B},
+        *,
+    };
     use crate::{
         failure::Stage,
         slots::{Chooser, FloorKeeper, SlotRules, Trial},
@@ -81,7 +84,6 @@ pub(super) mod tests {
 
     #[test]
     fn the_newest_release_comes_first_by_rollback_index_and_then_by_version() {
-        use SlotName::{A, B};
         for (a, b, first) in [
             (("1", 1), ("2", 1), B),
             (("1", 2), ("2", 1), A),
@@ -96,23 +98,22 @@ pub(super) mod tests {
 
     #[test]
     fn a_release_that_nobody_confirms_falls_back_after_its_tries() {
-        let candidates = [candidate(SlotName::A, "1", 1), candidate(SlotName::B, "2", 1)];
+        let candidates = [candidate(A, "1", 1), candidate(B, "2", 1)];
         let mut record = SlotRecord::default();
         record.begin(&candidates[0], 3);
-        assert!(record.confirm(SlotName::A, candidates[0].manifest, &rules()));
+        assert!(record.confirm(A, candidates[0].manifest, &rules()));
         let mut started = Vec::new();
         for _ in 0..6 {
             let chosen = record.order(&candidates, 3).remove(0);
             record.begin(&chosen, 3);
             started.push(chosen.slot);
         }
-        use SlotName::{A, B};
         assert_eq!(started, [B, B, B, A, A, A]);
     }
 
     #[test]
     fn a_confirmed_release_that_is_refused_again_and_again_gives_way_and_in_the_end_nothing_is_left() {
-        let candidates = [candidate(SlotName::A, "1", 1), candidate(SlotName::B, "2", 1)];
+        let candidates = [candidate(A, "1", 1), candidate(B, "2", 1)];
         let mut record = SlotRecord::default();
         for one in &candidates {
             record.begin(one, 3);
@@ -125,7 +126,6 @@ pub(super) mod tests {
             started.push(chosen.slot);
             assert!(started.len() < 20, "a loop");
         }
-        use SlotName::{A, B};
         assert_eq!(started, [B, B, B, A, A, A]);
         record.one_more_try();
         assert_eq!(record.order(&candidates, 3).len(), 2);
@@ -133,16 +133,16 @@ pub(super) mod tests {
 
     #[test]
     fn corruption_mode_a_corrupt_slot_is_out_until_it_is_written_again() {
-        let candidates = [candidate(SlotName::A, "1", 1), candidate(SlotName::B, "2", 1)];
+        let candidates = [candidate(A, "1", 1), candidate(B, "2", 1)];
         let mut record = SlotRecord::default();
         record.begin(&candidates[1], 3);
-        assert!(record.ended_abruptly(SlotName::B, candidates[1].manifest));
-        record.corrupt(SlotName::B, candidates[1].manifest);
-        assert!(!record.ended_abruptly(SlotName::B, candidates[1].manifest));
-        assert_eq!(slots(&record.order(&candidates, 3)), [SlotName::A]);
+        assert!(record.ended_abruptly(B, candidates[1].manifest));
+        record.corrupt(B, candidates[1].manifest);
+        assert!(!record.ended_abruptly(B, candidates[1].manifest));
+        assert_eq!(slots(&record.order(&candidates, 3)), [A]);
         record.one_more_try();
-        assert_eq!(slots(&record.order(&candidates, 3)), [SlotName::A]);
-        record.install(SlotName::B, candidates[1].manifest, 3);
-        assert_eq!(record.trial(SlotName::B, candidates[1].manifest, 3), Trial::Trying(3));
+        assert_eq!(slots(&record.order(&candidates, 3)), [A]);
+        record.install(B, candidates[1].manifest, 3);
+        assert_eq!(record.trial(B, candidates[1].manifest, 3), Trial::Trying(3));
     }
 }

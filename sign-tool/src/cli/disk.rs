@@ -11,8 +11,8 @@ use iofs_sign::{
 /// Write a disk image: GPT, with the sealed data and its hash tree in typed partitions, and what firmware starts
 ///
 /// Where the directory has uki.efi, the first partition is an EFI system partition from which firmware starts it; where
-/// it has roothash.p7s, the last one holds that signature, for systemd's tools. The same input gives the same image. It is
-/// written sparse, and whole or not at all.
+/// it has roothash.p7s, the last one holds that signature, for systemd's tools. What is sealed for slots lies in slot a; slot b and
+/// the record of tries come behind it. The same input gives the same image. It is written sparse, and whole or not at all.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   iofs-sign disk sealed --out disk.img
@@ -31,6 +31,9 @@ pub(crate) struct Arguments {
     /// The size of the EFI system partition, in bytes or with K, M or G [default: for two such images]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     esp_size: Option<u64>,
+    /// The size of each of two slots, in bytes or with K, M or G [default: half as much again as the image takes]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    slot_size: Option<u64>,
     /// The certificate that goes with roothash.p7s, PEM or DER [default: roothash.crt of the directory]
     #[arg(long, value_name = "FILE")]
     verity_certificate: Option<PathBuf>,
@@ -40,6 +43,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     let additions = Additions {
         uki: arguments.uki.clone(),
         esp_size: arguments.esp_size,
+        slot_size: arguments.slot_size,
         root_certificate: arguments.verity_certificate.clone(),
     };
     let report = disk::write(&SealedDirectory::new(&arguments.directory), &arguments.out, &additions, output)?;

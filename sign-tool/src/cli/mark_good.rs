@@ -2,10 +2,14 @@
 
 use std::path::PathBuf;
 
-use iofs_policy::paths::BOOT_RECORD;
+use iofs_policy::{
+    boot_record::BootRecord,
+    paths::{BOOT_RECORD, TRUST_COPY},
+};
 use iofs_sign::{
     enroll::{rollback, tpm::TpmSide, volume::Volume},
     report::{ExitStatus, Failure, Output},
+    slots::confirm::{self, Confirmed},
     status,
 };
 use iofs_tpm::rollback::DEFAULT_INDEX;
@@ -14,6 +18,8 @@ use serde::Serialize;
 use super::attest_tpm::{Handle, TpmArguments, parse_nv_index};
 
 /// Confirm that the running release is good: older ones are refused from now on
+///
+/// On a machine with slots it ends the release's trial first, so that it is booted from now on, however often it is started.
 ///
 /// Raises the TPM's rollback counter to what the running release's tokens allow. From then on the TPM opens the volumes for
 /// no release with a lower rollback index, whatever is written to the disks, and images with the rule [tpm] rollback refuse to
@@ -32,6 +38,13 @@ pub(crate) struct Arguments {
     /// What verify-init left of this boot
     #[arg(long, value_name = "FILE", default_value = BOOT_RECORD)]
     boot_record: PathBuf,
+    /// What verify-init left of its trust policy, on a machine with slots
+    #[arg(long, value_name = "FILE", default_value = TRUST_COPY)]
+    trust: PathBuf,
+    /// Note instead that the confirmed system is shut down in order: else the next boot reads the whole slot, for it cannot tell
+    /// a lost power supply from a corrupt block
+    #[arg(long, conflicts_with_all = ["volume", "dry_run"])]
+    shutdown: bool,
     /// Say what would be done, and raise nothing
     #[arg(long)]
     dry_run: bool,
@@ -42,6 +55,17 @@ pub(crate) struct Arguments {
 /// What was done.
 #[derive(Debug, Serialize)]
 struct Marked {
+    /// The slot whose trial ended, where there are slots.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    confirmed: Option<Confirmed>,
+    /// The TPM's counter, where there is one to raise.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    raised: Option<Raised>,
+}
+
+/// What became of the TPM's counter.
+#[derive(Debug, Serialize)]
+struct Raised {
     counter: String,
     rollback_index: u64,
     before: u64,
@@ -50,6 +74,31 @@ struct Marked {
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let record = status::read(&arguments.boot_record)?;
+    if arguments.shutdown {
+        return shutdown(&record, output);
+    }
+    let slot = record.slot.as_ref();
+    let confirmed =
+        slot.map(|slot| confirm::confirm(&record, slot, &arguments.trust, arguments.dry_run)).transpose()?;
+    // A machine with slots may well have no TPM.
+    let has_counter = !arguments.volume.is_empty() || record.rollback.is_some() || confirmed.is_none();
+    let raised = has_counter.then(|| raise_counter(arguments, &record)).transpose()?;
+    let marked = Marked { confirmed, raised };
+    output.result(&marked, || text(&marked, arguments.dry_run));
+    Ok(())
+}
+
+/// Notes the end of a boot that was confirmed.
+fn shutdown(record: &BootRecord, output: Output) -> Result<(), Failure> {
+    let noted = record.slot.as_ref().map_or(Ok(false), |slot| confirm::end(record, slot))?;
+    output.result(&serde_json::json!({ "noted": noted }), || match noted {
+        true => "noted:   the system is shut down in order\n".to_owned(),
+        false => "noted nothing: the running release is not confirmed\n".to_owned(),
+    });
+    Ok(())
+}
+
+fn raise_counter(arguments: &Arguments, record: &BootRecord) -> Result<Raised, Failure> {
     let (counter, index) = (arguments.rollback_counter.0, record.rollback_index);
     let volumes = arguments.volume.iter().map(|path| Volume::read(path)).collect::<Result<Vec<_>, _>>()?;
     let rule = record.rollback.filter(|rule| rule.counter == counter);
@@ -64,9 +113,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
     let steps = rollback::steps(counter, before, target)?;
     let after = if arguments.dry_run { target } else { raise(&mut tpm, counter, steps)? };
-    let marked = Marked { counter: format!("{counter:#010x}"), rollback_index: index.0, before, after };
-    output.result(&marked, || text(&marked, arguments.dry_run));
-    Ok(())
+    Ok(Raised { counter: format!("{counter:#010x}"), rollback_index: index.0, before, after })
 }
 
 /// One step after the other: after a power cut in between the counter stands at one of the values on the way, at which the
@@ -86,7 +133,15 @@ fn present(tpm: &mut TpmSide, counter: u32) -> Result<u64, Failure> {
 }
 
 fn text(marked: &Marked, dry_run: bool) -> String {
-    let Marked { counter, rollback_index, before, after } = marked;
+    let slot = marked.confirmed.as_ref().map(|Confirmed { slot, floor }| match dry_run {
+        true => format!("would confirm the release in slot {slot}\n"),
+        false => format!("good:    the release in slot {slot}; floor in the record of tries: rollback index {floor}\n"),
+    });
+    slot.unwrap_or_default() + &marked.raised.as_ref().map(|raised| raised_text(raised, dry_run)).unwrap_or_default()
+}
+
+fn raised_text(raised: &Raised, dry_run: bool) -> String {
+    let Raised { counter, rollback_index, before, after } = raised;
     match (before == after, dry_run) {
         (true, _) => format!("good:    rollback index {rollback_index}, as before (counter {counter} at {after})\n"),
         (_, true) => {

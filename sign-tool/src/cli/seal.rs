@@ -103,6 +103,9 @@ pub(crate) struct Arguments {
     /// TYPE:UUID=…:/PATH for a file [default: partitions by their PARTUUIDs]
     #[arg(long, value_name = "PLACE")]
     place: Option<Place>,
+    /// Seal for a device with two slots, which updates itself: the image fits into either, and verify-init chooses
+    #[arg(long, conflicts_with = "place")]
+    slots: bool,
     /// The image's id [default: from the tree's os-release]
     #[arg(long)]
     id: Option<ImageId>,
@@ -171,6 +174,9 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
     if let Some(place) = &arguments.place {
         let place = || Some(PlaceText(place.clone()));
         config.place = PlaceSection { data: place(), tree: place() };
+    }
+    if arguments.slots {
+        config.slots.get_or_insert_default();
     }
     config.trust.threshold = arguments.threshold.unwrap_or(config.trust.threshold);
     config.filesystem.compression = arguments.compression.or(config.filesystem.compression);

@@ -6,6 +6,7 @@ use iofs_policy::{boot_record::BootRecord, paths::BOOT_RECORD};
 use iofs_sign::{
     atomic,
     report::{Failure, Output},
+    slots::survey::{self, Survey, survey},
     status::{self, timeline},
 };
 use serde::Serialize;
@@ -34,6 +35,9 @@ pub(crate) struct Arguments {
 struct Status {
     /// The boot record.
     boot: BootRecord,
+    /// Both slots and the last boots, where there are slots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slots: Option<Survey>,
     /// The picture, or null.
     timeline: Option<PathBuf>,
 }
@@ -43,7 +47,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     if let Some(path) = &arguments.timeline {
         atomic::write(path, 0o644, timeline::draw(&boot).to_string().as_bytes())?;
     }
-    let status = Status { boot, timeline: arguments.timeline.clone() };
-    output.result(&status, || status::text(&status.boot));
+    let slots = boot.slot.as_ref().map(|slot| survey(&boot, slot));
+    let status = Status { boot, slots, timeline: arguments.timeline.clone() };
+    output.result(&status, || {
+        let slots = status.slots.as_ref().map(survey::text).unwrap_or_default();
+        slots + &status::text(&status.boot)
+    });
     Ok(())
 }

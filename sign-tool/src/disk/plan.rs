@@ -10,9 +10,9 @@ use iofs_policy::{
 use uuid::Uuid;
 
 use super::{
-    ALIGNMENT, Additions, Content, DiskPartition, Planned, READ_ONLY, SECTOR,
+    ALIGNMENT, Additions, Content, DiskPartition, Piece, Planned, READ_ONLY, SECTOR,
     esp::Esp,
-    root_signature,
+    root_signature, slots,
     types::{self, RootTypes},
 };
 use crate::{
@@ -21,13 +21,13 @@ use crate::{
 };
 
 /// A partition before it has its place.
-struct Wanted {
-    label: String,
-    partuuid: Uuid,
-    type_uuid: Uuid,
-    flags: u64,
-    size: u64,
-    content: Content,
+pub(super) struct Wanted {
+    pub(super) label: String,
+    pub(super) partuuid: Uuid,
+    pub(super) type_uuid: Uuid,
+    pub(super) flags: u64,
+    pub(super) size: u64,
+    pub(super) content: Content,
 }
 
 /// Where everything goes. What firmware reads comes first: it stays where it is when the rest is rewritten.
@@ -37,7 +37,7 @@ pub(super) fn plan(
     additions: &Additions,
 ) -> Result<Vec<Planned>, Failure> {
     let mut wanted: Vec<Wanted> = esp(directory, manifest, additions)?.into_iter().collect();
-    wanted.extend(sealed_partitions(directory, manifest)?);
+    wanted.extend(sealed_partitions(directory, manifest, additions)?);
     wanted.extend(signature(directory, manifest, additions)?);
     Ok(placed(wanted))
 }
@@ -81,7 +81,11 @@ fn esp(directory: &SealedDirectory, manifest: &Manifest, additions: &Additions) 
 }
 
 /// Data and tree; what travels in the initramfs needs no partition.
-fn sealed_partitions(directory: &SealedDirectory, manifest: &Manifest) -> Result<Vec<Wanted>, Failure> {
+fn sealed_partitions(
+    directory: &SealedDirectory,
+    manifest: &Manifest,
+    additions: &Additions,
+) -> Result<Vec<Wanted>, Failure> {
     let hash = manifest.verity.root_hash.as_bytes();
     let (first, last) = (&hash[..16], &hash[hash.len() - 16..]);
     let [data_type, tree_type] = partition_types(manifest);
@@ -99,12 +103,14 @@ fn sealed_partitions(directory: &SealedDirectory, manifest: &Manifest) -> Result
         for (name, offset) in names.iter().zip([0, manifest.verity.hash_offset]) {
             let path = directory.file(name);
             size = (offset + file_size(&path)?).next_multiple_of(SECTOR);
-            files.push((path, offset));
+            files.push((Piece::File(path), offset));
         }
-        Ok(Wanted { label, partuuid, type_uuid, flags: READ_ONLY, size, content: Content::Files(files) })
+        Ok(Wanted { label, partuuid, type_uuid, flags: READ_ONLY, size, content: Content::Pieces(files) })
     };
-    if manifest.data == Place::Memory {
-        return Ok(Vec::new());
+    match manifest.data {
+        Place::Memory => return Ok(Vec::new()),
+        Place::Slot => return slots::partitions(directory, manifest, data_type, additions.slot_size),
+        _ => {}
     }
     if manifest.is_one_piece() {
         return Ok(vec![sealed(&manifest.data, &[sealed::IMAGE, sealed::TREE], "root", first, data_type)?]);
@@ -165,7 +171,7 @@ fn signature(
         type_uuid: RootTypes::of(manifest.image.architecture).signature,
         flags: READ_ONLY,
         size: bytes.len() as u64,
-        content: Content::Bytes(bytes),
+        content: Content::Pieces(vec![(Piece::Bytes(bytes), 0)]),
     }))
 }
 

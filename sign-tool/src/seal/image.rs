@@ -7,7 +7,7 @@ use std::{
 
 use iofs_policy::{
     digest::Sha256Digest,
-    manifest::SealedVerity,
+    manifest::{ImageIdentity, SealedVerity},
     verity::{HashFormat, Salt, VerityParameters},
 };
 use sha2::{Digest, Sha256};
@@ -31,10 +31,6 @@ pub(super) struct Content(Sha256Digest, u64);
 impl Content {
     fn derive(&self, purpose: &str) -> [u8; 32] {
         Sha256::new().chain_update(purpose).chain_update([0]).chain_update(self.0.as_bytes()).finalize().into()
-    }
-
-    fn salt(&self) -> Salt {
-        Salt::new(self.derive("iofs verity salt").to_vec()).expect("32 bytes are a salt")
     }
 
     fn superblock_uuid(&self) -> Uuid {
@@ -81,6 +77,7 @@ pub(super) fn write_tree(
     request: &SealRequest,
     directory: &AtomicDirectory,
     content: &Content,
+    identity: &ImageIdentity,
     output: Output,
 ) -> Result<SealedVerity, Failure> {
     let section = &request.config.verity;
@@ -100,7 +97,7 @@ pub(super) fn write_tree(
         data_block_size: section.data_block_size,
         hash_block_size: section.hash_block_size,
         data_blocks: verity::count_blocks(&data, section.data_block_size)?,
-        salt: section.salt.clone().unwrap_or_else(|| content.salt()),
+        salt: section.salt.clone().unwrap_or_else(|| salt(&request.config, content, identity)),
     };
     let superblock_uuid = section.superblock.then(|| content.superblock_uuid());
     let (hash_offset, threads) = (0, request.threads);
@@ -117,6 +114,16 @@ pub(super) fn write_tree(
     progress.finish();
     let (on_corruption, root_hash_signature) = (request.config.boot.on_corruption, section.root_hash_signature);
     Ok(SealedVerity { parameters, root_hash, hash_offset, superblock_uuid, on_corruption, root_hash_signature })
+}
+
+/// The salt: another one for each image; the same one for all releases that share slots, so that an update can tell by the
+/// hashes which blocks are already there.
+fn salt(config: &Config, content: &Content, identity: &ImageIdentity) -> Salt {
+    let bytes = match config.slots {
+        Some(_) => *Sha256Digest::of(format!("iofs slot salt\0{}", identity.id).as_bytes()).as_bytes(),
+        None => content.derive("iofs verity salt"),
+    };
+    Salt::new(bytes.to_vec()).expect("32 bytes are a salt")
 }
 
 /// What the image's writer is told.
