@@ -1,0 +1,5 @@
+//! Two slots on a disk: real kernels choose, try, fall back and refuse.
+
+mod fallback;
+mod rollback;
+mod support;

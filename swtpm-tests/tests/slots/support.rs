@@ -1,0 +1,125 @@
+//! A device with two slots, and releases for it.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use iofs_policy::{
+    dsse::MAX_ENVELOPE_SIZE,
+    manifest::RollbackIndex,
+    slots::{FOOTER_SIZE, Footer, RECORD_SIZE, SlotName, SlotRecord},
+    verity::CorruptionAction,
+};
+use iofs_sign::{
+    disk::{DiskPartition, DiskReport},
+    seal::{SealRequest, config::SlotsSection},
+    sealed,
+    slots::layout::SlotLayout,
+};
+use swtpm_tests::{
+    Ending, Line, ScratchDisk, TpmState, Vm,
+    chain::{Chain, ROOT_REACHED},
+};
+
+/// From power-on to the end of a tiny root, on a busy host.
+pub(super) const BOOT: Duration = Duration::from_secs(180);
+pub(super) const TRIES: u8 = 2;
+
+/// A release that says its version, does what `script` says, and switches the machine off.
+pub(super) fn release(version: &str, index: u64, script: &str, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
+    Chain::tiny("trixie", &format!("echo 'RELEASE {version}'\n{script}"), |request| {
+        let config = &mut request.config;
+        config.slots = Some(SlotsSection { tries: TRIES, ..SlotsSection::default() });
+        config.image.version = Some(version.parse().expect("valid"));
+        config.image.rollback_index = RollbackIndex(index);
+        config.trust.minimum_rollback_index = Some(RollbackIndex(1));
+        config.boot.on_corruption = CorruptionAction::Restart;
+        change(request);
+    })
+}
+
+/// Not changed.
+pub(super) fn as_is(_: &mut SealRequest) {}
+
+/// A disk with two slots, whose first release is in slot a and in the initramfs that boots it.
+pub(super) struct Device<'a> {
+    name: String,
+    first: Chain,
+    pub(super) disk: ScratchDisk,
+    report: DiskReport,
+    tpm: Option<&'a TpmState>,
+}
+
+impl<'a> Device<'a> {
+    pub(super) fn new(name: &str, first: Chain) -> Result<Self> {
+        let (disk, report) = first.disk()?;
+        Ok(Self { name: name.to_owned(), first, disk, report, tpm: None })
+    }
+
+    pub(super) fn with_tpm(self, tpm: &'a TpmState) -> Self {
+        Self { tpm: Some(tpm), ..self }
+    }
+
+    fn partition(&self, label: &str) -> Result<&DiskPartition> {
+        self.report.partitions.iter().find(|one| one.label == label).with_context(|| format!("a partition {label}"))
+    }
+
+    pub(super) fn slot(&self, slot: SlotName) -> Result<&DiskPartition> {
+        self.partition(&format!("system_{slot}"))
+    }
+
+    /// Puts a release into a slot, as whoever has the disk can do.
+    pub(super) fn put(&self, slot: SlotName, release: &Chain) -> Result<()> {
+        let (partition, directory) = (self.slot(slot)?, release.directory());
+        let envelope = directory.read(sealed::MANIFEST, MAX_ENVELOPE_SIZE)?;
+        let layout = SlotLayout::new(&release.manifest()?, envelope.len())?;
+        ensure!(layout.least_size <= partition.size, "slot {slot} is too small");
+        for (name, at) in [(sealed::IMAGE, 0), (sealed::TREE, layout.hash_offset)] {
+            self.disk.write(partition.offset + at, &std::fs::read(directory.file(name))?)?;
+        }
+        self.disk.write(partition.offset + layout.envelope_offset, &envelope)?;
+        let footer = Footer::new(layout.envelope_offset, &envelope)?.encode();
+        self.disk.write(partition.offset + partition.size - FOOTER_SIZE as u64, &footer)
+    }
+
+    pub(super) fn state(&self) -> Result<Vec<u8>> {
+        self.disk.read(self.partition("iofs_state")?.offset, 2 * RECORD_SIZE)
+    }
+
+    pub(super) fn set_state(&self, bytes: &[u8]) -> Result<()> {
+        self.disk.write(self.partition("iofs_state")?.offset, bytes)
+    }
+
+    pub(super) fn record(&self) -> Result<SlotRecord> {
+        Ok(SlotRecord::newest(&self.state()?).0?)
+    }
+
+    /// Confirms the last boot, as `mark-good` does on the running system; and its orderly end.
+    pub(super) fn confirm(&self) -> Result<()> {
+        let mut record = self.record()?;
+        let last = record.boots.last().context("there was a boot")?.clone();
+        let trust = self.first.directory().trust()?;
+        let rules = trust.slots.context("the device has slots")?;
+        ensure!(record.confirm(last.slot, last.manifest, &rules) && record.ended(last.slot, last.manifest));
+        record.sequence += 1;
+        self.set_state(&[record.encode(), record.encode()].concat())
+    }
+
+    pub(super) fn start(&self) -> Result<Vm> {
+        let machine = self.first.machine(&self.name, &self.disk);
+        self.tpm.iter().fold(machine, |machine, tpm| machine.tpm(tpm)).start()
+    }
+
+    /// Boots until the machine ends, and says which release was reached and how it ended.
+    pub(super) fn boot(&self) -> Result<(Option<String>, Ending)> {
+        let mut vm = self.start()?;
+        let ending = vm.wait_for_end(BOOT)?;
+        Ok((reached(&vm), ending))
+    }
+}
+
+/// The release whose root was reached.
+pub(super) fn reached(vm: &Vm) -> Option<String> {
+    vm.console().find(&Line::containing(ROOT_REACHED))?;
+    let line = vm.console().find(&Line::containing("RELEASE "))?;
+    Some(line.text.split_once("RELEASE ")?.1.trim().to_owned())
+}
