@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::manifest::{RollbackIndex, TpmUse};
-use iofs_sign::{erofs::ImageCompression, seal::SealRequest, sealed};
+use iofs_sign::{seal::SealRequest, sealed};
 
 use crate::{
     BASE_COMMAND_LINE,
@@ -111,10 +111,7 @@ pub fn quick(change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
 ///
 /// As [`quick`].
 pub fn whole(change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
-    seal(&root()?, |request| {
-        request.config.filesystem.compression = Some(ImageCompression::Lz4);
-        change(request);
-    })
+    seal(&root()?, change)
 }
 
 fn seal(root: &Path, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
@@ -144,10 +141,7 @@ fn image() -> Result<PathBuf> {
 
 /// A root as an erofs image, which keeps the name that it gets.
 pub(crate) fn erofs(suite: &str, root: &Path, name: &str) -> Result<PathBuf> {
-    let chain = Chain::seal(suite, root, |request| {
-        request.kernel = None;
-        request.config.filesystem.compression = Some(ImageCompression::Lz4);
-    })?;
+    let chain = Chain::seal(suite, root, |request| request.kernel = None)?;
     let scratch = target_folder("vm-scratch")?;
     let making = tempfile::NamedTempFile::new_in(&scratch)?.into_temp_path();
     fs::copy(chain.directory().file(sealed::IMAGE), &making)?;

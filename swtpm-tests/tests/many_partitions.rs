@@ -7,7 +7,6 @@ use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::manifest::TpmUse;
-use iofs_sign::erofs::ImageCompression;
 use swtpm_tests::{
     DeviceShell, Disk, ScratchDisk,
     attester::{self, SHELL_INIT},
@@ -70,7 +69,6 @@ fn chain(suite: &str) -> Result<Chain> {
     let root = attester::root_with(added.path(), &format!("many-partitions-{suite}"))?;
     Chain::seal(suite, &root, |request| {
         request.config.boot.init = Some(SHELL_INIT.parse().expect("valid"));
-        request.config.filesystem.compression = Some(ImageCompression::Lz4);
         request.config.tpm.usage = TpmUse::Off;
     })
 }

@@ -3,3 +3,4 @@
 mod fallback;
 mod rollback;
 mod support;
+mod updates;

@@ -16,7 +16,7 @@ use iofs_sign::{
     slots::layout::SlotLayout,
 };
 use swtpm_tests::{
-    Ending, Line, ScratchDisk, TpmState, Vm,
+    Ending, Line, Machine, ScratchDisk, TpmState, Vm,
     chain::{Chain, ROOT_REACHED},
 };
 
@@ -104,9 +104,13 @@ impl<'a> Device<'a> {
         self.set_state(&[record.encode(), record.encode()].concat())
     }
 
-    pub(super) fn start(&self) -> Result<Vm> {
+    pub(super) fn machine(&self) -> Machine {
         let machine = self.first.machine(&self.name, &self.disk);
-        self.tpm.iter().fold(machine, |machine, tpm| machine.tpm(tpm)).start()
+        self.tpm.iter().fold(machine, |machine, tpm| machine.tpm(tpm))
+    }
+
+    pub(super) fn start(&self) -> Result<Vm> {
+        self.machine().start()
     }
 
     /// Boots until the machine ends, and says which release was reached and how it ended.

@@ -1,0 +1,111 @@
+//! A whole Debian that updates itself: from slot to slot over three releases, each confirmed by its own unit.
+
+use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use iofs_policy::{
+    manifest::RollbackIndex,
+    slots::{Outcome, SlotName},
+};
+use iofs_sign::{seal::config::SlotsSection, sealed};
+use serde_json::Value;
+use swtpm_tests::{Disk, Ending, ScratchDisk, attester, cache, chain::Chain, tools, workshop::Workshop};
+
+use crate::support::{Device, TRIES};
+
+/// A whole Debian takes its time, and the units behind it.
+const COMPLETE: Duration = Duration::from_secs(600);
+/// Later, since the shell's answer would be overtaken by its end.
+const POWER_OFF: &str = "(sleep 1; systemctl poweroff) >/dev/null 2>&1 &";
+
+/// A Debian 13 of this version whose unit confirms each boot once it is complete, as `packaging/` has it.
+fn debian(version: u64) -> Result<Chain> {
+    let added = tempfile::tempdir()?;
+    let units = added.path().join("etc/systemd/system");
+    let name = "iofs-mark-good.service";
+    for folder in ["multi-user.target.wants", "iofs-mark-good.service.d"] {
+        fs::create_dir_all(units.join(folder))?;
+    }
+    fs::create_dir_all(added.path().join("usr"))?;
+    fs::copy(cache::workspace().join("packaging").join(name), units.join(name))?;
+    let libraries = "[Service]\nEnvironment=LD_LIBRARY_PATH=/usr/lib/iofs-test\n";
+    fs::write(units.join("iofs-mark-good.service.d/here.conf"), libraries)?;
+    symlink(format!("../{name}"), units.join("multi-user.target.wants").join(name))?;
+    fs::write(added.path().join("etc/version"), format!("{version}\n"))?;
+    let root = attester::root_with(added.path(), &format!("slots-{version}"))?;
+    let chain = Chain::seal("trixie", &root, |request| {
+        request.config.slots = Some(SlotsSection { tries: TRIES, ..SlotsSection::default() });
+        request.config.image.version = Some(version.to_string().parse().expect("valid"));
+        request.config.image.rollback_index = RollbackIndex(version);
+        request.config.trust.minimum_rollback_index = Some(RollbackIndex(1));
+    })?;
+    fs::remove_file(root)?;
+    Ok(chain)
+}
+
+/// A stick with releases, each in a folder that is called like its version.
+fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
+    let folder = tempfile::tempdir_in(cache::target_folder("vm-scratch")?)?;
+    for (version, chain) in releases {
+        let to = folder.path().join("releases").join(version.to_string());
+        fs::create_dir_all(&to)?;
+        let directory = chain.directory();
+        for name in [sealed::IMAGE, sealed::TREE, sealed::MANIFEST, sealed::TRUST, sealed::RELEASE] {
+            fs::hard_link(directory.file(name), to.join(name))
+                .or_else(|_| fs::copy(directory.file(name), to.join(name)).map(drop))?;
+        }
+    }
+    let image: PathBuf = folder.path().join("stick");
+    let mkfs = tools::require("mkfs.erofs", "apt-get install erofs-utils")?;
+    let made = Command::new(mkfs).arg(&image).arg(folder.path().join("releases")).output()?;
+    ensure!(made.status.success(), "mkfs.erofs: {}", String::from_utf8_lossy(&made.stderr));
+    ScratchDisk::copy_of(&image)
+}
+
+/// Boots it until its unit has confirmed the release, and shows what it says of itself.
+fn running(device: &Device<'_>, stick: &ScratchDisk, version: u64) -> Result<(Workshop, Value)> {
+    let vm = device.machine().disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
+    let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
+    let done = "until systemctl is-active --quiet iofs-mark-good || systemctl is-failed --quiet iofs-mark-good; do sleep 1; done";
+    shell.run_for(&format!("{done}; systemctl is-active iofs-mark-good"), COMPLETE)?;
+    ensure!(shell.run("cat /etc/version")? == version.to_string());
+    let status = serde_json::from_str(&shell.run("iofs-sign status --json")?)?;
+    Ok((shell, status))
+}
+
+fn shut_down(mut shell: Workshop) -> Result<()> {
+    shell.run(POWER_OFF)?;
+    ensure!(shell.vm().wait_for_end(COMPLETE)? == Ending::PoweredOff);
+    Ok(())
+}
+
+#[test]
+fn a_debian_13_updates_itself_from_slot_to_slot_over_three_releases() -> Result<()> {
+    let (second, third) = (debian(2)?, debian(3)?);
+    let stick = stick(&[(2, &second), (3, &third)])?;
+    let device = Device::new("slots_debian", debian(1)?)?;
+    for (version, slot, next) in [(1, "a", Some(2)), (2, "b", Some(3)), (3, "a", None)] {
+        let (mut shell, status) = running(&device, &stick, version)?;
+        let slots = status["slots"]["slots"].as_array().context("two slots")?;
+        let here = slots.iter().find(|one| one["running"] == true).context("one of them runs")?;
+        ensure!(here["name"] == slot && here["trial"] == "good", "{status:#}");
+        ensure!(status["slots"]["floor"] == version, "{status:#}");
+        if let Some(next) = next {
+            shell.run("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick")?;
+            let updated: Value =
+                serde_json::from_str(&shell.run(&format!("iofs-sign update /run/stick/{next} --json"))?)?;
+            ensure!(updated["version"] == next.to_string(), "{updated:#}");
+            println!("{version} to {next}: {updated}");
+        } else {
+            let told = shell
+                .attempt("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick; iofs-sign update /run/stick/2")?;
+            ensure!(told.code == 4, "rollback: an older release is refused: {told:?}");
+        }
+        shut_down(shell)?;
+    }
+    let boots = device.record()?.boots;
+    let told: Vec<_> = boots.iter().map(|boot| (boot.slot, boot.outcome)).collect();
+    use SlotName::{A, B};
+    ensure!(told == [(A, Outcome::Ended), (B, Outcome::Ended), (A, Outcome::Ended)], "{told:?}");
+    Ok(())
+}
