@@ -8,6 +8,7 @@ mod attest_quote;
 #[cfg(feature = "tpm")]
 mod attest_tpm;
 mod attest_verify;
+mod bundle;
 mod disk;
 #[cfg(feature = "enroll")]
 mod enroll;
@@ -31,6 +32,7 @@ mod secure_boot;
 mod sign;
 mod status;
 mod uki;
+mod update;
 mod verify;
 mod verity;
 
@@ -68,6 +70,8 @@ enum Verb {
     Verify(verify::Arguments),
     Inspect(inspect::Arguments),
     Disk(disk::Arguments),
+    Bundle(bundle::Arguments),
+    Update(Box<update::Arguments>),
     Uki(Box<uki::Arguments>),
     SignEfi(secure_boot::Arguments),
     Initramfs(initramfs::Arguments),
@@ -126,6 +130,8 @@ fn run(verb: &Verb, output: Output) -> Result<(), Failure> {
         Verb::Verify(arguments) => verify::run(arguments, output),
         Verb::Inspect(arguments) => inspect::run(arguments, output),
         Verb::Disk(arguments) => disk::run(arguments, output),
+        Verb::Bundle(arguments) => bundle::run(arguments, output),
+        Verb::Update(arguments) => update::run(arguments, output),
         Verb::Uki(arguments) => uki::run(arguments, output),
         Verb::SignEfi(arguments) => secure_boot::run(arguments, output),
         Verb::Initramfs(arguments) => initramfs::run(arguments, output),

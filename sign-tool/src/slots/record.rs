@@ -9,6 +9,7 @@ use std::{
 
 use iofs_policy::slots::{RECORD_COPIES, RECORD_SIZE, SlotRecord, StateError};
 
+use super::storage::{Disk, Storage};
 use crate::report::Failure;
 
 /// The partition with the record, open and locked against other processes of this system.
@@ -41,16 +42,29 @@ impl RecordFile {
         Ok(Self { path: path.to_owned(), file, record, damaged, write_first })
     }
 
+    /// The open device.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Writes both copies, one after the other, so that one of them is whole at any moment.
     ///
     /// # Errors
     /// The device cannot be written.
     pub fn save(&mut self) -> Result<(), Failure> {
+        self.save_through(&Disk)
+    }
+
+    /// The same, in whichever way is given.
+    ///
+    /// # Errors
+    /// The device cannot be written.
+    pub fn save_through(&mut self, storage: &dyn Storage) -> Result<(), Failure> {
         self.record.sequence += 1;
         let bytes = self.record.encode();
         let write = |copy: usize| {
-            self.file.write_all_at(&bytes, (copy * RECORD_SIZE) as u64)?;
-            self.file.sync_data()
+            storage.write(&self.file, &bytes, (copy * RECORD_SIZE) as u64)?;
+            storage.sync(&self.file)
         };
         [self.write_first, 1 - self.write_first].into_iter().try_for_each(write).map_err(|error: io::Error| {
             Failure::io(format_args!("write the slots' state {}", self.path.display()), &error)

@@ -90,12 +90,12 @@ pub fn read_superblock(hash: &File, offset: u64) -> Result<Superblock, MediaErro
 }
 
 /// The size in bytes; unlike the metadata's, also of block devices. Moves the file's position, which nothing here uses.
-pub(super) fn size(mut file: &File) -> io::Result<u64> {
+pub(crate) fn size(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
 /// Whether writing to one changes the other.
-pub(super) fn same(a: &File, b: &File) -> io::Result<bool> {
+pub(crate) fn same(a: &File, b: &File) -> io::Result<bool> {
     let (a, b) = (a.metadata()?, b.metadata()?);
     if a.file_type().is_block_device() && b.file_type().is_block_device() {
         return Ok(a.rdev() == b.rdev());
@@ -107,7 +107,7 @@ pub(super) fn same(a: &File, b: &File) -> io::Result<bool> {
 ///
 /// Each thread makes its own `scratch`. No number is handed out once `work` has returned `false` or failed, but those
 /// handed out before are finished: all numbers below a finished one are finished too.
-pub(super) fn in_parallel<S, E: Send>(
+pub(crate) fn in_parallel<S, E: Send>(
     count: u64,
     threads: NonZeroUsize,
     scratch: impl Fn() -> S + Sync,

@@ -8,8 +8,11 @@ mod failure;
 mod format;
 mod hasher;
 mod media;
+mod tree;
 mod verify;
 
 pub use format::{FormatError, FormatJob, format};
 pub use media::{MediaError, count_blocks, read_superblock};
+pub(crate) use media::{in_parallel, same, size};
+pub use tree::Tree;
 pub use verify::{Artifact, Fault, Mismatch, Verified, VerifyError, VerifyJob, verify};

@@ -384,7 +384,7 @@ impl Walk<'_> {
     }
 }
 
-fn digest_in(digests: &[u8], slot: u64, slot_size: usize, digest_size: usize) -> &[u8] {
+pub(super) fn digest_in(digests: &[u8], slot: u64, slot_size: usize, digest_size: usize) -> &[u8] {
     let at = slot as usize * slot_size;
     &digests[at..at + digest_size]
 }

@@ -1,0 +1,129 @@
+//! `iofs-sign update`.
+
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use iofs_policy::{
+    paths::{BOOT_RECORD, TRUST_COPY},
+    slots::{Chooser, SlotName},
+    trust::{MAX_TRUST_SIZE, TrustPolicy},
+};
+use iofs_sign::{
+    attest as inputs,
+    report::{ExitStatus, Failure, Output},
+    sealed::bad_input,
+    slots::{
+        source::Source,
+        storage::Disk,
+        target::{RunningSlot, Target},
+        update::{self, Outcome, UpdateJob, UpdateReport},
+    },
+    status,
+};
+
+/// Write a release into the slot that does not run, for the next boot to try
+///
+/// The release must be signed by the keys that this boot trusted, be of the same image, and be newer than what runs. Its signature
+/// and its whole hash tree are verified first, and each block before it is used. Only blocks that differ from what the slot holds
+/// are written; those that the running slot has are copied from there. All of it is read back from the device before the slot
+/// counts as written. Whenever it is interrupted, what runs is whole, and running it again goes on from there.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  iofs-sign update /media/stick/gateway-7.iofs
+  iofs-sign update sealed --dry-run
+  iofs-sign update sealed --slot b --device /dev/sdb3 --state /dev/sdb4 --trust sealed/trust.json
+
+Exit codes: 1 system, 2 usage or the slot is in use, 3 malformed, or too large for the slot, 4 not verified, not newer, or below the
+floor, 5 the slot is not there.")]
+pub(crate) struct Arguments {
+    /// A directory of 'iofs-sign seal', or a file of 'iofs-sign bundle'
+    source: PathBuf,
+    /// What verify-init left of this boot [default: /run/iofs/boot.json, without --device]
+    #[arg(long, value_name = "FILE")]
+    boot_record: Option<PathBuf>,
+    /// What the machine to update trusts
+    #[arg(long, value_name = "FILE", default_value = TRUST_COPY)]
+    trust: PathBuf,
+    /// The slot to write, where it is not this boot's other one: a or b
+    #[arg(long, value_name = "SLOT", value_parser = slot, requires_all = ["device", "state"])]
+    slot: Option<SlotName>,
+    /// That slot's device, or a file in its place
+    #[arg(long, value_name = "PATH", requires_all = ["slot", "state"])]
+    device: Option<PathBuf>,
+    /// The partition with the record of tries that belongs to that slot
+    #[arg(long, value_name = "PATH", requires_all = ["slot", "device"])]
+    state: Option<PathBuf>,
+    /// Verify all, say what would be written, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// The most threads to use [default: one per processor]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+}
+
+pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let trust = read_trust(&arguments.trust)?;
+    let target = target(arguments, &trust)?;
+    let source = Source::open(&arguments.source)?;
+    let report = update::update(&UpdateJob {
+        source: &source,
+        trust: &trust,
+        target: &target,
+        dry_run: arguments.dry_run,
+        threads: super::threads(arguments.threads),
+        storage: &Disk,
+        output,
+    })?;
+    if report.outcome == Outcome::Written && trust.slots.is_some_and(|rules| rules.chooser == Chooser::BootLoader) {
+        output.warn("the boot loader chooses here: give it this release's unified kernel image, or kernel and mini-initramfs, too");
+    }
+    output.result(&report, || text(&report));
+    Ok(())
+}
+
+fn read_trust(path: &Path) -> Result<TrustPolicy, Failure> {
+    let bytes = inputs::read(path, MAX_TRUST_SIZE)
+        .map_err(|failure| failure.next("run this on a system that verify-init booted from a slot, or give --trust"))?;
+    TrustPolicy::parse(&bytes)
+        .map_err(|error| bad_input(path, &error).next("give the trust.json of the system to update"))
+}
+
+fn target(arguments: &Arguments, trust: &TrustPolicy) -> Result<Target, Failure> {
+    let record = |path: &Path| status::read(path);
+    let (Some(slot), Some(device), Some(state)) = (arguments.slot, &arguments.device, &arguments.state) else {
+        let record = record(arguments.boot_record.as_deref().unwrap_or(Path::new(BOOT_RECORD)))?;
+        return Target::of_boot(&record, update::rules(trust)?);
+    };
+    let running = arguments.boot_record.as_deref().map(|path| RunningSlot::of_boot(&record(path)?)).transpose()?;
+    if running.as_ref().is_some_and(|running| running.candidate.slot == slot) {
+        let fact = format!("--slot: expected the slot that does not run, found {slot}, which does");
+        return Err(Failure::new(ExitStatus::Usage, fact).next(format!("write slot {}", slot.other())));
+    }
+    Ok(Target { slot, device: device.clone(), state: state.clone(), running })
+}
+
+fn slot(text: &str) -> Result<SlotName, String> {
+    SlotName::ALL.into_iter().find(|slot| slot.to_string() == text).ok_or_else(|| "expected a or b".to_owned())
+}
+
+fn text(report: &UpdateReport) -> String {
+    let UpdateReport { slot, device, version, rollback_index, blocks, .. } = report;
+    let what = match report.outcome {
+        Outcome::Written => "written, and read back; the next boot tries it",
+        Outcome::AlreadyThere => "there already, and whole; nothing was written",
+        Outcome::WouldWrite => "verified; nothing was written",
+    };
+    format!(
+        "release: {version} (rollback index {rollback_index}): {what}\nslot:    {slot} on {}\nblocks:  {}: {} in place, {} from the \
+         running slot, {} from the source\nbytes:   {} read from the source, {} written\n",
+        device.display(),
+        blocks.total,
+        blocks.in_place,
+        blocks.reused,
+        blocks.read,
+        report.bytes_read,
+        report.bytes_written,
+    )
+}

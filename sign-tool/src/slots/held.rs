@@ -1,0 +1,66 @@
+//! What a slot holds, as far as trusted keys signed it.
+
+use iofs_policy::{
+    manifest::{Architecture, VerifiedManifest},
+    slots::{FOOTER_SIZE, Footer, FooterError},
+    trust::TrustPolicy,
+    verity::{Geometry, HashArea},
+};
+
+use super::{layout::SlotLayout, storage::SlotDevice};
+use crate::verity::Tree;
+
+/// Why nothing is believed of what a slot holds.
+#[derive(Debug, thiserror::Error)]
+pub enum HeldError {
+    /// The device failed.
+    #[error("read: {0}")]
+    Io(#[from] std::io::Error),
+    /// There is nothing, or something else.
+    #[error(transparent)]
+    Footer(#[from] FooterError),
+    /// The manifest is not one for this machine.
+    #[error(transparent)]
+    Manifest(#[from] iofs_policy::manifest::VerificationError),
+    /// It is not for a slot.
+    #[error("{0}")]
+    Layout(String),
+    /// The tree is not the signed one.
+    #[error(transparent)]
+    Tree(#[from] crate::verity::VerifyError),
+}
+
+/// The manifest at the slot's end. Whether the image is whole is another question.
+///
+/// # Errors
+/// [`HeldError`].
+pub fn manifest(slot: &SlotDevice, trust: &TrustPolicy, machine: Architecture) -> Result<VerifiedManifest, HeldError> {
+    let mut end = [0; FOOTER_SIZE];
+    let offset = slot.size().checked_sub(FOOTER_SIZE as u64).ok_or(FooterError::Empty)?;
+    slot.read(&mut end, offset)?;
+    let footer = Footer::parse(&end, slot.size())?;
+    let mut envelope = vec![0; footer.length as usize];
+    slot.read(&mut envelope, footer.offset)?;
+    footer.check_envelope(&envelope)?;
+    Ok(VerifiedManifest::verify(&envelope, trust, machine)?)
+}
+
+/// The tree of what a slot holds.
+///
+/// # Errors
+/// [`HeldError`].
+pub fn tree(slot: &SlotDevice, manifest: &VerifiedManifest) -> Result<Tree, HeldError> {
+    let layout = SlotLayout::new(manifest.manifest(), 0).map_err(|failure| HeldError::Layout(failure.fact))?;
+    let verity = &manifest.manifest().verity;
+    if layout.least_size > slot.size() {
+        let (expected, found) = (layout.least_size, slot.size());
+        return Err(HeldError::Layout(format!("expected at least {expected} bytes, found {found}")));
+    }
+    let area = HashArea { offset: layout.hash_offset, superblock: verity.superblock_uuid.is_some() };
+    let range = Geometry::new(&verity.parameters)
+        .and_then(|geometry| area.tree_range(&verity.parameters, &geometry))
+        .map_err(|error| HeldError::Layout(error.to_string()))?;
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    slot.read(&mut bytes, range.start)?;
+    Ok(Tree::verify(&verity.parameters, &verity.root_hash, bytes)?)
+}

@@ -1,0 +1,142 @@
+//! A release that is to be written: its manifest and its tree, both verified before anything else is believed of it.
+
+use iofs_policy::{
+    manifest::{Architecture, Manifest, VerificationError, VerifiedManifest},
+    slots::{Candidate, FloorKeeper, SlotName, SlotRecord, SlotRules},
+    trust::TrustPolicy,
+    verity::{Geometry, HashArea, Superblock},
+};
+
+use super::{layout::SlotLayout, source::Source};
+use crate::{
+    report::{ExitStatus, Failure},
+    verity::Tree,
+};
+
+/// A release whose manifest trusted keys signed, with the tree that the manifest stands for.
+#[derive(Debug)]
+pub struct Incoming {
+    /// The manifest.
+    pub manifest: VerifiedManifest,
+    /// The envelope that it came in.
+    pub envelope: Vec<u8>,
+    /// Where everything goes.
+    pub layout: SlotLayout,
+    /// The digests of all blocks.
+    pub tree: Tree,
+    /// What goes between the image and the tree's first block: the superblock, if there is one.
+    pub head: Vec<u8>,
+}
+
+impl Incoming {
+    /// Verifies manifest and tree. `machine` is what it must run on; what is written for another machine may run on any.
+    ///
+    /// # Errors
+    /// It is not for this machine, or not what was signed.
+    pub fn verify(source: &Source, trust: &TrustPolicy, machine: Option<Architecture>) -> Result<Self, Failure> {
+        let envelope = source.envelope()?;
+        let manifest = verify_manifest(&envelope, trust, machine).map_err(|error| refused(source, &error))?;
+        let layout =
+            SlotLayout::new(manifest.manifest(), envelope.len()).map_err(|failure| failure.about(source.path()))?;
+        let (tree, head) = tree(source, manifest.manifest())?;
+        Ok(Self { manifest, envelope, layout, tree, head })
+    }
+
+    /// As what it will stand in a slot.
+    pub fn candidate(&self, slot: SlotName) -> Candidate {
+        Candidate::new(slot, &self.manifest)
+    }
+
+    /// Refuses what the next boot would refuse too.
+    ///
+    /// # Errors
+    /// It is below the floor, or says nothing of the counter that keeps it.
+    pub fn check_floor(&self, rules: &SlotRules, record: &SlotRecord) -> Result<(), Failure> {
+        let manifest = self.manifest.manifest();
+        let (floor, found) = (record.floor, manifest.image.rollback_index);
+        if rules.floor == FloorKeeper::State && found < floor {
+            let fact = VerificationError::Rollback { floor, found }.to_string();
+            return Err(Failure::new(ExitStatus::NotVerified, fact)
+                .next("a newer release was confirmed on this machine: update to that one, or to a later one"));
+        }
+        if rules.floor == FloorKeeper::Tpm && manifest.tpm.rollback.is_none() {
+            let fact =
+                "manifest: tpm.rollback: expected the TPM's counter, which keeps this machine's floor, found none";
+            return Err(Failure::new(ExitStatus::NotVerified, fact).next("seal the release with [tpm] rollback"));
+        }
+        Ok(())
+    }
+
+    /// Refuses what is not newer than the running release: the next boot would not take it.
+    ///
+    /// # Errors
+    /// It is older, or the same.
+    pub fn check_newer(&self, running: &Candidate) -> Result<(), Failure> {
+        let new = self.candidate(running.slot.other());
+        if new.is_newer_than(running) {
+            return Ok(());
+        }
+        let name = |one: &Candidate| format!("{} (rollback index {})", one.version, one.rollback_index);
+        let found = match (new.manifest == running.manifest, running.is_newer_than(&new)) {
+            (true, _) => "that one itself".to_owned(),
+            (_, true) => format!("the older {}", name(&new)),
+            _ => format!("another one of the same version and index, manifest {}", new.manifest),
+        };
+        let fact = format!("release: expected a newer one than {}, which runs, found {found}", name(running));
+        Err(Failure::new(ExitStatus::NotVerified, fact)
+            .next("to go back, seal the older system again under a higher version"))
+    }
+}
+
+fn verify_manifest(
+    envelope: &[u8],
+    trust: &TrustPolicy,
+    machine: Option<Architecture>,
+) -> Result<VerifiedManifest, VerificationError> {
+    let verify = |machine| VerifiedManifest::verify(envelope, trust, machine);
+    match machine {
+        Some(machine) => verify(machine),
+        None => verify(Architecture::X86_64).or_else(|error| match error {
+            VerificationError::Identity { field: "architecture", .. } => verify(Architecture::Arm64),
+            error => Err(error),
+        }),
+    }
+}
+
+fn refused(source: &Source, error: &VerificationError) -> Failure {
+    let status = match error {
+        VerificationError::Envelope(_) | VerificationError::Manifest(_) => ExitStatus::BadInput,
+        _ => ExitStatus::NotVerified,
+    };
+    Failure::new(status, error.to_string())
+        .about(source.path())
+        .next("nothing was written: this machine boots only what its trust policy names, signed by the keys in it")
+}
+
+/// The tree behind the source's own superblock, of which nothing is read; and what goes in front of it in a slot.
+fn tree(source: &Source, manifest: &Manifest) -> Result<(Tree, Vec<u8>), Failure> {
+    let verity = &manifest.verity;
+    let impossible = |error: iofs_policy::verity::ParameterError| {
+        Failure::new(ExitStatus::BadInput, error.to_string()).about(source.path())
+    };
+    let geometry = Geometry::new(&verity.parameters).map_err(impossible)?;
+    let range = |offset| {
+        let area = HashArea { offset, superblock: verity.superblock_uuid.is_some() };
+        area.tree_range(&verity.parameters, &geometry).map_err(impossible)
+    };
+    let in_file = range(0)?;
+    let part = source.tree();
+    part.read(&mut [], in_file.end)?;
+    let mut bytes = vec![0; (in_file.end - in_file.start) as usize];
+    part.read(&mut bytes, in_file.start)?;
+    let tree = Tree::verify(&verity.parameters, &verity.root_hash, bytes).map_err(|error| {
+        let fact = format!("{}: {error}", part.name());
+        Failure::new(ExitStatus::NotVerified, fact).next("nothing was written: fetch the release again")
+    })?;
+    let mut head = vec![0; (range(verity.hash_offset)?.start - verity.hash_offset) as usize];
+    if let Some(uuid) = verity.superblock_uuid {
+        let superblock = Superblock { parameters: verity.parameters.clone(), uuid }.encode();
+        head[..superblock.len()].copy_from_slice(&superblock);
+    }
+    Ok((tree, head))
+}

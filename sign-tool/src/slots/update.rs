@@ -1,0 +1,330 @@
+//! Writing a release into the slot that does not run.
+//!
+//! The order is what makes it safe. Until the slot's footer is cleared, nothing was written, and all that will be needed of
+//! the source was read and verified. From there until the footer is written again the slot is empty, whatever happens. The
+//! footer is written only once every block was read back from the device and verified. What runs is never touched.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use iofs_policy::{
+    digest::Sha256Digest,
+    manifest::{Architecture, ImageVersion, RollbackIndex},
+    slots::{FOOTER_SIZE, Footer, SlotName, SlotRules, Trial},
+    trust::TrustPolicy,
+    verity::{HashArea, RootHash},
+};
+use serde::Serialize;
+
+use super::{
+    blocks::{Blocks, Plan, Running, Tally},
+    held,
+    incoming::Incoming,
+    layout::SlotLayout,
+    record::RecordFile,
+    source::Source,
+    storage::{SlotDevice, Storage},
+    target::Target,
+};
+use crate::{
+    report::{ExitStatus, Failure, Output},
+    verity::{self, Tree, VerifyJob},
+};
+
+/// What to write where.
+pub struct UpdateJob<'a> {
+    /// The release.
+    pub source: &'a Source,
+    /// What the machine accepts.
+    pub trust: &'a TrustPolicy,
+    /// The slot, and what runs.
+    pub target: &'a Target,
+    /// Find out what would be done, and write nothing.
+    pub dry_run: bool,
+    /// The most threads to use.
+    pub threads: NonZeroUsize,
+    /// How it is written.
+    pub storage: &'a dyn Storage,
+    /// Where progress and remarks go.
+    pub output: Output,
+}
+
+/// What became of the slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It holds the release now, and the next boot tries it.
+    Written,
+    /// It held the release already, whole.
+    AlreadyThere,
+    /// It was only looked at.
+    WouldWrite,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Serialize)]
+pub struct UpdateReport {
+    /// What became of the slot.
+    pub outcome: Outcome,
+    /// The slot.
+    pub slot: SlotName,
+    /// Its device.
+    pub device: PathBuf,
+    /// The release's version.
+    pub version: ImageVersion,
+    /// Its rollback index.
+    pub rollback_index: RollbackIndex,
+    /// The digest of its manifest.
+    pub manifest_digest: Sha256Digest,
+    /// Its root hash.
+    pub root_hash: RootHash,
+    /// How many blocks of the image come from where.
+    pub blocks: Tally,
+    /// How much of the source was needed, in bytes: manifest, tree and blocks.
+    pub bytes_read: u64,
+    /// How much was written to the slot, in bytes: blocks, tree, manifest, and its end twice.
+    pub bytes_written: u64,
+}
+
+/// Verifies a release and writes it into a slot.
+///
+/// # Errors
+/// The release is not for this machine, or not newer than what runs; the slot is the running one, in use or too small; or a
+/// device fails. Unless the failure says otherwise, nothing was written.
+pub fn update(job: &UpdateJob<'_>) -> Result<UpdateReport, Failure> {
+    let rules = rules(job.trust)?;
+    let machine = job.target.running.as_ref().map(|_| Architecture::CURRENT);
+    let incoming = Incoming::verify(job.source, job.trust, machine)?;
+    let (slot, trial) = claim(job, rules, &incoming)?;
+    let work = Work { job, rules, incoming: &incoming, slot: &slot };
+    if trial.may_start() && work.holds_it(machine) {
+        return Ok(work.report(Outcome::AlreadyThere, work.all_in_place(), 0));
+    }
+    let running = running(job);
+    let running = running.as_ref().map(|(slot, tree)| Running { slot, tree });
+    let blocks = Blocks::new(&slot, &incoming.tree, job.source.image(), running, job.threads);
+    let progress = job.output.progress("comparing", incoming.layout.data_bytes);
+    let plan = blocks.plan(&progress)?;
+    progress.finish();
+    if job.dry_run {
+        return Ok(work.report(Outcome::WouldWrite, plan.tally(), 0));
+    }
+    work.write(&blocks, &plan)
+}
+
+/// The slots' rules.
+///
+/// # Errors
+/// The trust policy has none.
+pub fn rules(trust: &TrustPolicy) -> Result<&SlotRules, Failure> {
+    trust.slots.as_ref().ok_or_else(|| {
+        Failure::new(ExitStatus::BadInput, "trust policy: slots: expected the rules of two slots, found none")
+            .next("only a system that was sealed with [slots] is updated in this way: seal it so, and install it anew")
+    })
+}
+
+/// The slot, for nobody else, and what the record says of this release in it; unless the next boot would refuse the release.
+fn claim(job: &UpdateJob<'_>, rules: &SlotRules, incoming: &Incoming) -> Result<(SlotDevice, Trial), Failure> {
+    // Not kept locked: the running system may have to confirm itself meanwhile, or to shut down.
+    let record = RecordFile::open(&job.target.state, false)?;
+    incoming.check_floor(rules, &record.record)?;
+    if let Some(running) = &job.target.running {
+        incoming.check_newer(&running.candidate)?;
+    }
+    let trial = record.record.trial(job.target.slot, incoming.manifest.digest(), rules.tries);
+    Ok((open_slot(job, incoming, &record)?, trial))
+}
+
+fn open_slot(job: &UpdateJob<'_>, incoming: &Incoming, record: &RecordFile) -> Result<SlotDevice, Failure> {
+    let Target { slot: name, device, .. } = job.target;
+    let refuse = |status, expected: &str, found: &str| {
+        let fact = format!("slot {name} on {}: expected {expected}, found {found}", device.display());
+        Failure::new(status, fact)
+    };
+    // Before it is claimed, since those are in use, too.
+    let slot = SlotDevice::open_to_read(device)?;
+    if slot.is(record.file()) {
+        return Err(refuse(ExitStatus::Usage, "a slot", "the record of tries").next("check --device and --state"));
+    }
+    if let Some(running) = job.target.running.as_ref().and_then(|running| running.device.as_ref()) {
+        let running = SlotDevice::open_to_read(running)?;
+        if slot.is(running.file()) {
+            return Err(refuse(ExitStatus::Usage, "the slot that does not run", "the running one"));
+        }
+    }
+    let slot = SlotDevice::open_unused(device, !job.dry_run)?;
+    let least = incoming.layout.least_size;
+    if slot.size() < least {
+        let found = format!("{}", slot.size());
+        let failure = refuse(ExitStatus::BadInput, &format!("at least {least} bytes for this release"), &found);
+        return Err(failure.next("nothing was written: seal a smaller release, or enlarge both slots"));
+    }
+    Ok(slot)
+}
+
+/// The running slot, if it can supply blocks.
+fn running(job: &UpdateJob<'_>) -> Option<(SlotDevice, Tree)> {
+    let device = job.target.running.as_ref()?.device.as_ref()?;
+    let open = || {
+        let slot = SlotDevice::open_to_read(device).map_err(|failure| failure.fact)?;
+        let manifest = held::manifest(&slot, job.trust, Architecture::CURRENT).map_err(|error| error.to_string())?;
+        let tree = held::tree(&slot, &manifest).map_err(|error| error.to_string())?;
+        Ok((slot, tree))
+    };
+    let found: Result<_, String> = open();
+    let why = |why: String| job.output.warn(format_args!("running slot: {why}: nothing of it is reused"));
+    found.map_err(why).ok()
+}
+
+/// An update whose release was verified.
+struct Work<'a> {
+    job: &'a UpdateJob<'a>,
+    rules: &'a SlotRules,
+    incoming: &'a Incoming,
+    slot: &'a SlotDevice,
+}
+
+impl Work<'_> {
+    fn io(&self, doing: &str) -> impl Fn(std::io::Error) -> Failure {
+        let what = format!("{doing} {}", self.slot.path().display());
+        move |error| Failure::io(&what, &error)
+    }
+
+    /// What people should know about a slot that was begun.
+    fn is_empty(&self, failure: Failure) -> Failure {
+        let step = failure.next_step.as_ref().map(|step| format!("; {step}")).unwrap_or_default();
+        let next = format!(
+            "run the update again; slot {} is empty until then, what runs is untouched{step}",
+            self.job.target.slot
+        );
+        failure.next(next)
+    }
+
+    /// Whether the slot holds this very release, and all of it.
+    fn holds_it(&self, machine: Option<Architecture>) -> bool {
+        let machine = machine.unwrap_or(self.incoming.manifest.manifest().image.architecture);
+        let held = held::manifest(self.slot, self.job.trust, machine);
+        held.is_ok_and(|held| held.digest() == self.incoming.manifest.digest())
+            && self.read_back("looking at what is there").is_ok()
+    }
+
+    fn all_in_place(&self) -> Tally {
+        let total = self.incoming.tree.parameters().data_blocks;
+        Tally { total, in_place: total, ..Tally::default() }
+    }
+
+    /// From the slot's end to its end.
+    fn write(&self, blocks: &Blocks<'_>, plan: &Plan) -> Result<UpdateReport, Failure> {
+        let cleared = self.clear()?;
+        let fill = || {
+            let (written, tally) = self.write_blocks(blocks, plan)?;
+            let area = self.write_area()?;
+            self.read_back("reading back")?;
+            Ok((written + area, tally))
+        };
+        let (written, tally) = fill().map_err(|failure| self.is_empty(failure))?;
+        let finished = self.finish()?;
+        Ok(self.report(Outcome::Written, tally, cleared + written + finished))
+    }
+
+    fn write_blocks(&self, blocks: &Blocks<'_>, plan: &Plan) -> Result<(u64, Tally), Failure> {
+        let (tally, block_size) = (plan.tally(), u64::from(self.incoming.tree.parameters().data_block_size));
+        let progress = self.job.output.progress("writing", (tally.total - tally.in_place) * block_size);
+        let written = blocks.write(plan, self.job.storage, &progress);
+        progress.finish();
+        written
+    }
+
+    /// Empties the slot: first its end, without which nothing in it counts, then what the record says of it. The other way
+    /// round, a power cut in between would give what failed before its tries back.
+    fn clear(&self) -> Result<u64, Failure> {
+        let fail = self.io("clear the end of the slot");
+        let zeros = [0; FOOTER_SIZE];
+        let offset = SlotLayout::footer_offset(self.slot.size());
+        self.job.storage.write(self.slot.file(), &zeros, offset).map_err(&fail)?;
+        self.job.storage.sync(self.slot.file()).map_err(&fail)?;
+        let mut record = RecordFile::open(&self.job.target.state, true)?;
+        record.record.forget(self.job.target.slot);
+        record.save_through(self.job.storage).map_err(|failure| self.is_empty(failure))?;
+        Ok(FOOTER_SIZE as u64)
+    }
+
+    /// Writes what is behind the image: superblock, tree, and the envelope.
+    fn write_area(&self) -> Result<u64, Failure> {
+        let Incoming { layout, tree, head, envelope, .. } = self.incoming;
+        let tree_offset = layout.hash_offset + head.len() as u64;
+        let parts =
+            [(head.as_slice(), layout.hash_offset), (tree.bytes(), tree_offset), (envelope, layout.envelope_offset)];
+        let write = |(bytes, offset)| self.slot.write_differing(self.job.storage, bytes, offset);
+        let written = parts.into_iter().map(write).sum::<std::io::Result<u64>>().map_err(self.io("write the slot"))?;
+        self.slot.settle(self.job.storage).map_err(self.io("store the slot"))?;
+        Ok(written)
+    }
+
+    /// Reads everything from the device itself, and compares it with what was signed.
+    fn read_back(&self, label: &str) -> Result<(), Failure> {
+        let Incoming { layout, head, envelope, manifest, .. } = self.incoming;
+        let verity = &manifest.manifest().verity;
+        let job = VerifyJob {
+            data: self.slot.file(),
+            hash: self.slot.file(),
+            area: HashArea { offset: layout.hash_offset, superblock: verity.superblock_uuid.is_some() },
+            parameters: &verity.parameters,
+            root_hash: &verity.root_hash,
+            threads: self.job.threads,
+            limit: NonZeroUsize::MIN,
+        };
+        let progress = self.job.output.progress(label, layout.data_bytes);
+        let result = verity::verify(&job, &progress);
+        progress.finish();
+        let differs = |what: &dyn std::fmt::Display| {
+            let fact = format!("slot {}: read back: {what}", self.slot.path().display());
+            Failure::new(ExitStatus::NotVerified, fact).next("if it happens again, replace the device: it fails")
+        };
+        result.map_err(|error| differs(&error))?;
+        for (name, bytes, offset) in
+            [("superblock", head, layout.hash_offset), ("manifest", envelope, layout.envelope_offset)]
+        {
+            let mut found = vec![0; bytes.len()];
+            self.slot.read(&mut found, offset).map_err(self.io("read back the slot"))?;
+            if found != *bytes {
+                return Err(differs(&format_args!(
+                    "{name} at byte {offset}: expected what was written, found other bytes"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the slot one that holds the release, and gives it its tries.
+    fn finish(&self) -> Result<u64, Failure> {
+        let Incoming { layout, envelope, manifest, .. } = self.incoming;
+        let footer = Footer::new(layout.envelope_offset, envelope)
+            .map_err(|error| Failure::new(ExitStatus::BadInput, error.to_string()))?;
+        let offset = SlotLayout::footer_offset(self.slot.size());
+        let fail = |error| self.is_empty(self.io("write the end of the slot")(error));
+        self.job.storage.write(self.slot.file(), &footer.encode(), offset).map_err(fail)?;
+        self.job.storage.sync(self.slot.file()).map_err(fail)?;
+        let mut record = RecordFile::open(&self.job.target.state, true)?;
+        record.record.install(self.job.target.slot, manifest.digest(), self.rules.tries);
+        record.save_through(self.job.storage)?;
+        Ok(FOOTER_SIZE as u64)
+    }
+
+    fn report(&self, outcome: Outcome, blocks: Tally, bytes_written: u64) -> UpdateReport {
+        let Incoming { manifest, tree, envelope, .. } = self.incoming;
+        let (image, verity) = (&manifest.manifest().image, &manifest.manifest().verity);
+        let block_size = u64::from(verity.parameters.data_block_size.bytes());
+        UpdateReport {
+            outcome,
+            slot: self.job.target.slot,
+            device: self.slot.path().to_owned(),
+            version: image.version.clone(),
+            rollback_index: image.rollback_index,
+            manifest_digest: manifest.digest(),
+            root_hash: verity.root_hash.clone(),
+            blocks,
+            bytes_read: (envelope.len() + tree.bytes().len()) as u64 + blocks.read * block_size,
+            bytes_written,
+        }
+    }
+}
