@@ -81,9 +81,9 @@ fn rollback_an_old_release_a_restored_disk_and_a_restored_record_boot_no_more_on
     // The old release in both slots, below the new record.
     let record_now = device.state()?;
     device.put(SlotName::B, &old)?;
-    refused(&device, "the image is older than this machine accepts")?;
+    refused(&device, "slot a: the image is older than this machine accepts")?;
     device.set_state(&record_now)?;
-    refused(&device, "the image is older")?;
+    refused(&device, "slot a: the image is older")?;
     // The whole disk, as it was.
     let size = usize::try_from(before.size()?)?;
     device.disk.write(0, &before.read(0, size)?)?;
