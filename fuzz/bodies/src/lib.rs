@@ -12,6 +12,7 @@ mod images;
 mod luks;
 mod modules;
 mod sealed;
+mod slots;
 mod texts;
 mod tpm;
 
@@ -23,6 +24,7 @@ pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image, unified_kernel_image};
 pub use luks::{integrity_superblock, luks_header, luks_token};
 pub use modules::{module_alias, module_index};
+pub use slots::{slot_footer, slot_record};
 pub use texts::{iofs_toml, os_release};
 pub use tpm::{pcr_signatures, policy_key, sealed_object, tpm_response, tpm_structure};
 
@@ -54,6 +56,8 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("quote", quote),
     ("release", release),
     ("sealed_object", sealed_object),
+    ("slot_footer", slot_footer),
+    ("slot_record", slot_record),
     ("superblock_difference", superblock_difference),
     ("tar", tar),
     ("tcg_log", tcg_log),

@@ -156,7 +156,7 @@ impl SlotRecord {
 
     /// Reads both copies: the one that counts, if any does, and which of them is to be written first.
     pub fn newest(bytes: &[u8]) -> (Result<Self, StateError>, usize) {
-        let copy = |index: usize| Self::parse(bytes.get(index * RECORD_SIZE..).unwrap_or_default());
+        let copy = |index: usize| Self::parse(bytes.chunks(RECORD_SIZE).nth(index).unwrap_or_default());
         match (copy(0), copy(1)) {
             (Ok(first), Ok(second)) if second.sequence > first.sequence => (Ok(second), 0),
             (Ok(first), _) => (Ok(first), 1),
