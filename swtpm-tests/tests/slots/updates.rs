@@ -94,7 +94,7 @@ fn a_debian_13_updates_itself_from_slot_to_slot_over_three_releases() -> Result<
             shell.run("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick")?;
             let updated: Value =
                 serde_json::from_str(&shell.run(&format!("iofs-sign update /run/stick/{next} --json"))?)?;
-            ensure!(updated["version"] == next.to_string(), "{updated:#}");
+            ensure!(updated["version"].as_str() == Some(&next.to_string()), "{updated:#}");
             println!("{version} to {next}: {updated}");
         } else {
             let told = shell
