@@ -1,6 +1,7 @@
 //! What scripts and people rely on: help, exit codes, JSON, and that the documentation tells the same.
 
 mod seal_common;
+mod update_common;
 
 use std::{fs, path::Path, process::Stdio};
 
@@ -11,6 +12,7 @@ use iofs_policy::{
 use iofs_sign::seal::config::Config;
 use seal_common::{Bench, command, fails, iofs_sign, passes};
 use serde_json::Value;
+use update_common::Machine;
 
 fn documentation(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(name)).unwrap()
@@ -166,6 +168,8 @@ fn json_results_have_the_documented_keys() {
     let disk = run(&["disk", &bench.text("sealed"), "--out", &bench.text("disk.img")]);
     assert_keys("disk", &disk, &["path", "size", "partitions"]);
     assert_keys("disk", &disk["partitions"][1], &["number", "label", "partuuid", "type_uuid", "offset", "size"]);
+    let bundle = run(&["bundle", &bench.text("sealed"), "--out", &bench.text("bundle")]);
+    assert_keys("bundle", &bundle, &["path", "size", "files"]);
     let tree = run(&["verity", "format", &bench.text("sealed/image.erofs"), &bench.text("tree")]);
     let keys = ["root_hash", "uuid", "parameters", "hash_offset", "hash_start_block", "hash_blocks", "hash_area_end"];
     assert_keys("verity format", &tree, &keys);
@@ -176,6 +180,15 @@ fn json_results_have_the_documented_keys() {
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["verified"], false);
     assert_keys("verify", &report["problems"][0], &["artifact", "what"]);
+}
+
+#[test]
+fn the_json_of_an_update_has_the_documented_keys() {
+    let machine = Machine::running_v1(1 << 20);
+    let update = machine.updated(&machine.seal("v2", "2", 1, &[]));
+    let release = ["outcome", "slot", "device", "version", "rollback_index", "manifest_digest", "root_hash"];
+    assert_keys("update", &update, &[&release[..], &["blocks", "bytes_read", "bytes_written"]].concat());
+    assert_keys("update", &update["blocks"], &["total", "in_place", "reused", "read"]);
 }
 
 #[test]

@@ -8,9 +8,9 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-use iofs_policy::slots::{FOOTER_SIZE, SlotName, Trial};
+use iofs_policy::slots::{FOOTER_SIZE, FloorKeeper, SlotName, Trial};
 use seal_common::{Bench, command, fails, files, noise, passes, tool};
-use serde_json::json;
+use serde_json::{Value, json};
 use update_common::{Machine, TRIES, damage, image};
 
 const SLOT: usize = 1 << 20;
@@ -130,10 +130,10 @@ fn a_block_or_a_tree_that_is_not_the_signed_one_is_refused_before_anything_is_wr
 fn corruption_mode_a_corrupt_block_of_the_running_slot_comes_from_the_source() {
     let machine = Machine::running_v1(SLOT);
     let v2 = machine.seal("v2", "2", 1, &[]);
-    let clean = serde_json::from_str::<serde_json::Value>(&passes(&machine.update(&v2, &["--dry-run"]))).unwrap();
+    let clean = serde_json::from_str::<Value>(&passes(&machine.update(&v2, &["--dry-run"]))).unwrap();
     damage(&machine.slot(A), 30 * 4096);
     let report = machine.updated(&v2);
-    let blocks = |name: &str, report: &serde_json::Value| report["blocks"][name].as_u64().unwrap();
+    let blocks = |name: &str, report: &Value| report["blocks"][name].as_u64().unwrap();
     assert_eq!(blocks("read", &report), blocks("read", &clean) + 1, "{clean} {report}");
     assert!(machine.is_whole(B, &machine.held(B).unwrap()));
     // A tree that is not the signed one is of no use, but no obstacle.
@@ -174,11 +174,80 @@ fn a_slot_that_is_too_small_running_or_in_use_is_refused() {
 }
 
 #[test]
+fn a_machine_whose_other_slot_is_missing_or_is_a_file_or_that_has_none_is_told_so() {
+    let machine = Machine::running_v1(SLOT);
+    let v2 = machine.seal("v2", "2", 1, &[]);
+    let change = |file: &str, pointer: &str, value: Value| {
+        let path = machine.bench.path(file);
+        let before = fs::read(&path).unwrap();
+        let mut json: Value = serde_json::from_slice(&before).unwrap();
+        *json.pointer_mut(pointer).unwrap() = value;
+        fs::write(&path, serde_json::to_vec(&json).unwrap()).unwrap();
+        before
+    };
+    let file = json!({ "file": "ext4:PARTLABEL=boot:/system_b" });
+    for (name, pointer, value, status, found) in [
+        (
+            "boot.json",
+            "/slot/devices/1",
+            Value::Null,
+            5,
+            "slot b: expected its partition (PARTLABEL=system_b), found none",
+        ),
+        ("boot.json", "/slot", Value::Null, 3, "boot record: slot: expected the slot that was booted, found none"),
+        ("trust.json", "/slots/places/1", file, 2, "slot b is the file /system_b"),
+        ("trust.json", "/slots", Value::Null, 3, "slots: expected the rules of two slots, found none"),
+    ] {
+        let before = change(name, pointer, value);
+        let text = fails(&machine.update(&v2, &[]), status);
+        assert!(text.contains(found) && text.contains("next_step"), "{found}: {text}");
+        fs::write(machine.bench.path(name), before).unwrap();
+    }
+    assert_eq!(machine.updated(&v2)["outcome"], "written");
+}
+
+#[test]
+fn a_release_without_the_counter_is_refused_where_the_tpm_keeps_the_floor() {
+    let machine = Machine::running_v1(SLOT);
+    let v2 = machine.seal("v2", "2", 1, &[]);
+    let mut trust = machine.trust();
+    trust.slots.as_mut().unwrap().floor = FloorKeeper::Tpm;
+    fs::write(machine.bench.path("trust.json"), trust.to_json()).unwrap();
+    let text = fails(&machine.update(&v2, &[]), 4);
+    assert!(text.contains("tpm.rollback: expected the TPM's counter"), "{text}");
+}
+
+#[test]
+fn what_a_release_on_trial_would_fall_back_to_is_not_overwritten() {
+    let machine = Machine::running_v1(SLOT);
+    let v2 = machine.seal("v2", "2", 1, &[]);
+    let v3 = machine.seal("v3", "3", 1, &[]);
+    machine.updated(&v2);
+    machine.boot(B, &v2);
+    machine.change_record(|record| record.begin(&machine.candidates()[1], TRIES));
+    let text = fails(&machine.update(&v3, &[]), 2);
+    assert!(text.contains("slot a: expected one that is no fallback, found release 1, and release 2"), "{text}");
+    assert_eq!(machine.order(), [B, A]);
+    let before = fs::read(machine.slot(A)).unwrap();
+    passes(&machine.update(&v3, &["--give-up-fallback"]));
+    assert_eq!(machine.held(A).unwrap().manifest().image.version.as_str(), "3");
+    // What is no fallback any more may go.
+    fs::write(machine.slot(A), &before).unwrap();
+    let digest = machine.held(A).unwrap().digest();
+    machine.change_record(|record| record.corrupt(A, digest));
+    assert_eq!(machine.updated(&v3)["outcome"], "written");
+    // And what was confirmed needs none.
+    fs::write(machine.slot(A), &before).unwrap();
+    machine.confirm(B);
+    assert_eq!(machine.updated(&v3)["outcome"], "written");
+}
+
+#[test]
 fn a_dry_run_says_what_an_update_would_do_and_writes_nothing() {
     let machine = Machine::running_v1(SLOT);
     let v2 = machine.seal("v2", "2", 1, &[]);
     let before = [fs::read(machine.slot(B)).unwrap(), fs::read(machine.state()).unwrap()];
-    let dry: serde_json::Value = serde_json::from_str(&passes(&machine.update(&v2, &["--dry-run"]))).unwrap();
+    let dry: Value = serde_json::from_str(&passes(&machine.update(&v2, &["--dry-run"]))).unwrap();
     assert_eq!([fs::read(machine.slot(B)).unwrap(), fs::read(machine.state()).unwrap()], before);
     let real = machine.updated(&v2);
     assert_eq!((&dry["outcome"], &dry["bytes_written"]), (&json!("would-write"), &json!(0)));
@@ -233,7 +302,7 @@ fn a_bundle_updates_as_its_directory_does_and_tar_reads_it() {
     let text = fails(&machine.update(&machine.bench.path("vmlinuz"), &[]), 3);
     assert!(text.contains("expected a file of a sealed directory"), "{text}");
     assert!(machine.held(B).is_none());
-    let dry: serde_json::Value = serde_json::from_str(&passes(&machine.update(&v2, &["--dry-run"]))).unwrap();
+    let dry: Value = serde_json::from_str(&passes(&machine.update(&v2, &["--dry-run"]))).unwrap();
     let report = machine.updated(&path);
     assert_eq!((&report["outcome"], &report["blocks"]), (&json!("written"), &dry["blocks"]));
     assert!(machine.is_whole(B, &machine.held(B).unwrap()));
@@ -269,6 +338,7 @@ fn an_update_that_changes_one_small_file_writes_at_most_two_percent() {
     machine.install(A, &v1);
     machine.install(B, &v1);
     machine.boot(A, &v1);
+    machine.confirm(A);
     fs::write(folder.join("lib50x"), noise(30_000, 2)).unwrap();
     let v2 = machine.seal("v2", "2", 1, &[]);
     let report = machine.updated(&v2);

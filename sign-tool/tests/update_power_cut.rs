@@ -104,7 +104,16 @@ fn run(machine: &Machine, sealed: &Path, storage: &dyn Storage) -> Result<Update
     let target = Target { slot: B, device: machine.slot(B), state: machine.state(), running };
     let threads = NonZeroUsize::MIN;
     let output = Output { json: false, quiet: true };
-    update(&UpdateJob { source: &source, trust: &trust, target: &target, dry_run: false, threads, storage, output })
+    update(&UpdateJob {
+        source: &source,
+        trust: &trust,
+        target: &target,
+        dry_run: false,
+        give_up_fallback: false,
+        threads,
+        storage,
+        output,
+    })
 }
 
 /// What both slots and the record hold.
@@ -139,7 +148,7 @@ fn points(writes: &[u64], random: &mut Random) -> Vec<u64> {
 }
 
 /// What has to hold at any moment: a slot whose manifest verifies is whole, unless the record knows better, and the next boot
-/// starts one that is.
+/// starts one that is: the new release as soon as its slot holds it, whatever was known of it before.
 fn boots_a_good_version(machine: &Machine, point: u64) {
     let record = machine.record();
     for slot in SlotName::ALL {
@@ -149,6 +158,8 @@ fn boots_a_good_version(machine: &Machine, point: u64) {
     }
     let first = *machine.order().first().unwrap_or_else(|| panic!("byte {point}: nothing is left to boot"));
     assert!(machine.is_whole(first, &machine.held(first).unwrap()), "byte {point}: slot {first}");
+    let new = machine.held(B).filter(|held| held.manifest().image.version.as_str() == "2" && machine.is_whole(B, held));
+    assert!(new.is_none() || first == B, "byte {point}: the new release is there and is not tried");
 }
 
 /// Cuts the update at all points, from the machine as it is.

@@ -1,11 +1,16 @@
-//! Archives: tar, and the cpio archives of an initramfs.
+//! Archives: tar, bundles, and the cpio archives of an initramfs.
 
-use iofs_sign::archive::{
-    entry::{Content, Entry, EntryReader, Kind},
-    error::ArchiveError,
-    initramfs::{self, Segment, Visitor},
-    input::Input,
-    tar::TarReader,
+use std::io;
+
+use iofs_sign::{
+    archive::{
+        entry::{Content, Entry, EntryReader, Kind},
+        error::ArchiveError,
+        initramfs::{self, Segment, Visitor},
+        input::Input,
+        tar::TarReader,
+    },
+    slots::bundle,
 };
 
 /// Content is compared up to here: what is larger comes out of a decompressor.
@@ -61,6 +66,31 @@ impl Visitor for Reading {
 pub fn tar(data: &[u8]) -> bool {
     read_tar(&with_checksums(data));
     read_tar(data)
+}
+
+/// A bundle is its files, a header in front of each, and its end: there is room for nothing else. Read as tar it has the same
+/// files.
+pub fn bundle(data: &[u8]) -> bool {
+    read_bundle(&with_checksums(data));
+    read_bundle(data)
+}
+
+fn read_bundle(data: &[u8]) -> bool {
+    let read = |buffer: &mut [u8], offset: u64| {
+        let bytes = data.get(offset as usize..).and_then(|rest| rest.get(..buffer.len()));
+        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    };
+    let Ok(files) = bundle::parse(read, data.len() as u64) else { return false };
+    let room: u64 = files.values().map(|file| 512 + file.size.next_multiple_of(512)).sum();
+    assert_eq!(room + 1024, data.len() as u64);
+    let (entries, ended) = entries(data, false);
+    assert!(ended && entries.len() == files.len());
+    for entry in entries {
+        let name = std::str::from_utf8(&entry.name).expect("the names are ASCII");
+        assert_eq!((&entry.kind, entry.size), (&Kind::File, files[name].size));
+    }
+    true
 }
 
 fn read_tar(data: &[u8]) -> bool {

@@ -16,7 +16,7 @@ mod slots;
 mod texts;
 mod tpm;
 
-pub use archives::{cpio_initramfs, tar};
+pub use archives::{bundle, cpio_initramfs, tar};
 pub use attest::{certificate, evidence, measurement_log, quote, tcg_log};
 pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{file_system_id, gpt, superblock_difference, uevent};
@@ -33,6 +33,7 @@ pub type Body = fn(&[u8]) -> bool;
 
 /// Every target: its name, which is also its corpus' folder, and its body.
 pub const TARGETS: &[(&str, Body)] = &[
+    ("bundle", bundle),
     ("certificate", certificate),
     ("command_line", command_line),
     ("cpio_initramfs", cpio_initramfs),

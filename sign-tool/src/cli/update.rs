@@ -35,7 +35,7 @@ use iofs_sign::{
   iofs-sign update sealed --dry-run
   iofs-sign update sealed --slot b --device /dev/sdb3 --state /dev/sdb4 --trust sealed/trust.json
 
-Exit codes: 1 system, 2 usage or the slot is in use, 3 malformed, or too large for the slot, 4 not verified, not newer, or below the
+Exit codes: 1 system, 2 usage, or the slot is in use or the fallback of a release on trial, 3 malformed, or too large for the slot, 4 not verified, not newer, or below the
 floor, 5 the slot is not there.")]
 pub(crate) struct Arguments {
     /// A directory of 'iofs-sign seal', or a file of 'iofs-sign bundle'
@@ -58,6 +58,9 @@ pub(crate) struct Arguments {
     /// Verify all, say what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
+    /// Write although nobody has confirmed what runs, and the other slot is what it would fall back to
+    #[arg(long)]
+    give_up_fallback: bool,
     /// The most threads to use [default: one per processor]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
@@ -72,6 +75,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         trust: &trust,
         target: &target,
         dry_run: arguments.dry_run,
+        give_up_fallback: arguments.give_up_fallback,
         threads: super::threads(arguments.threads),
         storage: &Disk,
         output,

@@ -9,7 +9,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use iofs_policy::{
     digest::Sha256Digest,
     manifest::{Architecture, ImageVersion, RollbackIndex},
-    slots::{FOOTER_SIZE, Footer, SlotName, SlotRules, Trial},
+    slots::{Candidate, FOOTER_SIZE, Footer, SlotName, SlotRecord, SlotRules, Trial},
     trust::TrustPolicy,
     verity::{HashArea, RootHash},
 };
@@ -40,6 +40,8 @@ pub struct UpdateJob<'a> {
     pub target: &'a Target,
     /// Find out what would be done, and write nothing.
     pub dry_run: bool,
+    /// Write even over what a running release that nobody has confirmed would fall back to.
+    pub give_up_fallback: bool,
     /// The most threads to use.
     pub threads: NonZeroUsize,
     /// How it is written.
@@ -94,11 +96,12 @@ pub fn update(job: &UpdateJob<'_>) -> Result<UpdateReport, Failure> {
     let rules = rules(job.trust)?;
     let machine = job.target.running.as_ref().map(|_| Architecture::CURRENT);
     let incoming = Incoming::verify(job.source, job.trust, machine)?;
-    let (slot, trial) = claim(job, rules, &incoming)?;
+    let (slot, record) = claim(job, rules, &incoming)?;
     let work = Work { job, rules, incoming: &incoming, slot: &slot };
-    if trial.may_start() && work.holds_it(machine) {
+    if work.worth(&record, &incoming.candidate(job.target.slot)).may_start() && work.holds_it(machine) {
         return Ok(work.report(Outcome::AlreadyThere, work.all_in_place(), 0));
     }
+    work.keeps_a_fallback(&record)?;
     let running = running(job);
     let running = running.as_ref().map(|(slot, tree)| Running { slot, tree });
     let blocks = Blocks::new(&slot, &incoming.tree, job.source.image(), running, job.threads);
@@ -122,16 +125,15 @@ pub fn rules(trust: &TrustPolicy) -> Result<&SlotRules, Failure> {
     })
 }
 
-/// The slot, for nobody else, and what the record says of this release in it; unless the next boot would refuse the release.
-fn claim(job: &UpdateJob<'_>, rules: &SlotRules, incoming: &Incoming) -> Result<(SlotDevice, Trial), Failure> {
+/// The slot, for nobody else, and the record; unless the next boot would refuse the release.
+fn claim(job: &UpdateJob<'_>, rules: &SlotRules, incoming: &Incoming) -> Result<(SlotDevice, SlotRecord), Failure> {
     // Not kept locked: the running system may have to confirm itself meanwhile, or to shut down.
     let record = RecordFile::open(&job.target.state, false)?;
     incoming.check_floor(rules, &record.record)?;
     if let Some(running) = &job.target.running {
         incoming.check_newer(&running.candidate)?;
     }
-    let trial = record.record.trial(job.target.slot, incoming.manifest.digest(), rules.tries);
-    Ok((open_slot(job, incoming, &record)?, trial))
+    Ok((open_slot(job, incoming, &record)?, record.record))
 }
 
 fn open_slot(job: &UpdateJob<'_>, incoming: &Incoming, record: &RecordFile) -> Result<SlotDevice, Failure> {
@@ -207,6 +209,29 @@ impl Work<'_> {
             && self.read_back("looking at what is there").is_ok()
     }
 
+    fn worth(&self, record: &SlotRecord, candidate: &Candidate) -> Trial {
+        record.trial(candidate.slot, candidate.manifest, self.rules.tries)
+    }
+
+    /// Refuses to overwrite what boots if the running release, which nobody has confirmed yet, does not prove good.
+    fn keeps_a_fallback(&self, record: &SlotRecord) -> Result<(), Failure> {
+        let Some(running) = &self.job.target.running else { return Ok(()) };
+        if self.job.give_up_fallback || self.worth(record, &running.candidate) == Trial::Good {
+            return Ok(());
+        }
+        let Ok(held) = held::manifest(self.slot, self.job.trust, Architecture::CURRENT) else { return Ok(()) };
+        let fallback = Candidate::new(self.job.target.slot, &held);
+        if !self.worth(record, &fallback).may_start() || fallback.rollback_index < record.floor {
+            return Ok(());
+        }
+        let (name, version, on_trial) = (fallback.slot, &fallback.version, &running.candidate.version);
+        let fact = format!(
+            "slot {name}: expected one that is no fallback, found release {version}, and release {on_trial}, which runs, on trial"
+        );
+        Err(Failure::new(ExitStatus::Usage, fact)
+            .next("confirm what runs with 'iofs-sign mark-good' first; or, where it cannot be, add --give-up-fallback"))
+    }
+
     fn all_in_place(&self) -> Tally {
         let total = self.incoming.tree.parameters().data_blocks;
         Tally { total, in_place: total, ..Tally::default() }
@@ -242,9 +267,7 @@ impl Work<'_> {
         let offset = SlotLayout::footer_offset(self.slot.size());
         self.job.storage.write(self.slot.file(), &zeros, offset).map_err(&fail)?;
         self.job.storage.sync(self.slot.file()).map_err(&fail)?;
-        let mut record = RecordFile::open(&self.job.target.state, true)?;
-        record.record.forget(self.job.target.slot);
-        record.save_through(self.job.storage).map_err(|failure| self.is_empty(failure))?;
+        self.change_record(|record| record.forget(self.job.target.slot)).map_err(|failure| self.is_empty(failure))?;
         Ok(FOOTER_SIZE as u64)
     }
 
@@ -304,10 +327,20 @@ impl Work<'_> {
         let fail = |error| self.is_empty(self.io("write the end of the slot")(error));
         self.job.storage.write(self.slot.file(), &footer.encode(), offset).map_err(fail)?;
         self.job.storage.sync(self.slot.file()).map_err(fail)?;
-        let mut record = RecordFile::open(&self.job.target.state, true)?;
-        record.record.install(self.job.target.slot, manifest.digest(), self.rules.tries);
-        record.save_through(self.job.storage)?;
+        let install = |record: &mut SlotRecord| {
+            record.install(self.job.target.slot, manifest.digest(), self.rules.tries);
+        };
+        self.change_record(install).map_err(|failure| {
+            failure.next("the slot holds the release, and the next boot tries it: see why the record cannot be written")
+        })?;
         Ok(FOOTER_SIZE as u64)
+    }
+
+    /// Reads the record anew, since others may have changed it, and writes it.
+    fn change_record(&self, change: impl FnOnce(&mut SlotRecord)) -> Result<(), Failure> {
+        let mut file = RecordFile::open(&self.job.target.state, true)?;
+        change(&mut file.record);
+        file.save_through(self.job.storage)
     }
 
     fn report(&self, outcome: Outcome, blocks: Tally, bytes_written: u64) -> UpdateReport {
