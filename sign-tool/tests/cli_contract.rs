@@ -9,7 +9,7 @@ use iofs_policy::{
     dsse::{Envelope, PayloadType},
     manifest::Manifest,
 };
-use iofs_sign::seal::config::Config;
+use iofs_sign::seal::config::{Config, SlotsSection};
 use seal_common::{Bench, command, fails, iofs_sign, passes};
 use serde_json::Value;
 use update_common::Machine;
@@ -212,7 +212,11 @@ fn the_documented_configuration_is_the_default_and_complete() {
     let parsed: Config = toml::from_str(example).unwrap();
     assert_eq!(format!("{parsed:?}"), format!("{:?}", Config::default()), "the example is the default");
 
-    let complete = example.replace("\n# ", "\n");
+    // Slots are a section of their own: an empty one is not the same as none.
+    let slots = text.split("## Slots").nth(1).unwrap().split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    let with_slots: Config = toml::from_str(slots).unwrap();
+    assert_eq!(format!("{:?}", with_slots.slots), format!("{:?}", Some(SlotsSection::default())));
+    let complete = example.replace("\n# ", "\n") + slots;
     let parsed: Config = toml::from_str(&complete).unwrap();
     let shown = format!("{parsed:#?}");
     assert!(!shown.contains("None"), "the example has a value for every field: {shown}");

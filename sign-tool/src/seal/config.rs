@@ -536,7 +536,7 @@ optional = false
             ("[image]\nid = \"X\"", "image id: expected 1 to 64 of a-z"),
             (
                 "[place]\ndata = \"vda1\"",
-                "expected PARTUUID=…, PARTLABEL=…, /dev/NAME, volume:NAME, memory, or TYPE:UUID",
+                "expected PARTUUID=…, PARTLABEL=…, /dev/NAME, volume:NAME, memory, slot, or TYPE:UUID",
             ),
             ("[place]\ndata = \"volume:root\"", "volume name: expected 1 to 64 of letters"),
             ("[[volume]]\nname = \"x\"\nplace = \"/dev/vdb\"", "missing field `use`"),
