@@ -37,6 +37,14 @@ impl SlotName {
     /// Both.
     pub const ALL: [Self; 2] = [Self::A, Self::B];
 
+    /// This one's of a pair: `a`, then `b`.
+    pub fn of<T>(self, [a, b]: &[T; 2]) -> &T {
+        match self {
+            Self::A => a,
+            Self::B => b,
+        }
+    }
+
     /// The other one.
     pub fn other(self) -> Self {
         match self {
@@ -111,10 +119,7 @@ pub struct SlotRulesError {
 impl SlotRules {
     /// The place of a slot.
     pub fn place(&self, slot: SlotName) -> &Place {
-        match slot {
-            SlotName::A => &self.places[0],
-            SlotName::B => &self.places[1],
-        }
+        slot.of(&self.places)
     }
 
     /// Refuses what no field's own type can refuse.

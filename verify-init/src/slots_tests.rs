@@ -78,7 +78,7 @@ fn record(fake: &Fake) -> SlotRecord {
 }
 
 fn set_record(fake: &mut Fake, record: &SlotRecord) {
-    fake.put(STATE, &[record.encode(), record.encode()].concat());
+    fake.put(STATE, &record.encode_both());
 }
 
 /// The next boot of the same machine.

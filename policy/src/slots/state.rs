@@ -165,6 +165,11 @@ impl SlotRecord {
         }
     }
 
+    /// Both copies, for a partition that has none.
+    pub fn encode_both(&self) -> Vec<u8> {
+        [self.encode(); RECORD_COPIES].concat()
+    }
+
     /// The bytes of one copy.
     pub fn encode(&self) -> [u8; RECORD_SIZE] {
         let mut boots = self.boots.iter().rev().take(MAX_BOOTS).cloned().collect::<Vec<_>>();
@@ -178,11 +183,9 @@ impl SlotRecord {
         bytes
     }
 
-    fn state(&self, slot: SlotName) -> Option<SlotState> {
-        match slot {
-            SlotName::A => self.a,
-            SlotName::B => self.b,
-        }
+    /// What is known of a slot.
+    pub fn state(&self, slot: SlotName) -> Option<SlotState> {
+        *slot.of(&[self.a, self.b])
     }
 
     fn set(&mut self, slot: SlotName, state: Option<SlotState>) {

@@ -8,13 +8,12 @@ use std::{
 use iofs_policy::{
     paths::{BOOT_RECORD, TRUST_COPY},
     slots::{Chooser, SlotName},
-    trust::{MAX_TRUST_SIZE, TrustPolicy},
+    trust::TrustPolicy,
 };
 use iofs_sign::{
-    attest as inputs,
     report::{ExitStatus, Failure, Output},
-    sealed::bad_input,
     slots::{
+        rules,
         source::Source,
         storage::Disk,
         target::{RunningSlot, Target},
@@ -67,7 +66,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
-    let trust = read_trust(&arguments.trust)?;
+    let trust = rules::read_trust(&arguments.trust)?;
     let target = target(arguments, &trust)?;
     let source = Source::open(&arguments.source)?;
     let report = update::update(&UpdateJob {
@@ -87,18 +86,11 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     Ok(())
 }
 
-fn read_trust(path: &Path) -> Result<TrustPolicy, Failure> {
-    let bytes = inputs::read(path, MAX_TRUST_SIZE)
-        .map_err(|failure| failure.next("run this on a system that verify-init booted from a slot, or give --trust"))?;
-    TrustPolicy::parse(&bytes)
-        .map_err(|error| bad_input(path, &error).next("give the trust.json of the system to update"))
-}
-
 fn target(arguments: &Arguments, trust: &TrustPolicy) -> Result<Target, Failure> {
     let record = |path: &Path| status::read(path);
     let (Some(slot), Some(device), Some(state)) = (arguments.slot, &arguments.device, &arguments.state) else {
         let record = record(arguments.boot_record.as_deref().unwrap_or(Path::new(BOOT_RECORD)))?;
-        return Target::of_boot(&record, update::rules(trust)?);
+        return Target::of_boot(&record, rules::of(trust)?);
     };
     let running = arguments.boot_record.as_deref().map(|path| RunningSlot::of_boot(&record(path)?)).transpose()?;
     if running.as_ref().is_some_and(|running| running.candidate.slot == slot) {

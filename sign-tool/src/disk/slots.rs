@@ -87,6 +87,5 @@ fn first_record(directory: &SealedDirectory, rules: &SlotRules) -> Result<Vec<u8
     let envelope = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
     let mut record = SlotRecord { sequence: 1, ..SlotRecord::default() };
     record.install(SlotName::A, Sha256Digest::of(envelope.unverified_payload()), rules.tries);
-    let copy = record.encode();
-    Ok([copy, copy].concat())
+    Ok(record.encode_both())
 }

@@ -5,17 +5,12 @@ use std::path::Path;
 use iofs_policy::{
     boot_record::{BootRecord, BootedSlot},
     manifest::RollbackIndex,
-    slots::{SlotName, SlotRules},
-    trust::{MAX_TRUST_SIZE, TrustPolicy},
+    slots::SlotName,
 };
 use serde::Serialize;
 
-use super::record::RecordFile;
-use crate::{
-    attest,
-    report::{ExitStatus, Failure},
-    sealed::bad_input,
-};
+use super::{record::RecordFile, rules};
+use crate::report::{ExitStatus, Failure};
 
 /// What was confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -26,25 +21,15 @@ pub struct Confirmed {
     pub floor: RollbackIndex,
 }
 
-/// The sealed rules of the boot, as verify-init left them.
-///
-/// # Errors
-/// The file cannot be read, or knows of no slots.
-pub fn rules(trust: &Path) -> Result<(TrustPolicy, SlotRules), Failure> {
-    let bytes = attest::read(trust, MAX_TRUST_SIZE)?;
-    let policy = TrustPolicy::parse(&bytes).map_err(|error| bad_input(trust, &error))?;
-    let rules = policy.slots.clone().ok_or_else(|| bad_input(trust, &"slots: expected rules, found none"))?;
-    Ok((policy, rules))
-}
-
 /// Ends the trial of the running release, and raises the floor where the record keeps it.
 ///
 /// # Errors
 /// The record cannot be read or written, or its last boot is another one than what runs.
 pub fn confirm(boot: &BootRecord, slot: &BootedSlot, trust: &Path, dry_run: bool) -> Result<Confirmed, Failure> {
-    let (_, rules) = rules(trust)?;
+    let trust = rules::read_trust(trust)?;
+    let rules = rules::of(&trust)?;
     let mut file = RecordFile::open(Path::new(&slot.state_device), !dry_run)?;
-    if !file.record.confirm(slot.name, boot.manifest_digest, &rules) {
+    if !file.record.confirm(slot.name, boot.manifest_digest, rules) {
         return Err(other_boot(boot, slot, &file));
     }
     if !dry_run {

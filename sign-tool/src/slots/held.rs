@@ -4,7 +4,6 @@ use iofs_policy::{
     manifest::{Architecture, VerifiedManifest},
     slots::{FOOTER_SIZE, Footer, FooterError},
     trust::TrustPolicy,
-    verity::{Geometry, HashArea},
 };
 
 use super::{layout::SlotLayout, storage::SlotDevice};
@@ -35,6 +34,14 @@ pub enum HeldError {
 /// # Errors
 /// [`HeldError`].
 pub fn manifest(slot: &SlotDevice, trust: &TrustPolicy, machine: Architecture) -> Result<VerifiedManifest, HeldError> {
+    Ok(VerifiedManifest::verify(&envelope(slot)?, trust, machine)?)
+}
+
+/// The envelope at the slot's end, whoever signed it.
+///
+/// # Errors
+/// [`HeldError`].
+pub fn envelope(slot: &SlotDevice) -> Result<Vec<u8>, HeldError> {
     let mut end = [0; FOOTER_SIZE];
     let offset = slot.size().checked_sub(FOOTER_SIZE as u64).ok_or(FooterError::Empty)?;
     slot.read(&mut end, offset)?;
@@ -42,7 +49,7 @@ pub fn manifest(slot: &SlotDevice, trust: &TrustPolicy, machine: Architecture) -
     let mut envelope = vec![0; footer.length as usize];
     slot.read(&mut envelope, footer.offset)?;
     footer.check_envelope(&envelope)?;
-    Ok(VerifiedManifest::verify(&envelope, trust, machine)?)
+    Ok(envelope)
 }
 
 /// The tree of what a slot holds.
@@ -56,11 +63,7 @@ pub fn tree(slot: &SlotDevice, manifest: &VerifiedManifest) -> Result<Tree, Held
         let (expected, found) = (layout.least_size, slot.size());
         return Err(HeldError::Layout(format!("expected at least {expected} bytes, found {found}")));
     }
-    let area = HashArea { offset: layout.hash_offset, superblock: verity.superblock_uuid.is_some() };
-    let range = Geometry::new(&verity.parameters)
-        .and_then(|geometry| area.tree_range(&verity.parameters, &geometry))
-        .map_err(|error| HeldError::Layout(error.to_string()))?;
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    slot.read(&mut bytes, range.start)?;
+    let mut bytes = vec![0; layout.tree_bytes as usize];
+    slot.read(&mut bytes, layout.tree_offset)?;
     Ok(Tree::verify(&verity.parameters, &verity.root_hash, bytes)?)
 }

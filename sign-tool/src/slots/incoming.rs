@@ -38,7 +38,7 @@ impl Incoming {
         let manifest = verify_manifest(&envelope, trust, machine).map_err(|error| refused(source, &error))?;
         let layout =
             SlotLayout::new(manifest.manifest(), envelope.len()).map_err(|failure| failure.about(source.path()))?;
-        let (tree, head) = tree(source, manifest.manifest())?;
+        let (tree, head) = tree(source, manifest.manifest(), &layout)?;
         Ok(Self { manifest, envelope, layout, tree, head })
     }
 
@@ -114,17 +114,14 @@ fn refused(source: &Source, error: &VerificationError) -> Failure {
 }
 
 /// The tree behind the source's own superblock, of which nothing is read; and what goes in front of it in a slot.
-fn tree(source: &Source, manifest: &Manifest) -> Result<(Tree, Vec<u8>), Failure> {
+fn tree(source: &Source, manifest: &Manifest, layout: &SlotLayout) -> Result<(Tree, Vec<u8>), Failure> {
     let verity = &manifest.verity;
     let impossible = |error: iofs_policy::verity::ParameterError| {
         Failure::new(ExitStatus::BadInput, error.to_string()).about(source.path())
     };
     let geometry = Geometry::new(&verity.parameters).map_err(impossible)?;
-    let range = |offset| {
-        let area = HashArea { offset, superblock: verity.superblock_uuid.is_some() };
-        area.tree_range(&verity.parameters, &geometry).map_err(impossible)
-    };
-    let in_file = range(0)?;
+    let area = HashArea { offset: 0, superblock: verity.superblock_uuid.is_some() };
+    let in_file = area.tree_range(&verity.parameters, &geometry).map_err(impossible)?;
     let part = source.tree();
     part.read(&mut [], in_file.end)?;
     let mut bytes = vec![0; (in_file.end - in_file.start) as usize];
@@ -133,7 +130,7 @@ fn tree(source: &Source, manifest: &Manifest) -> Result<(Tree, Vec<u8>), Failure
         let fact = format!("{}: {error}", part.name());
         Failure::new(ExitStatus::NotVerified, fact).next("nothing was written: fetch the release again")
     })?;
-    let mut head = vec![0; (range(verity.hash_offset)?.start - verity.hash_offset) as usize];
+    let mut head = vec![0; (layout.tree_offset - layout.hash_offset) as usize];
     if let Some(uuid) = verity.superblock_uuid {
         let superblock = Superblock { parameters: verity.parameters.clone(), uuid }.encode();
         head[..superblock.len()].copy_from_slice(&superblock);

@@ -18,8 +18,10 @@ pub struct SlotLayout {
     pub data_bytes: u64,
     /// The hash area: superblock and tree.
     pub hash_offset: u64,
-    /// Its size in bytes.
-    pub hash_bytes: u64,
+    /// The tree's first block in it.
+    pub tree_offset: u64,
+    /// The tree's size in bytes.
+    pub tree_bytes: u64,
     /// The envelope with the manifest.
     pub envelope_offset: u64,
     /// The smallest slot that holds all of it, in bytes.
@@ -41,11 +43,18 @@ impl SlotLayout {
             |error: iofs_policy::verity::ParameterError| Failure::new(ExitStatus::BadInput, error.to_string());
         let geometry = Geometry::new(&verity.parameters).map_err(impossible)?;
         let area = HashArea { offset: verity.hash_offset, superblock: verity.superblock_uuid.is_some() };
-        let end = area.tree_range(&verity.parameters, &geometry).map_err(impossible)?.end;
-        let envelope_offset = end.next_multiple_of(ALIGNMENT);
+        let tree = area.tree_range(&verity.parameters, &geometry).map_err(impossible)?;
+        let envelope_offset = tree.end.next_multiple_of(ALIGNMENT);
         let least_size = (envelope_offset + envelope as u64).next_multiple_of(ALIGNMENT) + FOOTER_SIZE as u64;
         let (data_bytes, hash_offset) = (geometry.data_bytes(), verity.hash_offset);
-        Ok(Self { data_bytes, hash_offset, hash_bytes: end - hash_offset, envelope_offset, least_size })
+        Ok(Self {
+            data_bytes,
+            hash_offset,
+            tree_offset: tree.start,
+            tree_bytes: tree.end - tree.start,
+            envelope_offset,
+            least_size,
+        })
     }
 
     /// Where the footer is in a slot of that size.

@@ -7,6 +7,7 @@ pub mod held;
 pub mod incoming;
 pub mod layout;
 pub mod record;
+pub mod rules;
 pub mod source;
 pub mod storage;
 pub mod survey;

@@ -1,17 +1,17 @@
 //! What is in both slots, and what became of it: for people, and for who chooses what to update.
 
-use std::{fmt::Write, fs::File, io, os::unix::fs::FileExt, path::Path};
+use std::{fmt::Write, path::Path};
 
 use iofs_policy::{
     boot_record::{BootRecord, BootedSlot},
     digest::Sha256Digest,
     dsse::{Envelope, PayloadType},
     manifest::{Manifest, RollbackIndex},
-    slots::{BootEntry, FOOTER_SIZE, Footer, Outcome, SlotName, Trial},
+    slots::{BootEntry, Outcome, SlotName, SlotRecord, Trial},
 };
 use serde::Serialize;
 
-use super::{layout::SlotLayout, record::RecordFile};
+use super::{held, record::RecordFile, storage::SlotDevice};
 
 /// Both slots of a machine.
 #[derive(Debug, Serialize)]
@@ -54,7 +54,7 @@ pub fn survey(boot: &BootRecord, booted: &BootedSlot) -> Survey {
         }
         Err(failure) => {
             problems.push(failure.fact);
-            iofs_policy::slots::SlotRecord::default()
+            SlotRecord::default()
         }
     };
     let slots = SlotName::ALL.into_iter().zip(&booted.devices).map(|(name, device)| {
@@ -67,12 +67,8 @@ pub fn survey(boot: &BootRecord, booted: &BootedSlot) -> Survey {
                 None
             }
         });
-        let known = match name {
-            SlotName::A => record.a,
-            SlotName::B => record.b,
-        };
         let digest = if running { Some(boot.manifest_digest) } else { found.as_ref().map(|(_, digest)| *digest) };
-        let trial = known.filter(|known| Some(known.manifest) == digest).map(|known| known.trial);
+        let trial = record.state(name).filter(|known| Some(known.manifest) == digest).map(|known| known.trial);
         let image = found.map(|(manifest, _)| manifest.image);
         let version = image.as_ref().map(|image| image.version.to_string());
         let version = version.or_else(|| running.then(|| boot.image_version.clone()));
@@ -84,19 +80,10 @@ pub fn survey(boot: &BootRecord, booted: &BootedSlot) -> Survey {
 }
 
 /// The manifest at a slot's end, whoever signed it.
-fn manifest(device: &Path) -> io::Result<(Manifest, Sha256Digest)> {
-    let other = |error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", device.display()));
-    let mut file = File::open(device)?;
-    let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
-    let mut bytes = vec![0; FOOTER_SIZE];
-    if size < FOOTER_SIZE as u64 {
-        return Err(other(&"too small for a slot"));
-    }
-    file.read_exact_at(&mut bytes, SlotLayout::footer_offset(size))?;
-    let footer = Footer::parse(&bytes, size).map_err(|error| other(&error))?;
-    bytes.resize(footer.length as usize, 0);
-    file.read_exact_at(&mut bytes, footer.offset)?;
-    footer.check_envelope(&bytes).map_err(|error| other(&error))?;
+fn manifest(device: &Path) -> Result<(Manifest, Sha256Digest), String> {
+    let other = |error: &dyn std::fmt::Display| format!("{}: {error}", device.display());
+    let slot = SlotDevice::open_to_read(device).map_err(|failure| failure.fact)?;
+    let bytes = held::envelope(&slot).map_err(|error| other(&error))?;
     let envelope = Envelope::parse(&bytes, PayloadType::Manifest).map_err(|error| other(&error))?;
     let manifest = Manifest::from_json(envelope.unverified_payload()).map_err(|error| other(&error))?;
     Ok((manifest, Sha256Digest::of(envelope.unverified_payload())))

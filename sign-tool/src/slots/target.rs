@@ -57,12 +57,7 @@ fn booted(record: &BootRecord) -> Result<&BootedSlot, Failure> {
 }
 
 fn device(booted: &BootedSlot, slot: SlotName) -> Option<&Path> {
-    let [a, b] = &booted.devices;
-    let device = match slot {
-        SlotName::A => a,
-        SlotName::B => b,
-    };
-    device.as_deref().map(Path::new)
+    slot.of(&booted.devices).as_deref().map(Path::new)
 }
 
 impl Target {

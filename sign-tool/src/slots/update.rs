@@ -21,6 +21,7 @@ use super::{
     incoming::Incoming,
     layout::SlotLayout,
     record::RecordFile,
+    rules,
     source::Source,
     storage::{SlotDevice, Storage},
     target::Target,
@@ -93,7 +94,7 @@ pub struct UpdateReport {
 /// The release is not for this machine, or not newer than what runs; the slot is the running one, in use or too small; or a
 /// device fails. Unless the failure says otherwise, nothing was written.
 pub fn update(job: &UpdateJob<'_>) -> Result<UpdateReport, Failure> {
-    let rules = rules(job.trust)?;
+    let rules = rules::of(job.trust)?;
     let machine = job.target.running.as_ref().map(|_| Architecture::CURRENT);
     let incoming = Incoming::verify(job.source, job.trust, machine)?;
     let (slot, record) = claim(job, rules, &incoming)?;
@@ -112,17 +113,6 @@ pub fn update(job: &UpdateJob<'_>) -> Result<UpdateReport, Failure> {
         return Ok(work.report(Outcome::WouldWrite, plan.tally(), 0));
     }
     work.write(&blocks, &plan)
-}
-
-/// The slots' rules.
-///
-/// # Errors
-/// The trust policy has none.
-pub fn rules(trust: &TrustPolicy) -> Result<&SlotRules, Failure> {
-    trust.slots.as_ref().ok_or_else(|| {
-        Failure::new(ExitStatus::BadInput, "trust policy: slots: expected the rules of two slots, found none")
-            .next("only a system that was sealed with [slots] is updated in this way: seal it so, and install it anew")
-    })
 }
 
 /// The slot, for nobody else, and the record; unless the next boot would refuse the release.

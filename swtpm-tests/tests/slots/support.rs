@@ -101,7 +101,7 @@ impl<'a> Device<'a> {
         let rules = trust.slots.context("the device has slots")?;
         ensure!(record.confirm(last.slot, last.manifest, &rules) && record.ended(last.slot, last.manifest));
         record.sequence += 1;
-        self.set_state(&[record.encode(), record.encode()].concat())
+        self.set_state(&record.encode_both())
     }
 
     pub(super) fn machine(&self) -> Machine {
