@@ -68,7 +68,12 @@ impl Measured {
     pub(crate) fn find<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Found, FailureReport> {
         let verified = self.verified;
         let manifest = verified.manifest.manifest();
-        let mut devices = search(boot, &verified, wanted(manifest))?.into_iter();
+        // Who chose a slot has searched already, with the same modules: without volumes nothing is left to be found.
+        let mut devices = match boot.slots.is_some() && manifest.volumes.is_empty() {
+            true => Vec::new(),
+            false => search(boot, &verified, wanted(manifest))?,
+        }
+        .into_iter();
         let image = image(boot, manifest, devices.next().flatten(), devices.next().flatten())?;
         let volumes: Vec<Option<BlockDevice>> = devices.collect();
         boot.reached(STAGE, &description(manifest, image.as_ref(), &volumes));

@@ -112,6 +112,7 @@ fn the_newest_release_is_booted_and_that_it_is_tried_is_written_down_first() {
     let written = position(&fake, "write_at /dev/vda3 0");
     assert!(written < position(&fake, "create_mapping root"));
     assert_eq!(fake.count("write_at"), 2, "both copies, once");
+    assert_eq!(fake.count("watch_devices"), 1, "nothing is left to be searched for");
     let record = record(&fake);
     assert_eq!((record.b.unwrap().trial, record.a), (Trial::Trying(1), None));
     assert_eq!(record.boots[0].outcome, Outcome::Started);
