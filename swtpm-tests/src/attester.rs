@@ -96,6 +96,27 @@ pub(crate) fn add_shell(added: &Path) -> Result<()> {
     Ok(std::os::unix::fs::symlink("../device-shell.service", wanted)?)
 }
 
+/// Waits on such a device until [`add_mark_good`]'s unit is done, which must have succeeded.
+pub const MARKED_GOOD: &str = "until systemctl is-active --quiet iofs-mark-good || \
+    systemctl is-failed --quiet iofs-mark-good; do sleep 1; done; systemctl is-active iofs-mark-good";
+
+/// Puts the unit that confirms a boot once it is complete below `added`, as `packaging/` has it, with this in its environment.
+///
+/// # Errors
+///
+/// Where a file cannot be written.
+pub fn add_mark_good(added: &Path, environment: &str) -> Result<()> {
+    let (units, name) = (added.join("etc/systemd/system"), "iofs-mark-good.service");
+    for folder in ["multi-user.target.wants", "iofs-mark-good.service.d"] {
+        fs::create_dir_all(units.join(folder))?;
+    }
+    fs::create_dir_all(added.join("usr"))?;
+    fs::copy(cache::workspace().join("packaging").join(name), units.join(name))?;
+    let here = format!("[Service]\nEnvironment={environment} LD_LIBRARY_PATH=/usr/lib/iofs-test\n");
+    fs::write(units.join("iofs-mark-good.service.d/here.conf"), here)?;
+    Ok(std::os::unix::fs::symlink(format!("../{name}"), units.join("multi-user.target.wants").join(name))?)
+}
+
 /// A sealed device that boots right into the shell: the same image each time, and what `change` makes of its manifest.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use iofs_policy::manifest::{RollbackIndex, RollbackRule};
 use tempfile::TempDir;
 
 use crate::tools;
@@ -25,6 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 /// Where swtpm complains.
 const COMPLAINT: &str = "tpm-stderr";
+/// The NV index of the rollback counter, where `iofs-sign` has it.
+const COUNTER: u32 = iofs_tpm::rollback::DEFAULT_INDEX;
 /// The issuing certificate's file.
 const ISSUER: &str = "issuer-cert.pem";
 
@@ -108,6 +111,33 @@ impl TpmState {
         let public = fs::read(powered.file("srk.pub"))?;
         powered.off()?;
         Ok(public)
+    }
+
+    /// Makes a rollback counter, counts it up once, and says that this value stands for a rollback index.
+    ///
+    /// # Errors
+    ///
+    /// Where swtpm or tpm2-tools are not installed or fail.
+    pub fn rollback_counter(&self, index: u64) -> Result<RollbackRule> {
+        let powered = self.powered()?;
+        let attributes = "ownerwrite|nt=counter|ownerread|authread|no_da";
+        powered.tool("tpm2_nvdefine", &format!("-Q -C o -a {attributes} {COUNTER:#x}"))?;
+        powered.tool("tpm2_nvincrement", &format!("-Q -C o {COUNTER:#x}"))?;
+        let value = powered.tool("tpm2_nvread", &format!("-C o -s 8 {COUNTER:#x}"))?;
+        powered.off()?;
+        let value = u64::from_be_bytes(value.try_into().ok().context("a counter has 8 bytes")?);
+        Ok(RollbackRule { counter: COUNTER, value, index: RollbackIndex(index) })
+    }
+
+    /// Counts that counter up, as `mark-good` does.
+    ///
+    /// # Errors
+    ///
+    /// As [`TpmState::rollback_counter`].
+    pub fn count_up(&self) -> Result<()> {
+        let powered = self.powered()?;
+        powered.tool("tpm2_nvincrement", &format!("-Q -C o {COUNTER:#x}"))?;
+        powered.off()
     }
 
     /// The TPM under power and without a machine, for programs that talk to its socket.

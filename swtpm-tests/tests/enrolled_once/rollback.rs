@@ -1,13 +1,13 @@
 //! An old release, an old image and old signatures, each alone, after a unit of the running system has confirmed a newer release.
 
-use std::{fs, os::unix::fs::symlink, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use iofs_policy::manifest::{RollbackIndex, RollbackRule, TpmUse};
+use iofs_policy::manifest::{RollbackIndex, TpmUse};
 use iofs_sign::seal::SealRequest;
 use serde_json::{Value, json};
 use swtpm_tests::{
-    Ending, Line, ScratchDisk, attester, cache,
+    Ending, Line, ScratchDisk, attester,
     chain::{Chain, ROOT_REACHED},
     workshop::Workshop,
 };
@@ -26,16 +26,7 @@ fn of(index: u64) -> impl FnOnce(&mut SealRequest) {
 /// A Debian 13 whose unit confirms the boot once it is complete, as `packaging/` has it.
 fn confirming(release: &Release<'_>) -> Result<Chain> {
     let added = tempfile::tempdir()?;
-    let units = added.path().join("etc/systemd/system");
-    let name = "iofs-mark-good.service";
-    for folder in ["multi-user.target.wants", "iofs-mark-good.service.d"] {
-        fs::create_dir_all(units.join(folder))?;
-    }
-    fs::create_dir_all(added.path().join("usr"))?;
-    fs::copy(cache::workspace().join("packaging").join(name), units.join(name))?;
-    let here = "[Service]\nEnvironment=VOLUMES=/dev/vdb1 LD_LIBRARY_PATH=/usr/lib/iofs-test\n";
-    fs::write(units.join("iofs-mark-good.service.d/here.conf"), here)?;
-    symlink(format!("../{name}"), units.join("multi-user.target.wants").join(name))?;
+    attester::add_mark_good(added.path(), "VOLUMES=/dev/vdb1")?;
     let root = attester::root_with(added.path(), "confirming")?;
     let ask = release.request()?;
     let chain = Chain::seal("trixie", &root, |request| {
@@ -51,8 +42,7 @@ fn confirm(hardware: &Hardware<'_>, chain: &Chain) -> Result<String> {
     let (vm, disk) = hardware.boot("confirmed_by_its_unit", chain, &chain.firmware_image()?)?;
     vm.wait_for_line(&Line::containing("verify-init: unlocked volume state by the TPM"), BOOT)?;
     let mut device = Workshop::of(vm, disk)?;
-    let done = "until systemctl is-active --quiet iofs-mark-good || systemctl is-failed --quiet iofs-mark-good; do sleep 1; done";
-    device.run_for(&format!("{done}; systemctl is-active iofs-mark-good"), COMPLETE)?;
+    device.run_for(attester::MARKED_GOOD, COMPLETE)?;
     let shown =
         device.run("systemctl is-active boot-complete.target; iofs-sign mark-good /dev/vdb1 --dry-run --json")?;
     device.close()?;
@@ -102,14 +92,7 @@ fn rollback_an_image_that_asks_the_counter_itself_is_refused_without_any_volume(
     let tpm = swtpm_tests::TpmState::new()?;
     let srk = tempfile::NamedTempFile::new()?;
     fs::write(srk.path(), tpm.storage_root_key()?)?;
-    let powered = tpm.powered()?;
-    let attributes = "ownerwrite|nt=counter|ownerread|authread|no_da";
-    powered.tool("tpm2_nvdefine", &format!("-Q -C o -a {attributes} 0x180494f"))?;
-    powered.tool("tpm2_nvincrement", "-Q -C o 0x180494f")?;
-    let value = powered.tool("tpm2_nvread", "-C o -s 8 0x180494f")?;
-    let value = u64::from_be_bytes(value.try_into().ok().context("a counter has 8 bytes")?);
-    powered.off()?;
-    let rule = RollbackRule { counter: 0x0180_494f, value, index: RollbackIndex(7) };
+    let rule = tpm.rollback_counter(7)?;
     let image = |index| {
         Chain::tiny("trixie", "", |request| {
             of(index)(request);
@@ -129,10 +112,8 @@ fn rollback_an_image_that_asks_the_counter_itself_is_refused_without_any_volume(
     };
     ensure!(boots("rule_at_its_floor", &old, ROOT_REACHED)?);
 
-    let powered = tpm.powered()?;
-    powered.tool("tpm2_nvincrement", "-Q -C o 0x180494f")?;
-    powered.off()?;
-    let expected = format!("rollback index 8 or higher, as the TPM's counter says ({})", value + 1);
+    tpm.count_up()?;
+    let expected = format!("rollback index 8 or higher, as the TPM's counter says ({})", rule.value + 1);
     ensure!(!boots("rollback_below_the_counter", &old, &expected)?, "the old root was reached");
     ensure!(boots("rule_at_the_counter", &new, ROOT_REACHED)?);
 

@@ -2,17 +2,15 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use iofs_policy::{
-    manifest::{RollbackIndex, RollbackRule, TpmUse},
+    manifest::{RollbackRule, TpmUse},
     slots::{FloorKeeper, SlotName},
 };
 use iofs_sign::seal::SealRequest;
 use swtpm_tests::{Ending, ScratchDisk, TpmState, chain::Chain};
 
 use crate::support::{BOOT, Device, as_is, reached, release};
-
-const COUNTER: &str = "0x180494f";
 
 /// Floor 2 is kept by the TPM; the rule says what its counter means.
 struct Kept {
@@ -26,14 +24,8 @@ impl Kept {
         let tpm = TpmState::new()?;
         let srk = tempfile::NamedTempFile::new()?;
         fs::write(srk.path(), tpm.storage_root_key()?)?;
-        let powered = tpm.powered()?;
-        let attributes = "ownerwrite|nt=counter|ownerread|authread|no_da";
-        powered.tool("tpm2_nvdefine", &format!("-Q -C o -a {attributes} {COUNTER}"))?;
-        powered.tool("tpm2_nvincrement", &format!("-Q -C o {COUNTER}"))?;
-        let value = powered.tool("tpm2_nvread", &format!("-C o -s 8 {COUNTER}"))?;
-        let value = u64::from_be_bytes(value.try_into().ok().context("a counter has 8 bytes")?);
-        powered.off()?;
-        Ok(Self { tpm, srk, rule: RollbackRule { counter: 0x0180_494f, value, index: RollbackIndex(1) } })
+        let rule = tpm.rollback_counter(1)?;
+        Ok(Self { tpm, srk, rule })
     }
 
     fn ask(&self, request: &mut SealRequest) {
@@ -45,13 +37,6 @@ impl Kept {
 
     fn release(&self, version: &str, index: u64) -> Result<Chain> {
         release(version, index, "", |request| self.ask(request))
-    }
-
-    /// As `mark-good` does for index 2.
-    fn raise(&self) -> Result<()> {
-        let powered = self.tpm.powered()?;
-        powered.tool("tpm2_nvincrement", &format!("-Q -C o {COUNTER}"))?;
-        powered.off()
     }
 }
 
@@ -73,7 +58,7 @@ fn rollback_an_old_release_a_restored_disk_and_a_restored_record_boot_no_more_on
     device.put(SlotName::B, &new)?;
     ensure!(device.boot()?.0.as_deref() == Some("2"));
     device.confirm()?;
-    kept.raise()?;
+    kept.tpm.count_up()?;
 
     // The restored record alone: the newest release boots all the same.
     device.set_state(&record_before)?;

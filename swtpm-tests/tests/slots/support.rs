@@ -4,16 +4,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{
-    dsse::MAX_ENVELOPE_SIZE,
     manifest::RollbackIndex,
-    slots::{FOOTER_SIZE, Footer, RECORD_SIZE, SlotName, SlotRecord},
+    slots::{RECORD_SIZE, SlotName, SlotRecord},
     verity::CorruptionAction,
 };
 use iofs_sign::{
     disk::{DiskPartition, DiskReport},
     seal::{SealRequest, config::SlotsSection},
-    sealed,
-    slots::layout::SlotLayout,
 };
 use swtpm_tests::{
     Ending, Line, Machine, ScratchDisk, TpmState, Vm,
@@ -60,7 +57,7 @@ impl<'a> Device<'a> {
     }
 
     fn partition(&self, label: &str) -> Result<&DiskPartition> {
-        self.report.partitions.iter().find(|one| one.label == label).with_context(|| format!("a partition {label}"))
+        find(&self.report, label)
     }
 
     pub(super) fn slot(&self, slot: SlotName) -> Result<&DiskPartition> {
@@ -69,16 +66,11 @@ impl<'a> Device<'a> {
 
     /// Puts a release into a slot, as whoever has the disk can do.
     pub(super) fn put(&self, slot: SlotName, release: &Chain) -> Result<()> {
-        let (partition, directory) = (self.slot(slot)?, release.directory());
-        let envelope = directory.read(sealed::MANIFEST, MAX_ENVELOPE_SIZE)?;
-        let layout = SlotLayout::new(&release.manifest()?, envelope.len())?;
-        ensure!(layout.least_size <= partition.size, "slot {slot} is too small");
-        for (name, at) in [(sealed::IMAGE, 0), (sealed::TREE, layout.hash_offset)] {
-            self.disk.write(partition.offset + at, &std::fs::read(directory.file(name))?)?;
-        }
-        self.disk.write(partition.offset + layout.envelope_offset, &envelope)?;
-        let footer = Footer::new(layout.envelope_offset, &envelope)?.encode();
-        self.disk.write(partition.offset + partition.size - FOOTER_SIZE as u64, &footer)
+        let (partition, (disk, report)) = (self.slot(slot)?, release.disk()?);
+        let theirs = find(&report, "system_a")?;
+        ensure!(theirs.size == partition.size, "slots of {} and {} bytes", theirs.size, partition.size);
+        let size = usize::try_from(partition.size)?;
+        self.disk.write(partition.offset, &disk.read(theirs.offset, size)?)
     }
 
     pub(super) fn state(&self) -> Result<Vec<u8>> {
@@ -119,6 +111,10 @@ impl<'a> Device<'a> {
         let ending = vm.wait_for_end(BOOT)?;
         Ok((reached(&vm), ending))
     }
+}
+
+fn find<'a>(report: &'a DiskReport, label: &str) -> Result<&'a DiskPartition> {
+    report.partitions.iter().find(|one| one.label == label).with_context(|| format!("a partition {label}"))
 }
 
 /// The release whose root was reached.

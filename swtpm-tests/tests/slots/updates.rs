@@ -1,6 +1,6 @@
 //! A whole Debian that updates itself: from slot to slot over three releases, each confirmed by its own unit.
 
-use std::{fs, os::unix::fs::symlink, path::PathBuf, process::Command, time::Duration};
+use std::{fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{
@@ -21,16 +21,7 @@ const POWER_OFF: &str = "(sleep 1; systemctl poweroff) >/dev/null 2>&1 &";
 /// A Debian 13 of this version whose unit confirms each boot once it is complete, as `packaging/` has it.
 fn debian(version: u64) -> Result<Chain> {
     let added = tempfile::tempdir()?;
-    let units = added.path().join("etc/systemd/system");
-    let name = "iofs-mark-good.service";
-    for folder in ["multi-user.target.wants", "iofs-mark-good.service.d"] {
-        fs::create_dir_all(units.join(folder))?;
-    }
-    fs::create_dir_all(added.path().join("usr"))?;
-    fs::copy(cache::workspace().join("packaging").join(name), units.join(name))?;
-    let libraries = "[Service]\nEnvironment=LD_LIBRARY_PATH=/usr/lib/iofs-test\n";
-    fs::write(units.join("iofs-mark-good.service.d/here.conf"), libraries)?;
-    symlink(format!("../{name}"), units.join("multi-user.target.wants").join(name))?;
+    attester::add_mark_good(added.path(), "")?;
     fs::write(added.path().join("etc/version"), format!("{version}\n"))?;
     let root = attester::root_with(added.path(), &format!("slots-{version}"))?;
     let chain = Chain::seal("trixie", &root, |request| {
@@ -66,8 +57,7 @@ fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
 fn running(device: &Device<'_>, stick: &ScratchDisk, version: u64) -> Result<(Workshop, Value)> {
     let vm = device.machine().disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
     let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
-    let done = "until systemctl is-active --quiet iofs-mark-good || systemctl is-failed --quiet iofs-mark-good; do sleep 1; done";
-    shell.run_for(&format!("{done}; systemctl is-active iofs-mark-good"), COMPLETE)?;
+    shell.run_for(attester::MARKED_GOOD, COMPLETE)?;
     ensure!(shell.run("cat /etc/version")? == version.to_string());
     let status = serde_json::from_str(&shell.run("iofs-sign status --json")?)?;
     Ok((shell, status))
