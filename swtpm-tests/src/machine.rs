@@ -263,7 +263,10 @@ impl Machine {
         // A thread for each emulated processor lets one run into code that another is just patching: the kernel then dies
         // of its own breakpoint ("Oops: int3"). Counting instructions, too, is a thing of the one-threaded emulator alone.
         let emulated = self.deterministic || accelerator == "tcg";
-        let accelerator = if emulated { "tcg,thread=single" } else { accelerator };
+        // A byte that is written to a page from which code was translated has all translations of that page looked at. After a
+        // switch of roots the kernel clears pages that were the old root's programs, translated at another address for each
+        // process: with the default of up to 1 GiB of translations, which are never dropped, minutes go by. A few drops cost less.
+        let accelerator = if emulated { "tcg,thread=single,tb-size=128" } else { accelerator };
         let mut arguments: Vec<OsString> =
             ["-nodefaults", "-no-user-config", "-display", "none", "-nic", "none"].map(OsString::from).to_vec();
         let mut pair = |option: &str, value: OsString| arguments.extend([option.into(), value]);
