@@ -142,8 +142,13 @@ impl SlotRules {
         if a == b || self.places.contains(&self.state) {
             return refuse("places", "three different places for both slots and the state", a);
         }
-        if !(1..=MAX_SLOT_TRIES).contains(&self.tries) {
-            return refuse("tries", "1 to 15", &self.tries);
+        // What a loader starts more often than that is stopped, and the record must remember it.
+        let (most, expected) = match self.chooser {
+            Chooser::VerifyInit => (MAX_SLOT_TRIES, "1 to 15"),
+            Chooser::BootLoader => (MAX_BOOTS as u8 - 1, "1 to 7, where the boot loader chooses"),
+        };
+        if !(1..=most).contains(&self.tries) {
+            return refuse("tries", expected, &self.tries);
         }
         Ok(())
     }
@@ -169,6 +174,9 @@ mod tests {
         let mut file = rules();
         file.state = "ext4:PARTLABEL=boot:/state".parse().unwrap();
         changed.push((file, "state"));
+        let loader = SlotRules { chooser: Chooser::BootLoader, tries: 7, ..rules() };
+        assert_eq!(loader.check(), Ok(()));
+        changed.push((SlotRules { tries: 8, ..loader }, "tries"));
         for (rules, field) in changed {
             assert_eq!(rules.check().unwrap_err().field, field, "{rules:?}");
         }

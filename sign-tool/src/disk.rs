@@ -40,6 +40,8 @@ pub(crate) const READ_ONLY: u64 = 1 << 60;
 pub struct Additions {
     /// The unified kernel image that firmware starts, instead of [`sealed::UKI`].
     pub uki: Option<PathBuf>,
+    /// The boot loader, where that chooses among slots, instead of the systemd-boot that is installed.
+    pub boot_loader: Option<PathBuf>,
     /// The size of the EFI system partition in bytes, instead of what two such images need.
     pub esp_size: Option<u64>,
     /// The size of each slot in bytes, instead of half as much again as the image takes.

@@ -9,6 +9,7 @@ use std::{
 use iofs_policy::{
     digest::Sha256Digest,
     manifest::{ImageIdentity, Manifest},
+    slots::Chooser,
     trust::{TrustedKey, TrustedKeys},
     verity::RootHash,
 };
@@ -36,7 +37,6 @@ use config::Config;
 use documents::{identity, manifest, trust_policy, write_documents};
 use finish::{Pending, SigningKeys};
 use image::{write_image, write_tree};
-use os_release::OsRelease;
 pub use plan::{Plan, plan};
 
 /// What to seal, and how.
@@ -122,6 +122,7 @@ pub struct Sealed {
 /// A [`Failure`] that names the input and what is wrong with it.
 pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     check_root_hash_signature(request)?;
+    check_loader_has_an_image(request)?;
     let trust_keys = trusted_keys(request)?;
     let kernel = read_kernel(request)?;
     let init = read_init(request)?;
@@ -139,7 +140,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     if let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) {
         write_kernel(request, paths, kernel, &init, &directory, output)?;
         if let Some(stub) = &stub {
-            write_uki_base(request, stub, kernel, &os_release, &directory)?;
+            write_uki_base(request, stub, kernel, os_release.sealed(&manifest.image), &directory)?;
         }
     }
     write_certificates(&request.certificates, &directory)?;
@@ -160,6 +161,16 @@ fn check_root_hash_signature(request: &SealRequest) -> Result<(), Failure> {
     }
     Err(Failure::new(ExitStatus::Usage, "verity.root_hash_signature: nobody is named who signs the root hash")
         .next("give --verity-key and --verity-certificate, or those for Secure Boot"))
+}
+
+/// What counts tries in the names of unified kernel images needs one of each release.
+fn check_loader_has_an_image(request: &SealRequest) -> Result<(), Failure> {
+    let chooses = request.config.slots.as_ref().is_some_and(|slots| slots.chooser == Chooser::BootLoader);
+    if !chooses || request.uki.is_some() {
+        return Ok(());
+    }
+    Err(Failure::new(ExitStatus::Usage, "slots.chooser: \"boot-loader\" takes a unified kernel image of each release")
+        .next("add --uki, or have verify-init choose"))
 }
 
 fn is_sealed(path: &Path) -> bool {
@@ -254,16 +265,18 @@ fn write_uki_base(
     request: &SealRequest,
     stub: &[u8],
     kernel: &KernelImage,
-    os_release: &OsRelease,
+    os_release: String,
     directory: &AtomicDirectory,
 ) -> Result<(), Failure> {
     let section = &request.config.uki;
     let line = uki_command_line(&request.config)?;
-    let mut parts: Vec<(Part, Vec<u8>)> =
-        vec![(Part::CommandLine, line.into_bytes()), (Part::Uname, kernel.release.to_string().into_bytes())];
+    let mut parts: Vec<(Part, Vec<u8>)> = vec![
+        (Part::CommandLine, line.into_bytes()),
+        (Part::Uname, kernel.release.to_string().into_bytes()),
+        (Part::OsRelease, os_release.into_bytes()),
+    ];
     let pcr_key = request.uki.as_ref().and_then(|uki| uki.pcr_public_key.as_ref());
     parts.extend(pcr_key.map(|pem| (Part::PcrPublicKey, pem.clone().into_bytes())));
-    parts.extend(os_release.text().map(|text| (Part::OsRelease, text.as_bytes().to_vec())));
     for (part, file) in [
         (Part::Microcode, &section.microcode),
         (Part::Splash, &section.splash),

@@ -88,7 +88,8 @@ fn an_image_is_sealed_signed_and_verified_and_the_same_each_time() {
     let headers = Headers::parse(&image).unwrap();
     let section = |part: Part| headers.find(part.section()).unwrap().contents(&image).to_vec();
     assert_eq!(section(Part::CommandLine), LINE.as_bytes());
-    assert_eq!(section(Part::OsRelease), b"ID=car\nVERSION_ID=7\n");
+    let os_release = b"ID=car\nVERSION_ID=7\nIMAGE_ID=\"car\"\nIMAGE_VERSION=\"7\"\n";
+    assert_eq!(section(Part::OsRelease), os_release);
     assert_eq!(section(Part::Initrd), fs::read(sealing.bench.path("one/initramfs.img")).unwrap());
     assert_eq!(section(Part::Linux), cached("kernels/bookworm/vmlinuz"));
     let release = passes(&iofs_sign(["inspect", &sealing.bench.text("one/uki.efi")]));

@@ -111,6 +111,7 @@ fn run(machine: &Machine, sealed: &Path, storage: &dyn Storage) -> Result<Update
         dry_run: false,
         give_up_fallback: false,
         threads,
+        loader: None,
         storage,
         output,
     })

@@ -43,6 +43,8 @@ pub(crate) struct Trial {
     devices: [Option<BlockDevice>; 2],
     /// The slot that is booted.
     chosen: Option<(SlotName, BlockDevice)>,
+    /// Whether the record knows of this boot.
+    begun: bool,
 }
 
 /// A slot that may be booted as far as its manifest goes.
@@ -114,7 +116,7 @@ fn look<S: System>(
         }
     }
     let candidates = slots.iter().map(|slot| slot.candidate.clone()).collect();
-    Ok((Trial { rules, state, record, write_first, candidates, devices, chosen: None }, slots))
+    Ok((Trial { rules, state, record, write_first, candidates, devices, chosen: None, begun: false }, slots))
 }
 
 /// The record; a new one where neither copy can be read: the slots verify all the same.
@@ -242,6 +244,7 @@ impl Trial {
     fn begin<S: System>(&mut self, boot: &mut Boot<'_, S>, slot: &Slot) {
         let tries = self.rules.tries;
         self.record.begin(&slot.candidate, tries);
+        self.begun = true;
         self.save(boot);
         let Candidate { slot: name, manifest, .. } = slot.candidate;
         self.chosen = Some((name, slot.device.clone()));
@@ -284,10 +287,31 @@ impl Trial {
             .filter(|one| self.record.trial(one.slot, one.manifest, self.rules.tries) == Worth::Trying(0));
         let mut found: Vec<String> = why.to_vec();
         found.extend(no_tries.map(|one| format!("slot {}: release {} has no tries left", one.slot, one.version)));
-        self.record.one_more_try();
-        self.save(boot);
+        match (self.rules.chooser, self.candidates.first().cloned()) {
+            (Chooser::BootLoader, Some(started)) => self.count_for_loader(boot, &started),
+            _ => {
+                self.record.one_more_try();
+                self.save(boot);
+            }
+        }
         let expected = "a slot with a release that trusted keys signed, not older than the floor, with tries left";
         refusal(STAGE, "neither slot can be booted", expected, found.join("; "), RECOVER)
+    }
+}
+
+impl Trial {
+    /// What the boot loader started cannot be booted: that counts as a boot, too, or it would be started for ever.
+    fn count_for_loader<S: System>(mut self, boot: &mut Boot<'_, S>, started: &Candidate) {
+        if !self.begun {
+            self.record.begin(started, self.rules.tries);
+        }
+        boot.slots = Some(self);
+    }
+
+    /// Whether the boot loader may still come to the other slot: not if it starts the same release more often than that has tries.
+    fn loader_moves_on(&self) -> bool {
+        let last = self.record.boots.last().map(|last| last.manifest);
+        last.is_some_and(|manifest| self.record.refused_in_a_row(manifest) <= usize::from(self.rules.tries))
     }
 }
 
@@ -298,8 +322,7 @@ pub(crate) fn action_after<S: System>(boot: &mut Boot<'_, S>, stage: Stage, seal
     trial.record.refused(stage, tries);
     let left = match trial.rules.chooser {
         Chooser::VerifyInit => !trial.record.order(&trial.candidates, tries).is_empty(),
-        // It counts, and what it counts has an end.
-        Chooser::BootLoader => true,
+        Chooser::BootLoader => trial.loader_moves_on(),
     };
     if !left {
         trial.record.one_more_try();

@@ -224,19 +224,50 @@ fn a_machine_whose_state_is_lost_boots_the_newest_release() {
     }
 }
 
-#[test]
-fn where_the_boot_loader_chooses_only_its_own_release_is_booted_and_it_counts() {
-    let mut fake = machine(Some(&release("1", 5)), Some(&release("2", 5)));
+/// The same machine, as a boot loader starts it with the initramfs of release 1.
+fn loader_starts_1(mut fake: Fake) -> Fake {
     let mut sealer = Fake::empty();
     sealer.seal(&release("1", 5));
     fake.put(MANIFEST, &sealer.files[MANIFEST]);
     let mut trust = TrustPolicy::parse(&fake.files[TRUST]).unwrap();
     trust.slots = Some(SlotRules { chooser: Chooser::BootLoader, ..rules() });
     fake.put(TRUST, &trust.to_json());
+    fake
+}
+
+#[test]
+fn where_the_boot_loader_chooses_only_its_own_release_is_booted_and_it_counts() {
+    let mut fake = loader_starts_1(machine(Some(&release("1", 5)), Some(&release("2", 5))));
     let mut used_up = SlotRecord::default();
     used_up.install(SlotName::A, sealer_digest(&release("1", 5)), 0);
     set_record(&mut fake, &used_up);
     assert_eq!(boots(&mut fake), (SlotName::A, "1".to_owned()));
+}
+
+#[test]
+fn what_a_boot_loader_starts_in_vain_more_often_than_it_has_tries_stops_the_machine() {
+    let mut fake = loader_starts_1(machine(Some(&release("1", 5)), Some(&release("2", 5))));
+    let mut corrupt = SlotRecord::default();
+    corrupt.begin(&candidate_of(&release("1", 5)), 2);
+    corrupt.corrupt(SlotName::A, sealer_digest(&release("1", 5)));
+    corrupt.boots.clear();
+    set_record(&mut fake, &corrupt);
+    for expected in [FailureAction::Reboot, FailureAction::Reboot, release("1", 5).on_failure] {
+        let End::Stopped(action) = boot(&mut fake) else { panic!("{}", fake.console) };
+        assert_eq!(action, expected, "{}", fake.console);
+        fake = loader_starts_1(again(&fake));
+    }
+    assert_eq!(record(&fake).boots.len(), 3);
+}
+
+fn candidate_of(manifest: &Manifest) -> iofs_policy::slots::Candidate {
+    let image = &manifest.image;
+    iofs_policy::slots::Candidate {
+        slot: SlotName::A,
+        manifest: sealer_digest(manifest),
+        version: image.version.clone(),
+        rollback_index: image.rollback_index,
+    }
 }
 
 fn sealer_digest(manifest: &Manifest) -> iofs_policy::digest::Sha256Digest {

@@ -233,6 +233,14 @@ impl SlotRecord {
         }
     }
 
+    /// How many boots of that manifest in a row, up to the last one, were refused.
+    pub fn refused_in_a_row(&self, manifest: Sha256Digest) -> usize {
+        let refused = |boot: &&BootEntry| {
+            boot.manifest == manifest && matches!(boot.outcome, Outcome::Refused(_) | Outcome::Corrupt)
+        };
+        self.boots.iter().rev().take_while(refused).count()
+    }
+
     /// Whether all blocks of that slot are to be read before it is started again: its last boot ended abruptly, as it does
     /// where the kernel finds a corrupt block.
     pub fn ended_abruptly(&self, slot: SlotName, manifest: Sha256Digest) -> bool {
@@ -377,6 +385,21 @@ mod tests {
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(SlotRecord::newest(&bytes).0.is_err());
         }
+    }
+
+    #[test]
+    fn refusals_are_counted_until_another_release_or_a_boot_that_was_let_through() {
+        let (a, b) = (candidate(SlotName::A, "1", 1), candidate(SlotName::B, "2", 1));
+        let mut record = SlotRecord::default();
+        for (begun, refused, expected) in [(&a, true, 1), (&a, true, 2), (&b, true, 1), (&a, false, 0), (&a, true, 1)] {
+            record.begin(begun, 3);
+            if refused {
+                record.refused(Stage::Mapped, 3);
+            }
+            assert_eq!(record.refused_in_a_row(begun.manifest), expected);
+        }
+        record.corrupt(SlotName::A, a.manifest);
+        assert_eq!(record.refused_in_a_row(a.manifest), 1);
     }
 
     #[test]

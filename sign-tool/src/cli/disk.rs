@@ -10,8 +10,8 @@ use iofs_sign::{
 
 /// Write a disk image: GPT, with the sealed data and its hash tree in typed partitions, and what firmware starts
 ///
-/// Where the directory has uki.efi, the first partition is an EFI system partition from which firmware starts it; where
-/// it has roothash.p7s, the last one holds that signature, for systemd's tools. What is sealed for slots lies in slot a; slot b and
+/// Where the directory has uki.efi, the first partition is an EFI system partition from which firmware starts it, by a boot loader
+/// where that chooses among slots; where it has roothash.p7s, the last one holds that signature, for systemd's tools. What is sealed for slots lies in slot a; slot b and
 /// the record of tries come behind it. The same input gives the same image. It is written sparse, and whole or not at all.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -28,6 +28,9 @@ pub(crate) struct Arguments {
     /// The unified kernel image that firmware starts [default: uki.efi of the directory]
     #[arg(long, value_name = "FILE")]
     uki: Option<PathBuf>,
+    /// The boot loader, where it chooses among slots, signed where Secure Boot is on [default: the systemd-boot that is installed]
+    #[arg(long, value_name = "FILE")]
+    boot_loader: Option<PathBuf>,
     /// The size of the EFI system partition, in bytes or with K, M or G [default: for two such images]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     esp_size: Option<u64>,
@@ -42,6 +45,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let additions = Additions {
         uki: arguments.uki.clone(),
+        boot_loader: arguments.boot_loader.clone(),
         esp_size: arguments.esp_size,
         slot_size: arguments.slot_size,
         root_certificate: arguments.verity_certificate.clone(),

@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 
 use iofs_policy::{
-    boot_record::BootRecord,
+    boot_record::{BootRecord, BootedSlot},
     paths::{BOOT_RECORD, TRUST_COPY},
 };
 use iofs_sign::{
     enroll::{rollback, tpm::TpmSide, volume::Volume},
     report::{ExitStatus, Failure, Output},
-    slots::confirm::{self, Confirmed},
+    slots::{
+        confirm::{self, Confirmed},
+        loader::LoaderFiles,
+        rules,
+    },
     status,
 };
 use iofs_tpm::rollback::DEFAULT_INDEX;
@@ -19,7 +23,8 @@ use super::attest_tpm::{Handle, TpmArguments, parse_nv_index};
 
 /// Confirm that the running release is good: older ones are refused from now on
 ///
-/// On a machine with slots it ends the release's trial first, so that it is booted from now on, however often it is started.
+/// On a machine with slots it ends the release's trial first, so that it is booted from now on, however often it is started; where
+/// the boot loader chooses, by renaming the unified kernel image, as systemd-bless-boot does.
 ///
 /// Raises the TPM's rollback counter to what the running release's tokens allow. From then on the TPM opens the volumes for
 /// no release with a lower rollback index, whatever is written to the disks, and images with the rule [tpm] rollback refuse to
@@ -41,6 +46,9 @@ pub(crate) struct Arguments {
     /// What verify-init left of its trust policy, on a machine with slots
     #[arg(long, value_name = "FILE", default_value = TRUST_COPY)]
     trust: PathBuf,
+    /// Where the boot loader's file system is mounted, if it chooses [default: the one of /boot, /efi, /boot/efi with EFI/Linux]
+    #[arg(long, value_name = "DIR")]
+    esp_path: Option<PathBuf>,
     /// Note instead that the confirmed system is shut down in order: else the next boot reads the whole slot, for it cannot tell
     /// a lost power supply from a corrupt block
     #[arg(long, conflicts_with_all = ["volume", "dry_run"])]
@@ -77,15 +85,19 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     if arguments.shutdown {
         return shutdown(&record, output);
     }
-    let slot = record.slot.as_ref();
-    let confirmed =
-        slot.map(|slot| confirm::confirm(&record, slot, &arguments.trust, arguments.dry_run)).transpose()?;
+    let confirmed = record.slot.as_ref().map(|slot| confirm_slot(arguments, &record, slot)).transpose()?;
     // A machine with slots may well have no TPM.
     let has_counter = !arguments.volume.is_empty() || record.rollback.is_some() || confirmed.is_none();
     let raised = has_counter.then(|| raise_counter(arguments, &record)).transpose()?;
     let marked = Marked { confirmed, raised };
     output.result(&marked, || text(&marked, arguments.dry_run));
     Ok(())
+}
+
+fn confirm_slot(arguments: &Arguments, record: &BootRecord, slot: &BootedSlot) -> Result<Confirmed, Failure> {
+    let trust = rules::read_trust(&arguments.trust)?;
+    let loader = LoaderFiles::find(&trust, arguments.esp_path.as_deref())?;
+    confirm::confirm(record, slot, &trust, loader.as_ref(), arguments.dry_run)
 }
 
 /// Notes the end of a boot that was confirmed.

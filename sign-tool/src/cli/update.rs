@@ -7,12 +7,13 @@ use std::{
 
 use iofs_policy::{
     paths::{BOOT_RECORD, TRUST_COPY},
-    slots::{Chooser, SlotName},
+    slots::SlotName,
     trust::TrustPolicy,
 };
 use iofs_sign::{
     report::{ExitStatus, Failure, Output},
     slots::{
+        loader::LoaderFiles,
         rules,
         source::Source,
         storage::Disk,
@@ -27,7 +28,7 @@ use iofs_sign::{
 /// The release must be signed by the keys that this boot trusted, be of the same image, and be newer than what runs. Its signature
 /// and its whole hash tree are verified first, and each block before it is used. Only blocks that differ from what the slot holds
 /// are written; those that the running slot has are copied from there. All of it is read back from the device before the slot
-/// counts as written. Whenever it is interrupted, what runs is whole, and running it again goes on from there.
+/// counts as written. Where the boot loader chooses, the release's unified kernel image is written for it last. Whenever it is interrupted, what runs is whole, and running it again goes on from there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   iofs-sign update /media/stick/gateway-7.iofs
@@ -54,6 +55,9 @@ pub(crate) struct Arguments {
     /// The partition with the record of tries that belongs to that slot
     #[arg(long, value_name = "PATH", requires_all = ["slot", "device"])]
     state: Option<PathBuf>,
+    /// Where the boot loader's file system is mounted, if it chooses [default: the one of /boot, /efi, /boot/efi with EFI/Linux]
+    #[arg(long, value_name = "DIR")]
+    esp_path: Option<PathBuf>,
     /// Verify all, say what would be written, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -68,6 +72,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let trust = rules::read_trust(&arguments.trust)?;
     let target = target(arguments, &trust)?;
+    let loader = LoaderFiles::find(&trust, arguments.esp_path.as_deref())?;
     let source = Source::open(&arguments.source)?;
     let report = update::update(&UpdateJob {
         source: &source,
@@ -76,12 +81,10 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         dry_run: arguments.dry_run,
         give_up_fallback: arguments.give_up_fallback,
         threads: super::threads(arguments.threads),
+        loader: loader.as_ref(),
         storage: &Disk,
         output,
     })?;
-    if report.outcome == Outcome::Written && trust.slots.is_some_and(|rules| rules.chooser == Chooser::BootLoader) {
-        output.warn("the boot loader chooses here: give it this release's unified kernel image, or kernel and mini-initramfs, too");
-    }
     output.result(&report, || text(&report));
     Ok(())
 }

@@ -1,12 +1,9 @@
-//! The EFI system partition: a FAT file system with one program at the path that firmware looks for by itself.
+//! The EFI system partition: a FAT file system with a program at the path that firmware looks for by itself: a unified kernel
+//! image, or a boot loader that starts one.
 //!
 //! UEFI 2.10, sections 13.3 (FAT32 on a system partition) and 3.5.1.1 (the path).
 
-use std::{
-    fs::File,
-    io,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, path::Path};
 
 use hadris_fat::{
     FatKind, FatOptions, VolumeLabel,
@@ -29,41 +26,48 @@ use crate::{
 const MINIMUM: u64 = 34 << 20;
 /// Sectors and clusters are counted in 32 bits, and some firmware counts bytes so. Bytes.
 const MAXIMUM: u64 = 4 << 30;
-const FOLDER: &str = "/EFI/BOOT";
+const DEFAULT_FOLDER: &str = "/EFI/BOOT";
+/// Where a boot loader looks for unified kernel images.
+const LOADED_FOLDER: &str = "/EFI/Linux";
 
 /// What the partition is to hold.
 #[derive(Debug)]
 pub(super) struct Esp {
-    path: PathBuf,
-    uki: Vec<u8>,
-    architecture: Architecture,
+    files: Vec<EspFile>,
     volume_id: u32,
 }
 
+#[derive(Debug)]
+struct EspFile {
+    folder: &'static str,
+    name: String,
+    contents: Vec<u8>,
+}
+
 impl Esp {
-    /// Reads the image, which must be one for this processor.
-    pub(super) fn new(path: &Path, architecture: Architecture, volume_id: u32) -> Result<Self, Failure> {
-        let uki = atomic::read(path)?;
-        let headers = Headers::parse(&uki).map_err(|error| bad_input(path, &error))?;
-        if headers.machine.architecture() != architecture {
-            let found = headers.machine.name();
-            return Err(bad_input(path, &format_args!("expected an image for {architecture}, found one for {found}"))
-                .next("assemble it from the kernel that was sealed: iofs-sign uki"));
-        }
-        Ok(Self { path: path.to_owned(), uki, architecture, volume_id })
+    /// With a program that firmware starts by itself, which must be one for this processor.
+    pub(super) fn new(started: &Path, architecture: Architecture, volume_id: u32) -> Result<Self, Failure> {
+        let name = default_name(architecture).to_owned();
+        let file = EspFile { folder: DEFAULT_FOLDER, name, contents: program(started, architecture)? };
+        Ok(Self { files: vec![file], volume_id })
     }
 
-    /// As asked, or with room for a second image, so that an update can be written beside the one that runs.
+    /// And with a unified kernel image of this name, which that program starts.
+    pub(super) fn with_image(mut self, name: String, path: &Path, architecture: Architecture) -> Result<Self, Failure> {
+        self.files.push(EspFile { folder: LOADED_FOLDER, name, contents: program(path, architecture)? });
+        Ok(self)
+    }
+
+    /// As asked, or with room for everything once more, so that an update can be written beside what runs.
     pub(super) fn partition_size(&self, asked: Option<u64>) -> Result<u64, Failure> {
-        let image = self.uki.len() as u64;
-        let least = with_tables(image);
-        let size = asked.map_or_else(|| with_tables(2 * image), |asked| asked.next_multiple_of(ALIGNMENT));
+        let files: u64 = self.files.iter().map(|file| file.contents.len() as u64).sum();
+        let least = with_tables(files);
+        let size = asked.map_or_else(|| with_tables(2 * files), |asked| asked.next_multiple_of(ALIGNMENT));
         if (least..=MAXIMUM).contains(&size) {
             return Ok(size);
         }
-        let path = self.path.display();
         let fact = format!(
-            "EFI system partition: expected {least} bytes, which {path} needs on FAT32, to {MAXIMUM}, found {size}"
+            "EFI system partition: expected {least} bytes, which its {files} bytes of files need on FAT32, to {MAXIMUM}, found {size}"
         );
         Err(Failure::new(ExitStatus::Usage, fact)
             .next("give another --esp-size; by default there is room for two images"))
@@ -81,11 +85,25 @@ impl Esp {
     fn fill(&self, mut device: Partition<FileDevice>) -> Result<(), Box<dyn std::error::Error>> {
         format(&mut device, &options(self.volume_id))?;
         let volume = Volume::new(FatFs::mount(device, MountOptions::new())?);
-        volume.create_dir_all(FOLDER)?;
-        volume.write(format!("{FOLDER}/{}", default_name(self.architecture)), &self.uki)?;
+        for EspFile { folder, name, contents } in &self.files {
+            volume.create_dir_all(folder)?;
+            volume.write(format!("{folder}/{name}"), contents)?;
+        }
         volume.lock()?.sync()?;
         Ok(())
     }
+}
+
+/// Reads a program, which must be one for this processor.
+fn program(path: &Path, architecture: Architecture) -> Result<Vec<u8>, Failure> {
+    let bytes = atomic::read(path)?;
+    let headers = Headers::parse(&bytes).map_err(|error| bad_input(path, &error))?;
+    if headers.machine.architecture() == architecture {
+        return Ok(bytes);
+    }
+    let found = headers.machine.name();
+    Err(bad_input(path, &format_args!("expected an image for {architecture}, found one for {found}"))
+        .next("assemble it from the kernel that was sealed: iofs-sign uki"))
 }
 
 /// FAT32 whatever the size, as UEFI wants it on a fixed disk.

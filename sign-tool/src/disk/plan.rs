@@ -1,10 +1,14 @@
 //! Which partitions there are, and where.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use iofs_policy::{
     digest::Sha256Digest,
-    manifest::{Manifest, Place, Role},
+    manifest::{Architecture, Manifest, Place, Role},
+    slots::{Chooser, SlotName},
     verity::RootHash,
 };
 use uuid::Uuid;
@@ -18,6 +22,7 @@ use super::{
 use crate::{
     report::{ExitStatus, Failure},
     sealed::{self, ROOT_HASH_SIGNATURE, SealedDirectory, UKI},
+    slots::loader,
 };
 
 /// A partition before it has its place.
@@ -68,7 +73,11 @@ fn esp(directory: &SealedDirectory, manifest: &Manifest, additions: &Additions) 
     let root_hash = &manifest.verity.root_hash;
     let volume_id = derived("iofs esp volume id", root_hash);
     let volume_id = u32::from_le_bytes(*volume_id.as_bytes().first_chunk().expect("4 of 32 bytes"));
-    let esp = Esp::new(&path, manifest.image.architecture, volume_id)?;
+    let architecture = manifest.image.architecture;
+    let esp = match loader(directory, manifest, additions)? {
+        None => Esp::new(&path, architecture, volume_id)?,
+        Some((loader, name)) => Esp::new(&loader, architecture, volume_id)?.with_image(name, &path, architecture)?,
+    };
     Ok(Some(Wanted {
         label: "esp".to_owned(),
         partuuid: derived_uuid("iofs esp partuuid", root_hash),
@@ -78,6 +87,45 @@ fn esp(directory: &SealedDirectory, manifest: &Manifest, additions: &Additions) 
         size: esp.partition_size(additions.esp_size)?,
         content: Content::Esp(esp),
     }))
+}
+
+/// The boot loader, where that chooses among slots, and what the image of slot a is called for it.
+fn loader(
+    directory: &SealedDirectory,
+    manifest: &Manifest,
+    additions: &Additions,
+) -> Result<Option<(PathBuf, String)>, Failure> {
+    let rules = if manifest.data == Place::Slot { directory.trust()?.slots } else { None };
+    let chosen = rules.filter(|rules| rules.chooser == Chooser::BootLoader);
+    match (chosen, &additions.boot_loader) {
+        (Some(rules), given) => {
+            let loader = given.clone().map_or_else(|| installed_loader(manifest.image.architecture), Ok)?;
+            let name = loader::on_trial(&manifest.image.id, SlotName::A, rules.tries);
+            Ok(Some((loader, name)))
+        }
+        (None, Some(given)) => {
+            let fact =
+                format!("{}: a boot loader is for slots among which it chooses: there are none", given.display());
+            Err(Failure::new(ExitStatus::Usage, fact)
+                .next("omit --boot-loader, or seal with slots.chooser = \"boot-loader\""))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// systemd-boot, as its package has it.
+fn installed_loader(architecture: Architecture) -> Result<PathBuf, Failure> {
+    let name = match architecture {
+        Architecture::X86_64 => "systemd-bootx64.efi",
+        Architecture::Arm64 => "systemd-bootaa64.efi",
+    };
+    let path = Path::new("/usr/lib/systemd/boot/efi").join(name);
+    if path.exists() {
+        return Ok(path);
+    }
+    let fact = format!("boot loader: expected {}, found none", path.display());
+    Err(Failure::new(ExitStatus::Missing, fact)
+        .next("apt-get install systemd-boot-efi; for Secure Boot give a signed one with --boot-loader"))
 }
 
 /// Data and tree; what travels in the initramfs needs no partition.

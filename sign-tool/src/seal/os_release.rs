@@ -2,7 +2,7 @@
 
 use std::{fs, io::Read, path::Path};
 
-use iofs_policy::manifest::{ImageId, ImageVersion};
+use iofs_policy::manifest::{ImageId, ImageIdentity, ImageVersion};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 /// The larger part of a real file is a few hundred bytes; nothing else of a tree is read here.
@@ -18,8 +18,18 @@ pub struct OsRelease {
 
 impl OsRelease {
     /// The whole file, where there is one.
-    pub fn text(&self) -> Option<&str> {
+    fn text(&self) -> Option<&str> {
         self.text.as_deref()
+    }
+
+    /// The file as it is measured and shown of a sealed image: the tree's, and which image and version that is. Boot loaders sort
+    /// unified kernel images by these two.
+    pub fn sealed(&self, image: &ImageIdentity) -> String {
+        let others = |line: &&str| !["IMAGE_ID=", "IMAGE_VERSION="].iter().any(|field| line.starts_with(field));
+        let mut text: String =
+            self.text().unwrap_or_default().lines().filter(others).map(|line| format!("{line}\n")).collect();
+        text.push_str(&format!("IMAGE_ID=\"{}\"\nIMAGE_VERSION=\"{}\"\n", image.id, image.version));
+        text
     }
 
     /// Reads `etc/os-release` or `usr/lib/os-release` of a tree. Links are followed inside the tree only.
@@ -69,6 +79,8 @@ fn read_inside(tree: &Path, path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use iofs_policy::manifest::{Architecture, Role, RollbackIndex};
+
     use super::*;
 
     #[test]
@@ -77,6 +89,17 @@ mod tests {
         assert_eq!((debian.image_id().as_str(), debian.image_version().as_str()), ("debian", "13"));
         let image = OsRelease::parse("ID=debian\nIMAGE_ID='car'\nIMAGE_VERSION=7\nVERSION_ID=13");
         assert_eq!((image.image_id().as_str(), image.image_version().as_str()), ("car", "7"));
+        let sealed = ImageIdentity {
+            id: "car".parse().unwrap(),
+            version: "8".parse().unwrap(),
+            rollback_index: RollbackIndex(1),
+            role: Role::Root,
+            architecture: Architecture::X86_64,
+            debug: false,
+        };
+        let tree = OsRelease { text: Some("ID=debian\nIMAGE_VERSION=7\nVERSION_ID=13".to_owned()), ..image };
+        assert_eq!(tree.sealed(&sealed), "ID=debian\nVERSION_ID=13\nIMAGE_ID=\"car\"\nIMAGE_VERSION=\"8\"\n");
+        assert_eq!(OsRelease::default().sealed(&sealed), "IMAGE_ID=\"car\"\nIMAGE_VERSION=\"8\"\n");
         let nothing = OsRelease::parse("ID=Not Valid\n");
         assert_eq!((nothing.image_id().as_str(), nothing.image_version().as_str()), ("root", "1"));
     }

@@ -6,10 +6,11 @@ use iofs_policy::{
     boot_record::{BootRecord, BootedSlot},
     manifest::RollbackIndex,
     slots::SlotName,
+    trust::TrustPolicy,
 };
 use serde::Serialize;
 
-use super::{record::RecordFile, rules};
+use super::{loader::LoaderFiles, record::RecordFile, rules};
 use crate::report::{ExitStatus, Failure};
 
 /// What was confirmed.
@@ -21,18 +22,25 @@ pub struct Confirmed {
     pub floor: RollbackIndex,
 }
 
-/// Ends the trial of the running release, and raises the floor where the record keeps it.
+/// Ends the trial of the running release, for the boot loader and in the record, and raises the floor where the record keeps it.
 ///
 /// # Errors
 /// The record cannot be read or written, or its last boot is another one than what runs.
-pub fn confirm(boot: &BootRecord, slot: &BootedSlot, trust: &Path, dry_run: bool) -> Result<Confirmed, Failure> {
-    let trust = rules::read_trust(trust)?;
-    let rules = rules::of(&trust)?;
+pub fn confirm(
+    boot: &BootRecord,
+    slot: &BootedSlot,
+    trust: &TrustPolicy,
+    loader: Option<&LoaderFiles>,
+    dry_run: bool,
+) -> Result<Confirmed, Failure> {
+    let rules = rules::of(trust)?;
     let mut file = RecordFile::open(Path::new(&slot.state_device), !dry_run)?;
     if !file.record.confirm(slot.name, boot.manifest_digest, rules) {
         return Err(other_boot(boot, slot, &file));
     }
     if !dry_run {
+        // Before the floor rises: of a release that the loader calls bad, nothing older may be ruled out.
+        loader.map_or(Ok(()), |files| files.confirm(slot.name))?;
         file.save()?;
     }
     Ok(Confirmed { slot: slot.name, floor: file.record.floor })

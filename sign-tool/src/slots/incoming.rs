@@ -1,15 +1,19 @@
 //! A release that is to be written: its manifest and its tree, both verified before anything else is believed of it.
 
 use iofs_policy::{
+    digest::Sha256Digest,
+    dsse::{Envelope, PayloadType},
     manifest::{Architecture, Manifest, VerificationError, VerifiedManifest},
-    slots::{Candidate, FloorKeeper, SlotName, SlotRecord, SlotRules},
-    trust::TrustPolicy,
+    release::Release,
+    slots::{Candidate, Chooser, FloorKeeper, SlotName, SlotRecord, SlotRules, compare_versions},
+    trust::{TrustPolicy, TrustedKeys},
     verity::{Geometry, HashArea, Superblock},
 };
 
 use super::{layout::SlotLayout, source::Source};
 use crate::{
     report::{ExitStatus, Failure},
+    sealed,
     verity::Tree,
 };
 
@@ -67,14 +71,44 @@ impl Incoming {
         Ok(())
     }
 
+    /// The release's unified kernel image, if trusted keys signed that it belongs to this manifest.
+    ///
+    /// # Errors
+    /// The release has none, or another one than its statement says.
+    pub fn kernel_image(&self, source: &Source, keys: &TrustedKeys) -> Result<Vec<u8>, Failure> {
+        let refuse = |status, error: &dyn std::fmt::Display| {
+            Failure::new(status, error.to_string())
+                .about(source.path())
+                .next("nothing was written: fetch the release again")
+        };
+        let statement = Envelope::parse(&source.statement()?, PayloadType::Release)
+            .map_err(|error| refuse(ExitStatus::BadInput, &error))?;
+        let statement = keys.verify(&statement).map_err(|error| refuse(ExitStatus::NotVerified, &error))?;
+        let statement = Release::from_payload(&statement).map_err(|error| refuse(ExitStatus::BadInput, &error))?;
+        let differs = |what: &str, expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
+            refuse(
+                ExitStatus::NotVerified,
+                &format_args!("release statement: {what}: expected {expected}, found {found}"),
+            )
+        };
+        if statement.manifest_digest != self.manifest.digest() {
+            return Err(differs("manifest_digest", &self.manifest.digest(), &statement.manifest_digest));
+        }
+        let image = source.kernel_image()?;
+        let listed = statement.artifacts.iter().find(|artifact| artifact.name == sealed::UKI);
+        let listed = listed.ok_or_else(|| differs("artifacts", &sealed::UKI, &"none"))?;
+        let found = Sha256Digest::of(&image);
+        if found == listed.sha256 { Ok(image) } else { Err(differs(sealed::UKI, &listed.sha256, &found)) }
+    }
+
     /// Refuses what is not newer than the running release: the next boot would not take it.
     ///
     /// # Errors
     /// It is older, or the same.
-    pub fn check_newer(&self, running: &Candidate) -> Result<(), Failure> {
+    pub fn check_newer(&self, rules: &SlotRules, running: &Candidate) -> Result<(), Failure> {
         let new = self.candidate(running.slot.other());
         if new.is_newer_than(running) {
-            return Ok(());
+            return Self::check_loader_agrees(rules, &new, running);
         }
         let name = |one: &Candidate| format!("{} (rollback index {})", one.version, one.rollback_index);
         let found = match (new.manifest == running.manifest, running.is_newer_than(&new)) {
@@ -85,6 +119,17 @@ impl Incoming {
         let fact = format!("release: expected a newer one than {}, which runs, found {found}", name(running));
         Err(Failure::new(ExitStatus::NotVerified, fact)
             .next("to go back, seal the older system again under a higher version"))
+    }
+
+    /// A boot loader knows of no rollback index.
+    fn check_loader_agrees(rules: &SlotRules, new: &Candidate, running: &Candidate) -> Result<(), Failure> {
+        let (found, runs) = (new.version.as_str(), running.version.as_str());
+        if rules.chooser == Chooser::VerifyInit || compare_versions(found, runs).is_gt() {
+            return Ok(());
+        }
+        let fact = format!("release: version: expected a higher one than {runs}, which runs, found {found}");
+        Err(Failure::new(ExitStatus::NotVerified, fact)
+            .next("the boot loader chooses here, by version alone: seal the release under a higher version"))
     }
 }
 

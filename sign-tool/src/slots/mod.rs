@@ -6,6 +6,7 @@ pub mod confirm;
 pub mod held;
 pub mod incoming;
 pub mod layout;
+pub mod loader;
 pub mod record;
 pub mod rules;
 pub mod source;

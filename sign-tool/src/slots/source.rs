@@ -19,6 +19,8 @@ use crate::{
 
 /// What an update reads of a release. The manifest says what the others must be.
 const NEEDED: [&str; 3] = [sealed::MANIFEST, sealed::TREE, sealed::IMAGE];
+/// What a machine needs besides whose boot loader chooses.
+const FOR_LOADER: [&str; 2] = [sealed::RELEASE, sealed::UKI];
 
 /// A release that nobody has verified yet.
 #[derive(Debug)]
@@ -57,14 +59,31 @@ impl Source {
     /// # Errors
     /// It is larger than any envelope, or cannot be read.
     pub fn envelope(&self) -> Result<Vec<u8>, Failure> {
-        let part = self.part(sealed::MANIFEST);
-        if part.size > MAX_ENVELOPE_SIZE as u64 {
-            let fact = format!("{}: expected at most {MAX_ENVELOPE_SIZE} bytes, found {}", part.name, part.size);
-            return Err(Failure::new(ExitStatus::BadInput, fact));
-        }
-        let mut bytes = vec![0; part.size as usize];
-        part.read(&mut bytes, 0)?;
-        Ok(bytes)
+        self.part(sealed::MANIFEST).read_whole(MAX_ENVELOPE_SIZE)
+    }
+
+    /// The envelope with the release statement.
+    ///
+    /// # Errors
+    /// There is none; it is larger than any envelope, or cannot be read.
+    pub fn statement(&self) -> Result<Vec<u8>, Failure> {
+        self.for_loader(sealed::RELEASE)?.read_whole(MAX_ENVELOPE_SIZE)
+    }
+
+    /// The unified kernel image.
+    ///
+    /// # Errors
+    /// There is none; it is larger than any that is loaded, or cannot be read.
+    pub fn kernel_image(&self) -> Result<Vec<u8>, Failure> {
+        self.for_loader(sealed::UKI)?.read_whole(sealed::MAX_IMAGE)
+    }
+
+    fn for_loader(&self, name: &str) -> Result<&Part, Failure> {
+        self.parts.get(name).ok_or_else(|| {
+            let fact =
+                format!("{}: expected {name} in it, for the boot loader chooses here, found none", self.path.display());
+            Failure::new(ExitStatus::BadInput, fact).next("nothing was written: seal the release with --uki")
+        })
     }
 
     /// The hash area.
@@ -86,6 +105,17 @@ impl Part {
     /// As errors name it.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// All of it, if that is not more than `most` bytes.
+    fn read_whole(&self, most: usize) -> Result<Vec<u8>, Failure> {
+        if self.size > most as u64 {
+            let fact = format!("{}: expected at most {most} bytes, found {}", self.name, self.size);
+            return Err(Failure::new(ExitStatus::BadInput, fact));
+        }
+        let mut bytes = vec![0; self.size as usize];
+        self.read(&mut bytes, 0)?;
+        Ok(bytes)
     }
 
     /// Fills the buffer from an offset within the file.
@@ -111,7 +141,8 @@ fn of_directory(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
         let size = file.metadata().map_err(|error| Failure::io(format_args!("read {path}"), &error))?.len();
         Ok((name, Part { file, offset: 0, size, name: path }))
     };
-    NEEDED.into_iter().map(open).collect()
+    let there = FOR_LOADER.into_iter().filter(|name| directory.has(name));
+    NEEDED.into_iter().chain(there).map(open).collect()
 }
 
 fn of_bundle(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
@@ -139,5 +170,6 @@ fn of_bundle(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
             Part { file, offset: extent.offset, size: extent.size, name: format!("{} ({name})", path.display()) },
         ))
     };
-    NEEDED.into_iter().map(part).collect()
+    let there = FOR_LOADER.into_iter().filter(|name| extents.contains_key(name));
+    NEEDED.into_iter().chain(there).map(part).collect()
 }

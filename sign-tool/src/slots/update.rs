@@ -20,6 +20,7 @@ use super::{
     held,
     incoming::Incoming,
     layout::SlotLayout,
+    loader::LoaderFiles,
     record::RecordFile,
     rules,
     source::Source,
@@ -45,6 +46,8 @@ pub struct UpdateJob<'a> {
     pub give_up_fallback: bool,
     /// The most threads to use.
     pub threads: NonZeroUsize,
+    /// What the boot loader starts, where that chooses.
+    pub loader: Option<&'a LoaderFiles>,
     /// How it is written.
     pub storage: &'a dyn Storage,
     /// Where progress and remarks go.
@@ -97,9 +100,11 @@ pub fn update(job: &UpdateJob<'_>) -> Result<UpdateReport, Failure> {
     let rules = rules::of(job.trust)?;
     let machine = job.target.running.as_ref().map(|_| Architecture::CURRENT);
     let incoming = Incoming::verify(job.source, job.trust, machine)?;
+    let loaded = job.loader.map(|files| Loaded::verify(job, files, &incoming)).transpose()?;
     let (slot, record) = claim(job, rules, &incoming)?;
-    let work = Work { job, rules, incoming: &incoming, slot: &slot };
+    let work = Work { job, rules, incoming: &incoming, slot: &slot, loaded: loaded.as_ref() };
     if work.worth(&record, &incoming.candidate(job.target.slot)).may_start() && work.holds_it(machine) {
+        work.complete()?;
         return Ok(work.report(Outcome::AlreadyThere, work.all_in_place(), 0));
     }
     work.keeps_a_fallback(&record)?;
@@ -121,7 +126,7 @@ fn claim(job: &UpdateJob<'_>, rules: &SlotRules, incoming: &Incoming) -> Result<
     let record = RecordFile::open(&job.target.state, false)?;
     incoming.check_floor(rules, &record.record)?;
     if let Some(running) = &job.target.running {
-        incoming.check_newer(&running.candidate)?;
+        incoming.check_newer(rules, &running.candidate)?;
     }
     Ok((open_slot(job, incoming, &record)?, record.record))
 }
@@ -167,12 +172,27 @@ fn running(job: &UpdateJob<'_>) -> Option<(SlotDevice, Tree)> {
     found.map_err(why).ok()
 }
 
+/// What the boot loader is to start of a release.
+struct Loaded<'a> {
+    files: &'a LoaderFiles,
+    image: Vec<u8>,
+}
+
+impl<'a> Loaded<'a> {
+    fn verify(job: &UpdateJob<'_>, files: &'a LoaderFiles, incoming: &Incoming) -> Result<Self, Failure> {
+        let image = incoming.kernel_image(job.source, &job.trust.keys)?;
+        files.check_room(job.target.slot, image.len() as u64)?;
+        Ok(Self { files, image })
+    }
+}
+
 /// An update whose release was verified.
 struct Work<'a> {
     job: &'a UpdateJob<'a>,
     rules: &'a SlotRules,
     incoming: &'a Incoming,
     slot: &'a SlotDevice,
+    loaded: Option<&'a Loaded<'a>>,
 }
 
 impl Work<'_> {
@@ -197,6 +217,14 @@ impl Work<'_> {
         let held = held::manifest(self.slot, self.job.trust, machine);
         held.is_ok_and(|held| held.digest() == self.incoming.manifest.digest())
             && self.read_back("looking at what is there").is_ok()
+    }
+
+    /// Of an update that was interrupted at its very end, the boot loader's part is missing.
+    fn complete(&self) -> Result<(), Failure> {
+        match self.loaded {
+            Some(loaded) if !self.job.dry_run && !loaded.files.starts(self.job.target.slot)? => self.give_to_loader(),
+            _ => Ok(()),
+        }
     }
 
     fn worth(&self, record: &SlotRecord, candidate: &Candidate) -> Trial {
@@ -249,9 +277,10 @@ impl Work<'_> {
         written
     }
 
-    /// Empties the slot: first its end, without which nothing in it counts, then what the record says of it. The other way
-    /// round, a power cut in between would give what failed before its tries back.
+    /// Empties the slot: first what the boot loader would start with it, then its end, without which nothing in it counts, then
+    /// what the record says of it. The other way round, a power cut in between would give what failed before its tries back.
     fn clear(&self) -> Result<u64, Failure> {
+        self.loaded.map_or(Ok(()), |loaded| loaded.files.remove(self.job.target.slot))?;
         let fail = self.io("clear the end of the slot");
         let zeros = [0; FOOTER_SIZE];
         let offset = SlotLayout::footer_offset(self.slot.size());
@@ -323,7 +352,18 @@ impl Work<'_> {
         self.change_record(install).map_err(|failure| {
             failure.next("the slot holds the release, and the next boot tries it: see why the record cannot be written")
         })?;
+        self.give_to_loader()?;
         Ok(FOOTER_SIZE as u64)
+    }
+
+    /// Last of all: from here on the boot loader starts the release.
+    fn give_to_loader(&self) -> Result<(), Failure> {
+        let Some(Loaded { files, image }) = self.loaded else { return Ok(()) };
+        let slot = self.job.target.slot;
+        files.write(slot, image, self.rules.tries).map_err(|failure| {
+            failure
+                .next(format!("run the update again: slot {slot} is whole, and the boot loader does not start it yet"))
+        })
     }
 
     /// Reads the record anew, since others may have changed it, and writes it.
