@@ -55,6 +55,15 @@ pub fn stub(suite: &str) -> Result<PathBuf> {
     cached(&format!("stubs/{suite}/linuxx64.efi.stub"))
 }
 
+/// The boot loader of a Debian suite's systemd.
+///
+/// # Errors
+///
+/// As [`stub`].
+pub fn boot_loader(suite: &str) -> Result<PathBuf> {
+    cached(&format!("stubs/{suite}/systemd-bootx64.efi"))
+}
+
 /// The folder of an installed machine, as `scripts/make-machine` calls it.
 ///
 /// # Errors

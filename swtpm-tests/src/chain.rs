@@ -198,6 +198,17 @@ impl Chain {
         self.disk_with(&Additions { uki: Some(file.path().to_owned()), ..Additions::default() })
     }
 
+    /// The same for slots among which the boot loader chooses: this one starts the image that `seal` made.
+    ///
+    /// # Errors
+    ///
+    /// Where it cannot be written.
+    pub fn disk_that_loads(&self, loader: &[u8]) -> Result<(ScratchDisk, DiskReport)> {
+        let file = tempfile::NamedTempFile::new_in(self.folder.path())?;
+        fs::write(file.path(), loader)?;
+        self.disk_with(&Additions { boot_loader: Some(file.path().to_owned()), ..Additions::default() })
+    }
+
     fn disk_with(&self, additions: &Additions) -> Result<(ScratchDisk, DiskReport)> {
         let image = self.folder.path().join(format!("disk-{:?}.img", std::thread::current().id()));
         let report = disk::write(&self.directory(), &image, additions, OUTPUT)?;

@@ -3,4 +3,5 @@
 mod fallback;
 mod rollback;
 mod support;
+mod systemd_boot;
 mod updates;

@@ -113,7 +113,7 @@ impl<'a> Device<'a> {
     }
 }
 
-fn find<'a>(report: &'a DiskReport, label: &str) -> Result<&'a DiskPartition> {
+pub(super) fn find<'a>(report: &'a DiskReport, label: &str) -> Result<&'a DiskPartition> {
     report.partitions.iter().find(|one| one.label == label).with_context(|| format!("a partition {label}"))
 }
 

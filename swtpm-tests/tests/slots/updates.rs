@@ -1,47 +1,67 @@
 //! A whole Debian that updates itself: from slot to slot over three releases, each confirmed by its own unit.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{
     manifest::RollbackIndex,
     slots::{Outcome, SlotName},
 };
-use iofs_sign::{seal::config::SlotsSection, sealed};
+use iofs_sign::{
+    seal::{SealRequest, config::SlotsSection},
+    sealed,
+};
 use serde_json::Value;
-use swtpm_tests::{Disk, Ending, ScratchDisk, attester, cache, chain::Chain, tools, workshop::Workshop};
+use swtpm_tests::{Disk, Ending, Machine, ScratchDisk, attester, cache, chain::Chain, tools, workshop::Workshop};
 
-use crate::support::{Device, TRIES};
+use crate::support::{Device, TRIES, as_is};
 
 /// A whole Debian takes its time, and the units behind it.
 const COMPLETE: Duration = Duration::from_secs(600);
 /// Later, since the shell's answer would be overtaken by its end.
 const POWER_OFF: &str = "(sleep 1; systemctl poweroff) >/dev/null 2>&1 &";
 
-/// A Debian 13 of this version whose unit confirms each boot once it is complete, as `packaging/` has it.
-fn debian(version: u64) -> Result<Chain> {
+/// Nothing more than the unit.
+fn nothing(_: &Path) -> Result<()> {
+    Ok(())
+}
+
+/// A Debian 13 of this version, with what `add` puts into it, whose unit confirms each boot once it is complete, as `packaging/` has it.
+pub(super) fn debian(
+    version: u64,
+    add: fn(&Path) -> Result<()>,
+    change: impl FnOnce(&mut SealRequest),
+) -> Result<Chain> {
     let added = tempfile::tempdir()?;
     attester::add_mark_good(added.path(), "")?;
     fs::write(added.path().join("etc/version"), format!("{version}\n"))?;
+    add(added.path())?;
     let root = attester::root_with(added.path(), &format!("slots-{version}"))?;
     let chain = Chain::seal("trixie", &root, |request| {
         request.config.slots = Some(SlotsSection { tries: TRIES, ..SlotsSection::default() });
         request.config.image.version = Some(version.to_string().parse().expect("valid"));
         request.config.image.rollback_index = RollbackIndex(version);
         request.config.trust.minimum_rollback_index = Some(RollbackIndex(1));
+        change(request);
     })?;
     fs::remove_file(root)?;
     Ok(chain)
 }
 
 /// A stick with releases, each in a folder that is called like its version.
-fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
+pub(super) fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
     let folder = tempfile::tempdir_in(cache::target_folder("vm-scratch")?)?;
     for (version, chain) in releases {
         let to = folder.path().join("releases").join(version.to_string());
         fs::create_dir_all(&to)?;
         let directory = chain.directory();
-        for name in [sealed::IMAGE, sealed::TREE, sealed::MANIFEST, sealed::TRUST, sealed::RELEASE] {
+        let names = [sealed::IMAGE, sealed::TREE, sealed::MANIFEST, sealed::TRUST, sealed::RELEASE, sealed::UKI];
+        for name in names.into_iter().filter(|name| directory.has(name)) {
             fs::hard_link(directory.file(name), to.join(name))
                 .or_else(|_| fs::copy(directory.file(name), to.join(name)).map(drop))?;
         }
@@ -54,8 +74,8 @@ fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
 }
 
 /// Boots it until its unit has confirmed the release, and shows what it says of itself.
-fn running(device: &Device<'_>, stick: &ScratchDisk, version: u64) -> Result<(Workshop, Value)> {
-    let vm = device.machine().disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
+pub(super) fn running(machine: Machine, stick: &ScratchDisk, version: u64) -> Result<(Workshop, Value)> {
+    let vm = machine.disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
     let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
     shell.run_for(attester::MARKED_GOOD, COMPLETE)?;
     ensure!(shell.run("cat /etc/version")? == version.to_string());
@@ -63,7 +83,15 @@ fn running(device: &Device<'_>, stick: &ScratchDisk, version: u64) -> Result<(Wo
     Ok((shell, status))
 }
 
-fn shut_down(mut shell: Workshop) -> Result<()> {
+/// Has the running system write a release of the stick into its other slot.
+pub(super) fn update(shell: &mut Workshop, release: u64) -> Result<Value> {
+    shell.run("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick")?;
+    let updated: Value = serde_json::from_str(&shell.run(&format!("iofs-sign update /run/stick/{release} --json"))?)?;
+    ensure!(updated["version"].as_str() == Some(&release.to_string()), "{updated:#}");
+    Ok(updated)
+}
+
+pub(super) fn shut_down(mut shell: Workshop) -> Result<()> {
     shell.run(POWER_OFF)?;
     ensure!(shell.vm().wait_for_end(COMPLETE)? == Ending::PoweredOff);
     Ok(())
@@ -71,21 +99,17 @@ fn shut_down(mut shell: Workshop) -> Result<()> {
 
 #[test]
 fn a_debian_13_updates_itself_from_slot_to_slot_over_three_releases() -> Result<()> {
-    let (second, third) = (debian(2)?, debian(3)?);
+    let (second, third) = (debian(2, nothing, as_is)?, debian(3, nothing, as_is)?);
     let stick = stick(&[(2, &second), (3, &third)])?;
-    let device = Device::new("slots_debian", debian(1)?)?;
+    let device = Device::new("slots_debian", debian(1, nothing, as_is)?)?;
     for (version, slot, next) in [(1, "a", Some(2)), (2, "b", Some(3)), (3, "a", None)] {
-        let (mut shell, status) = running(&device, &stick, version)?;
+        let (mut shell, status) = running(device.machine(), &stick, version)?;
         let slots = status["slots"]["slots"].as_array().context("two slots")?;
         let here = slots.iter().find(|one| one["running"] == true).context("one of them runs")?;
         ensure!(here["name"] == slot && here["trial"] == "good", "{status:#}");
         ensure!(status["slots"]["floor"] == version, "{status:#}");
         if let Some(next) = next {
-            shell.run("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick")?;
-            let updated: Value =
-                serde_json::from_str(&shell.run(&format!("iofs-sign update /run/stick/{next} --json"))?)?;
-            ensure!(updated["version"].as_str() == Some(&next.to_string()), "{updated:#}");
-            println!("{version} to {next}: {updated}");
+            println!("{version} to {next}: {}", update(&mut shell, next)?);
         } else {
             let told = shell
                 .attempt("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick; iofs-sign update /run/stick/2")?;

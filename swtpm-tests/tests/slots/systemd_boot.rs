@@ -1,0 +1,123 @@
+//! UEFI firmware with Secure Boot, and systemd-boot, which counts the tries of releases in slots.
+
+use std::{fs, os::unix::fs::symlink, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use iofs_policy::{
+    failure::FailureAction,
+    manifest::RollbackIndex,
+    slots::{Chooser, SlotName},
+    verity::CorruptionAction,
+};
+use iofs_sign::{
+    disk::DiskReport,
+    seal::{SealRequest, config::SlotsSection},
+};
+use serde_json::{Value, json};
+use swtpm_tests::{Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, cache, chain::Chain};
+
+use crate::{
+    support::{BOOT, TRIES, find, reached},
+    updates::{debian, running, shut_down, stick, update},
+};
+
+/// Sealed for a boot loader that chooses, which firmware with these keys starts.
+fn for_loader(keys: &SecureBoot, request: &mut SealRequest) -> Result<()> {
+    FirmwareImage::new(keys, "trixie", "panic=-1")?.ask(request);
+    let config = &mut request.config;
+    config.image.id = Some("org.example.gateway".parse()?);
+    config.slots = Some(SlotsSection { tries: TRIES, chooser: Chooser::BootLoader, ..SlotsSection::default() });
+    config.boot.on_failure = FailureAction::Reboot;
+    config.boot.on_corruption = CorruptionAction::Restart;
+    // The root has no modules of its own, and mounts the EFI system partition.
+    config.modules.add = ["vfat", "nls_cp437", "nls_ascii"].map(str::to_owned).to_vec();
+    config.trust.minimum_rollback_index = Some(RollbackIndex(1));
+    Ok(())
+}
+
+/// Mounts the EFI system partition where `update` and `mark-good` look for it.
+fn add_mount(added: &Path) -> Result<()> {
+    let units = added.join("etc/systemd/system");
+    let mount = "[Unit]\nDescription=What firmware starts\n[Mount]\nWhat=/dev/disk/by-partlabel/esp\nWhere=/boot\nType=vfat\nOptions=umask=0077\n";
+    fs::write(units.join("boot.mount"), mount)?;
+    Ok(symlink("../boot.mount", units.join("multi-user.target.wants/boot.mount"))?)
+}
+
+struct Gateway {
+    keys: SecureBoot,
+    tpm: TpmState,
+    disk: ScratchDisk,
+    report: DiskReport,
+}
+
+impl Gateway {
+    fn machine(&self) -> Machine {
+        Machine::named("slots_systemd_boot").disk(Disk::raw(self.disk.path())).secure_boot(&self.keys).tpm(&self.tpm)
+    }
+}
+
+/// The names of the files that the loader sees, as `status` tells.
+fn loader(status: &Value) -> Vec<String> {
+    let files = status["loader"].as_array().into_iter().flatten();
+    files.filter_map(|file| Some(file["path"].as_str()?.rsplit_once('/')?.1.to_owned())).collect()
+}
+
+#[test]
+fn systemd_boot_counts_the_tries_of_releases_and_comes_back_from_a_corrupt_one() -> Result<()> {
+    let keys = SecureBoot::new()?;
+    let sealed = |version| {
+        let mut asked = Ok(());
+        let chain = debian(version, add_mount, |request| asked = for_loader(&keys, request))?;
+        asked.map(|()| chain)
+    };
+    let (first, second, third) = (sealed(1)?, sealed(2)?, sealed(3)?);
+    let mut asked = Ok(());
+    let corrupt =
+        Chain::tiny("trixie", "echo 'RELEASE 4'; cat /ballast >/dev/null && echo 'BALLAST READ'", |request| {
+            asked = for_loader(&keys, request);
+            request.config.image.version = Some("4".parse().expect("valid"));
+            request.config.image.rollback_index = RollbackIndex(4);
+        })?;
+    asked?;
+    let stick = stick(&[(2, &second), (3, &third), (4, &corrupt)])?;
+    let boot_loader = keys.image_signer().sign(&fs::read(cache::boot_loader("trixie")?)?)?;
+    let (disk, report) = first.disk_that_loads(&boot_loader)?;
+    let gateway = Gateway { tpm: TpmState::new()?, keys, disk, report };
+
+    for (version, slot, next) in [(1, "a", 2), (2, "b", 3), (3, "a", 4)] {
+        let (mut shell, status) = running(gateway.machine(), &stick, version)?;
+        let slots = status["slots"]["slots"].as_array().context("two slots")?;
+        let here = slots.iter().find(|one| one["running"] == true).context("one of them runs")?;
+        ensure!(here["name"] == slot && here["trial"] == "good", "{status:#}");
+        ensure!(loader(&status).contains(&format!("org.example.gateway-{slot}.efi")), "{status:#}");
+        println!("{version} to {next}: {}", update(&mut shell, next)?);
+        shut_down(shell)?;
+    }
+
+    // Release 4 in slot b, with a block of its ballast changed.
+    let slot = find(&gateway.report, "system_b")?;
+    gateway.disk.flip_bit(slot.offset + 3 * 1024 * 1024, 0)?;
+    let mut vm = gateway.machine().start()?;
+    ensure!(vm.wait_for_end(BOOT)? == Ending::Reset && reached(&vm).as_deref() == Some("4"));
+    ensure!(vm.console().find(&Line::containing("BALLAST READ")).is_none());
+    let mut vm = gateway.machine().start()?;
+    vm.wait_for_line(&Line::containing("slot b is corrupt and out until it is written again"), BOOT)?;
+    ensure!(vm.wait_for_end(BOOT)? == Ending::Reset && reached(&vm).is_none());
+
+    let (shell, status) = running(gateway.machine(), &stick, 3)?;
+    ensure!(loader(&status) == ["org.example.gateway-a.efi", "org.example.gateway-b+0-2.efi"], "{status:#}");
+    let boots = status["slots"]["boots"].as_array().context("the last boots")?;
+    let told: Vec<_> = boots.iter().map(|boot| (boot["slot"].clone(), boot["outcome"].clone())).collect();
+    let (a, b) = (json!(SlotName::A), json!(SlotName::B));
+    let ended = |slot: &Value| (slot.clone(), json!("ended"));
+    let expected = [
+        ended(&a),
+        ended(&b),
+        ended(&a),
+        (b.clone(), json!("corrupt")),
+        (b.clone(), json!({"refused": "chosen"})),
+        (a, json!("good")),
+    ];
+    ensure!(told == expected, "{told:#?}");
+    shut_down(shell)
+}
