@@ -24,6 +24,8 @@ pub mod report;
 pub mod run_init;
 #[cfg(feature = "full")]
 mod second_stage;
+#[cfg(feature = "full")]
+mod slot_keys;
 #[cfg_attr(not(feature = "full"), path = "no_slots.rs")]
 mod slots;
 mod started;

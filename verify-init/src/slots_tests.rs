@@ -51,7 +51,7 @@ fn slot(manifest: &Manifest) -> Vec<u8> {
     bytes[manifest.verity.hash_offset as usize..][..512].copy_from_slice(&superblock.encode());
     let offset = SLOT / 2;
     bytes[offset..offset + envelope.len()].copy_from_slice(envelope);
-    bytes[SLOT - FOOTER_SIZE..].copy_from_slice(&Footer::new(offset as u64, envelope).unwrap().encode());
+    bytes[SLOT - FOOTER_SIZE..].copy_from_slice(&Footer::new((offset as u64, envelope), None).unwrap().encode());
     bytes
 }
 

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 
 use iofs_policy::{
     boot_record::BootRecord,
-    paths::{BOOT_RECORD, TRUST_COPY},
+    paths::{BOOT_RECORD, KEY_HISTORY_COPY, TRUST_COPY},
 };
 use iofs_sign::{
     enroll::{rollback, tpm::TpmSide, volume::Volume},
     report::{ExitStatus, Failure, Output},
-    slots::confirm::{self, Confirmed},
+    slots::{
+        confirm::{self, BootFiles, Confirmed},
+        keys::KeysView,
+    },
     status,
 };
 use iofs_tpm::rollback::DEFAULT_INDEX;
@@ -41,6 +44,9 @@ pub(crate) struct Arguments {
     /// What verify-init left of its trust policy, on a machine with slots
     #[arg(long, value_name = "FILE", default_value = TRUST_COPY)]
     trust: PathBuf,
+    /// What verify-init left of the release's key history, where that moved the keys
+    #[arg(long, value_name = "FILE", default_value = KEY_HISTORY_COPY)]
+    key_history: PathBuf,
     /// Note instead that the confirmed system is shut down in order: else the next boot reads the whole slot, for it cannot tell
     /// a lost power supply from a corrupt block
     #[arg(long, conflicts_with_all = ["volume", "dry_run"])]
@@ -78,8 +84,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         return shutdown(&record, output);
     }
     let slot = record.slot.as_ref();
-    let confirmed =
-        slot.map(|slot| confirm::confirm(&record, slot, &arguments.trust, arguments.dry_run)).transpose()?;
+    let files = BootFiles { trust: &arguments.trust, history: &arguments.key_history };
+    let confirmed = slot.map(|slot| confirm::confirm(&record, slot, files, arguments.dry_run)).transpose()?;
     // A machine with slots may well have no TPM.
     let has_counter = !arguments.volume.is_empty() || record.rollback.is_some() || confirmed.is_none();
     let raised = has_counter.then(|| raise_counter(arguments, &record)).transpose()?;
@@ -133,11 +139,17 @@ fn present(tpm: &mut TpmSide, counter: u32) -> Result<u64, Failure> {
 }
 
 fn text(marked: &Marked, dry_run: bool) -> String {
-    let slot = marked.confirmed.as_ref().map(|Confirmed { slot, floor }| match dry_run {
+    let slot = marked.confirmed.as_ref().map(|confirmed| confirmed_text(confirmed, dry_run));
+    slot.unwrap_or_default() + &marked.raised.as_ref().map(|raised| raised_text(raised, dry_run)).unwrap_or_default()
+}
+
+fn confirmed_text(confirmed: &Confirmed, dry_run: bool) -> String {
+    let Confirmed { slot, floor, keys } = confirmed;
+    let text = match dry_run {
         true => format!("would confirm the release in slot {slot}\n"),
         false => format!("good:    the release in slot {slot}; floor in the record of tries: rollback index {floor}\n"),
-    });
-    slot.unwrap_or_default() + &marked.raised.as_ref().map(|raised| raised_text(raised, dry_run)).unwrap_or_default()
+    };
+    text + &keys.as_ref().map(KeysView::text).unwrap_or_default()
 }
 
 fn raised_text(raised: &Raised, dry_run: bool) -> String {

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use iofs_policy::{boot_record::BootRecord, paths::BOOT_RECORD};
+use iofs_policy::{
+    boot_record::BootRecord,
+    paths::{BOOT_RECORD, TRUST_COPY},
+};
 use iofs_sign::{
     atomic,
     report::{Failure, Output},
@@ -26,6 +29,9 @@ pub(crate) struct Arguments {
     /// What verify-init left of the boot
     #[arg(long, value_name = "FILE", default_value = BOOT_RECORD)]
     boot_record: PathBuf,
+    /// What verify-init left of its trust policy, on a machine with slots
+    #[arg(long, value_name = "FILE", default_value = TRUST_COPY)]
+    trust: PathBuf,
     /// Draw the stages into this file too, as SVG
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
@@ -47,7 +53,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     if let Some(path) = &arguments.timeline {
         atomic::write(path, 0o644, timeline::draw(&boot).to_string().as_bytes())?;
     }
-    let slots = boot.slot.as_ref().map(|slot| survey(&boot, slot));
+    let slots = boot.slot.as_ref().map(|slot| survey(&boot, slot, &arguments.trust));
     let status = Status { boot, slots, timeline: arguments.timeline.clone() };
     output.result(&status, || {
         let slots = status.slots.as_ref().map(survey::text).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use iofs_policy::dsse::MAX_ENVELOPE_SIZE;
+use iofs_policy::{dsse::MAX_ENVELOPE_SIZE, keys::MAX_HISTORY_SIZE};
 use rustix::fs::OFlags;
 
 use super::bundle;
@@ -19,6 +19,8 @@ use crate::{
 
 /// What an update reads of a release. The manifest says what the others must be.
 const NEEDED: [&str; 3] = [sealed::MANIFEST, sealed::TREE, sealed::IMAGE];
+/// What it reads besides, where it is there.
+const OPTIONAL: [&str; 1] = [sealed::KEY_HISTORY];
 
 /// A release that nobody has verified yet.
 #[derive(Debug)]
@@ -57,14 +59,15 @@ impl Source {
     /// # Errors
     /// It is larger than any envelope, or cannot be read.
     pub fn envelope(&self) -> Result<Vec<u8>, Failure> {
-        let part = self.part(sealed::MANIFEST);
-        if part.size > MAX_ENVELOPE_SIZE as u64 {
-            let fact = format!("{}: expected at most {MAX_ENVELOPE_SIZE} bytes, found {}", part.name, part.size);
-            return Err(Failure::new(ExitStatus::BadInput, fact));
-        }
-        let mut bytes = vec![0; part.size as usize];
-        part.read(&mut bytes, 0)?;
-        Ok(bytes)
+        self.part(sealed::MANIFEST).read_whole(MAX_ENVELOPE_SIZE)
+    }
+
+    /// The key history, if there is one.
+    ///
+    /// # Errors
+    /// It is larger than any, or cannot be read.
+    pub fn history(&self) -> Result<Option<Vec<u8>>, Failure> {
+        self.parts.get(sealed::KEY_HISTORY).map(|part| part.read_whole(MAX_HISTORY_SIZE)).transpose()
     }
 
     /// The hash area.
@@ -104,6 +107,18 @@ impl Part {
     }
 }
 
+impl Part {
+    fn read_whole(&self, most: usize) -> Result<Vec<u8>, Failure> {
+        if self.size > most as u64 {
+            let fact = format!("{}: expected at most {most} bytes, found {}", self.name, self.size);
+            return Err(Failure::new(ExitStatus::BadInput, fact));
+        }
+        let mut bytes = vec![0; self.size as usize];
+        self.read(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+}
+
 fn of_directory(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
     let directory = SealedDirectory::new(path);
     let open = |name: &'static str| {
@@ -111,7 +126,8 @@ fn of_directory(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
         let size = file.metadata().map_err(|error| Failure::io(format_args!("read {path}"), &error))?.len();
         Ok((name, Part { file, offset: 0, size, name: path }))
     };
-    NEEDED.into_iter().map(open).collect()
+    let more = OPTIONAL.into_iter().filter(|name| directory.has(name));
+    NEEDED.into_iter().chain(more).map(open).collect()
 }
 
 fn of_bundle(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
@@ -139,5 +155,6 @@ fn of_bundle(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
             Part { file, offset: extent.offset, size: extent.size, name: format!("{} ({name})", path.display()) },
         ))
     };
-    NEEDED.into_iter().map(part).collect()
+    let more = OPTIONAL.into_iter().filter(|name| extents.contains_key(name));
+    NEEDED.into_iter().chain(more).map(part).collect()
 }
