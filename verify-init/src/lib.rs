@@ -44,6 +44,8 @@ mod fake_tpm;
 #[cfg(all(test, feature = "full"))]
 mod second_stage_tests;
 #[cfg(all(test, feature = "full"))]
+mod slot_keys_tests;
+#[cfg(all(test, feature = "full"))]
 mod slots_tests;
 #[cfg(test)]
 mod tests;
