@@ -1,6 +1,7 @@
 //! Keys that move with releases, and keys that end: `seal`, `sign`, `update`, `mark-good` and `status` on three releases. The
 //! first is by key a; the second by a and b, moves the keys to b, and revokes a; the third is by b.
 
+mod power_cut;
 mod seal_common;
 mod update_common;
 
@@ -12,14 +13,19 @@ use std::{
 
 use iofs_policy::{
     keys::{KeyHistory, KeySequence},
-    slots::{HistoryArea, SlotName},
+    slots::{HistoryArea, SlotName, Trial},
     trust::{KeyId, TrustPolicy, TrustedKey},
 };
 use iofs_sign::{
     keys,
     sealed::{KEY_HISTORY, MANIFEST, SealedDirectory, TRUST_BEFORE},
+    slots::{
+        confirm::{BootFiles, confirm_through},
+        storage::{Disk, Storage},
+    },
 };
-use seal_common::{Bench, command, fails, files, iofs_sign, passes, stderr};
+use power_cut::{Cut, State, points};
+use seal_common::{Bench, Random, command, fails, files, iofs_sign, passes, stderr};
 use serde_json::{Value, json};
 use update_common::{Machine, TRIES, damage};
 
@@ -100,6 +106,44 @@ impl Fleet {
 
     fn mark_good(&self) -> Value {
         serde_json::from_str(&passes(&self.mark_good_output())).unwrap()
+    }
+
+    /// As `mark-good`, on a device that may lose its power.
+    fn confirm_on(&self, storage: &dyn Storage) -> bool {
+        let bench = &self.machine.bench;
+        let (boot, trust) = (iofs_sign::status::read(&bench.path("boot.json")).unwrap(), self.machine.trust());
+        let files = BootFiles { trust: &trust, history: &bench.path("keys.history") };
+        confirm_through(storage, &boot, boot.slot.as_ref().unwrap(), files, false).is_ok()
+    }
+
+    /// Cuts the confirmation of what was booted last at all points. It moves the keys on to `moved`.
+    fn survives(&self, slot: SlotName, moved: u64, seed: u64) {
+        let (state, mut random) = (self.machine.state(), Random(seed));
+        let (before, whole) = (fs::read(&state).unwrap(), Cut::after(u64::MAX));
+        assert!(self.confirm_on(&whole));
+        let State { writes, syncs, .. } = whole.0.into_inner().unwrap();
+        let points = points(&writes, &mut random);
+        let mut found = [0; 2];
+        for &point in &points {
+            fs::write(&state, &before).unwrap();
+            let cut = Cut::after(point);
+            self.confirm_on(&cut);
+            cut.lose(&mut random);
+            // The record is readable, and so are the keys that it names: both are asserted there.
+            let (record, sequence) = (self.machine.record(), self.machine.keys().sequence().0);
+            assert!([moved - 1, moved].contains(&sequence), "byte {point}: {sequence}");
+            let is_good = match slot {
+                A => record.a.unwrap().trial == Trial::Good,
+                B => record.b.unwrap().trial == Trial::Good,
+            };
+            assert_eq!(is_good, sequence == moved, "byte {point}: confirmed, and the keys moved, or neither");
+            assert!(self.machine.order().contains(&slot), "byte {point}");
+            found[usize::from(sequence == moved)] += 1;
+            assert!(self.confirm_on(&Disk), "byte {point}: the next run goes on");
+            assert_eq!(self.machine.keys().sequence().0, moved, "byte {point}");
+        }
+        println!("{} points: {found:?} before and behind; {} writes, {syncs} syncs", points.len(), writes.len());
+        assert!(found.iter().all(|count| *count > 10), "{found:?}");
     }
 
     fn status(&self) -> Value {
@@ -386,4 +430,19 @@ fn verify_notices_every_document_of_a_move_that_was_exchanged() {
     trust.key_sequence = KeySequence(0);
     wrong(v2, "trust.json", &trust.to_json(), "expected the keys that the manifest moves to (1), found others");
     wrong(v3, KEY_HISTORY, b"iofs-key-history 1\n", "line 2: expected");
+}
+
+#[test]
+fn power_cut_at_any_byte_of_mark_good_leaves_the_keys_before_or_the_next_ones() {
+    let fleet = Fleet::new();
+    let [_, v2, _] = &fleet.releases;
+    fleet.try_out(B, v2);
+    fleet.survives(B, 1, 1);
+    fleet.machine.bench.key("c");
+    let again = ["--key", "private:b", "--key", "private:c", "--previous", "path:v2", "--next-key", "public:c"];
+    let again = seal(&fleet.machine, "again", "4", &again);
+    fleet.try_out(A, &again);
+    assert_eq!(fleet.machine.record().keys.unwrap().area, HistoryArea::First);
+    fleet.survives(A, 2, 2);
+    assert_eq!(fleet.machine.record().keys.unwrap().area, HistoryArea::Second);
 }

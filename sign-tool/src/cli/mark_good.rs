@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use iofs_policy::{
-    boot_record::BootRecord,
+    boot_record::{BootRecord, BootedSlot},
     paths::{BOOT_RECORD, KEY_HISTORY_COPY, TRUST_COPY},
 };
 use iofs_sign::{
@@ -12,6 +12,7 @@ use iofs_sign::{
     slots::{
         confirm::{self, BootFiles, Confirmed},
         keys::KeysView,
+        rules,
     },
     status,
 };
@@ -84,14 +85,19 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         return shutdown(&record, output);
     }
     let slot = record.slot.as_ref();
-    let files = BootFiles { trust: &arguments.trust, history: &arguments.key_history };
-    let confirmed = slot.map(|slot| confirm::confirm(&record, slot, files, arguments.dry_run)).transpose()?;
+    let confirmed = slot.map(|slot| confirm_slot(arguments, &record, slot)).transpose()?;
     // A machine with slots may well have no TPM.
     let has_counter = !arguments.volume.is_empty() || record.rollback.is_some() || confirmed.is_none();
     let raised = has_counter.then(|| raise_counter(arguments, &record)).transpose()?;
     let marked = Marked { confirmed, raised };
     output.result(&marked, || text(&marked, arguments.dry_run));
     Ok(())
+}
+
+fn confirm_slot(arguments: &Arguments, record: &BootRecord, slot: &BootedSlot) -> Result<Confirmed, Failure> {
+    let trust = rules::read_trust(&arguments.trust)?;
+    let files = BootFiles { trust: &trust, history: &arguments.key_history };
+    confirm::confirm(record, slot, files, arguments.dry_run)
 }
 
 /// Notes the end of a boot that was confirmed.

@@ -36,7 +36,7 @@ pub struct Confirmed {
 #[derive(Debug, Clone, Copy)]
 pub struct BootFiles<'a> {
     /// The trust policy.
-    pub trust: &'a Path,
+    pub trust: &'a TrustPolicy,
     /// The key history of the release, which may not be there.
     pub history: &'a Path,
 }
@@ -65,13 +65,12 @@ pub fn confirm_through(
     files: BootFiles<'_>,
     dry_run: bool,
 ) -> Result<Confirmed, Failure> {
-    let trust = rules::read_trust(files.trust)?;
-    let rules = rules::of(&trust)?;
+    let rules = rules::of(files.trust)?;
     let mut file = RecordFile::open(Path::new(&slot.state_device), !dry_run)?;
     if !file.record.confirm(slot.name, boot.manifest_digest, rules) {
         return Err(other_boot(boot, slot, &file));
     }
-    let moved = moved(&trust, slot, files.history, &file)?;
+    let moved = moved(files.trust, slot, files.history, &file)?;
     let keys = moved.as_ref().map(|(_, view)| view.clone());
     if !dry_run {
         // Both with one save, so that a power cut leaves the trial as it was, or keys and floor of what was confirmed.

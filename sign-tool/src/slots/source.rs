@@ -91,6 +91,17 @@ impl Part {
         &self.name
     }
 
+    /// All of it, if that is not more than `most` bytes.
+    fn read_whole(&self, most: usize) -> Result<Vec<u8>, Failure> {
+        if self.size > most as u64 {
+            let fact = format!("{}: expected at most {most} bytes, found {}", self.name, self.size);
+            return Err(Failure::new(ExitStatus::BadInput, fact));
+        }
+        let mut bytes = vec![0; self.size as usize];
+        self.read(&mut bytes, 0)?;
+        Ok(bytes)
+    }
+
     /// Fills the buffer from an offset within the file.
     ///
     /// # Errors
@@ -104,18 +115,6 @@ impl Part {
         self.file
             .read_exact_at(buffer, self.offset + offset)
             .map_err(|error| Failure::io(format_args!("read {}", self.name), &error))
-    }
-}
-
-impl Part {
-    fn read_whole(&self, most: usize) -> Result<Vec<u8>, Failure> {
-        if self.size > most as u64 {
-            let fact = format!("{}: expected at most {most} bytes, found {}", self.name, self.size);
-            return Err(Failure::new(ExitStatus::BadInput, fact));
-        }
-        let mut bytes = vec![0; self.size as usize];
-        self.read(&mut bytes, 0)?;
-        Ok(bytes)
     }
 }
 

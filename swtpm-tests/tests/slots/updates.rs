@@ -7,11 +7,14 @@ use iofs_policy::{
     manifest::RollbackIndex,
     slots::{Outcome, SlotName},
 };
-use iofs_sign::{seal::config::SlotsSection, sealed};
+use iofs_sign::{
+    seal::{SealRequest, config::SlotsSection},
+    sealed,
+};
 use serde_json::Value;
 use swtpm_tests::{Disk, Ending, ScratchDisk, attester, cache, chain::Chain, tools, workshop::Workshop};
 
-use crate::support::{Device, TRIES};
+use crate::support::{Device, TRIES, as_is};
 
 /// A whole Debian takes its time, and the units behind it.
 const COMPLETE: Duration = Duration::from_secs(600);
@@ -19,7 +22,7 @@ const COMPLETE: Duration = Duration::from_secs(600);
 const POWER_OFF: &str = "(sleep 1; systemctl poweroff) >/dev/null 2>&1 &";
 
 /// A Debian 13 of this version whose unit confirms each boot once it is complete, as `packaging/` has it.
-fn debian(version: u64) -> Result<Chain> {
+pub(super) fn debian(version: u64, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
     let added = tempfile::tempdir()?;
     attester::add_mark_good(added.path(), "")?;
     fs::write(added.path().join("etc/version"), format!("{version}\n"))?;
@@ -29,19 +32,22 @@ fn debian(version: u64) -> Result<Chain> {
         request.config.image.version = Some(version.to_string().parse().expect("valid"));
         request.config.image.rollback_index = RollbackIndex(version);
         request.config.trust.minimum_rollback_index = Some(RollbackIndex(1));
+        change(request);
     })?;
     fs::remove_file(root)?;
     Ok(chain)
 }
 
 /// A stick with releases, each in a folder that is called like its version.
-fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
+pub(super) fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
     let folder = tempfile::tempdir_in(cache::target_folder("vm-scratch")?)?;
     for (version, chain) in releases {
         let to = folder.path().join("releases").join(version.to_string());
         fs::create_dir_all(&to)?;
         let directory = chain.directory();
-        for name in [sealed::IMAGE, sealed::TREE, sealed::MANIFEST, sealed::TRUST, sealed::RELEASE] {
+        let names =
+            [sealed::IMAGE, sealed::TREE, sealed::MANIFEST, sealed::TRUST, sealed::RELEASE, sealed::KEY_HISTORY];
+        for name in names.into_iter().filter(|name| directory.has(name)) {
             fs::hard_link(directory.file(name), to.join(name))
                 .or_else(|_| fs::copy(directory.file(name), to.join(name)).map(drop))?;
         }
@@ -54,7 +60,7 @@ fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
 }
 
 /// Boots it until its unit has confirmed the release, and shows what it says of itself.
-fn running(device: &Device<'_>, stick: &ScratchDisk, version: u64) -> Result<(Workshop, Value)> {
+pub(super) fn running(device: &Device<'_>, stick: &ScratchDisk, version: u64) -> Result<(Workshop, Value)> {
     let vm = device.machine().disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
     let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
     shell.run_for(attester::MARKED_GOOD, COMPLETE)?;
@@ -63,7 +69,7 @@ fn running(device: &Device<'_>, stick: &ScratchDisk, version: u64) -> Result<(Wo
     Ok((shell, status))
 }
 
-fn shut_down(mut shell: Workshop) -> Result<()> {
+pub(super) fn shut_down(mut shell: Workshop) -> Result<()> {
     shell.run(POWER_OFF)?;
     ensure!(shell.vm().wait_for_end(COMPLETE)? == Ending::PoweredOff);
     Ok(())
@@ -71,9 +77,9 @@ fn shut_down(mut shell: Workshop) -> Result<()> {
 
 #[test]
 fn a_debian_13_updates_itself_from_slot_to_slot_over_three_releases() -> Result<()> {
-    let (second, third) = (debian(2)?, debian(3)?);
+    let (second, third) = (debian(2, as_is)?, debian(3, as_is)?);
     let stick = stick(&[(2, &second), (3, &third)])?;
-    let device = Device::new("slots_debian", debian(1)?)?;
+    let device = Device::new("slots_debian", debian(1, as_is)?)?;
     for (version, slot, next) in [(1, "a", Some(2)), (2, "b", Some(3)), (3, "a", None)] {
         let (mut shell, status) = running(&device, &stick, version)?;
         let slots = status["slots"]["slots"].as_array().context("two slots")?;
