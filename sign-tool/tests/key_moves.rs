@@ -199,7 +199,7 @@ fn a_device_that_skipped_the_middle_release_follows_by_the_history_of_the_third(
 }
 
 #[test]
-fn a_newer_release_by_a_key_that_ended_is_refused_although_it_moves_the_keys_itself() {
+fn stolen_key_a_newer_release_by_a_key_that_ended_is_refused_although_it_moves_the_keys_itself() {
     let fleet = Fleet::new();
     let [_, v2, _] = &fleet.releases;
     let late = seal(&fleet.machine, "late", "9", &["--key", "private:a"]);
@@ -445,4 +445,24 @@ fn power_cut_at_any_byte_of_mark_good_leaves_the_keys_before_or_the_next_ones() 
     assert_eq!(fleet.machine.record().keys.unwrap().area, HistoryArea::First);
     fleet.survives(A, 2, 2);
     assert_eq!(fleet.machine.record().keys.unwrap().area, HistoryArea::Second);
+}
+
+#[test]
+fn keys_that_move_in_two_steps_leave_a_fallback_all_the_time() {
+    let fleet = Fleet::new();
+    let both = [
+        &["--key", "private:a", "--key", "private:b", "--previous", "path:v1"][..],
+        &["--next-key", "public:a", "--next-key", "public:b"],
+    ];
+    let both = seal(&fleet.machine, "both", "2", &both.concat());
+    let next = ["--key", "private:b", "--previous", "path:both", "--next-key", "public:b", "--revoke", "id:a"];
+    let next = seal(&fleet.machine, "next", "3", &next);
+    fleet.try_out(B, &both);
+    fleet.mark_good();
+    assert_eq!(fleet.machine.order(), [B, A], "key a counts as well");
+    fleet.try_out(A, &next);
+    assert_eq!(fleet.mark_good()["keys"]["sequence"], 2);
+    assert_eq!(fleet.machine.order(), [A, B], "key b signed that one, too");
+    let late = seal(&fleet.machine, "late", "9", &["--key", "private:a"]);
+    fails(&fleet.machine.update(&late, &[]), 4);
 }

@@ -109,7 +109,7 @@ fn a_release_on_trial_brings_its_keys_and_the_old_one_stays_what_is_fallen_back_
 }
 
 #[test]
-fn once_confirmed_what_the_old_key_alone_signed_boots_no_more() {
+fn stolen_key_once_confirmed_what_the_old_key_alone_signed_boots_no_more() {
     let (mut fake, history) = rotating();
     confirm_keys(&mut fake, &history);
     assert_eq!(boots(&mut fake).0, B);
@@ -143,7 +143,7 @@ fn a_machine_that_skipped_the_middle_release_follows_the_history_in_the_slot() {
 }
 
 #[test]
-fn a_stolen_old_key_cannot_move_the_keys_once_they_moved() {
+fn stolen_key_what_an_old_key_signs_cannot_move_the_keys_once_they_moved() {
     let (_, confirmed) = rotating();
     let (manifest, theirs) = moving("9", 1, [OLD, THIEF]);
     let other = history(theirs.clone());

@@ -95,7 +95,7 @@ fn links_that_are_missing_or_in_another_order_are_refused() {
 }
 
 #[test]
-fn what_a_key_signs_after_it_was_revoked_is_passed_over() {
+fn stolen_key_what_a_key_signs_after_it_was_revoked_is_passed_over() {
     let here = ring().advance(&link(1, &key(1), &key(2), &[&key(1)])).unwrap();
     // Key 1 was stolen, and hands over to the thief's, by a link of the number that was decided.
     let other = KeyHistory::beginning(KeySequence(1), link(1, &key(1), &key(9), &[&key(2)]));

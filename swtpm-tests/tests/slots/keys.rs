@@ -124,7 +124,7 @@ fn a_debian_13_moves_its_keys_over_three_releases_and_one_that_skips_the_middle_
 }
 
 #[test]
-fn a_release_by_a_key_that_ended_boots_no_more_although_it_is_newer() -> Result<()> {
+fn stolen_key_a_release_by_a_key_that_ended_boots_no_more_although_it_is_newer() -> Result<()> {
     let first = release("1", 1, "", as_is)?;
     let second = sealed(|change| release("2", 1, "", change), |request| hand_over(request, &first))?;
     let late = release("9", 1, "", as_is)?;
