@@ -8,6 +8,7 @@ use uuid::Uuid;
 use crate::{
     digest::Sha256Digest,
     failure::Stage,
+    keys::KeySequence,
     manifest::{Architecture, ImageId, Role, RollbackIndex, RollbackRule, VolumeName},
     slots::SlotName,
     trust::KeyId,
@@ -73,6 +74,9 @@ pub struct BootedSlot {
     pub state_device: String,
     /// Both slots' devices, as the kernel names them: `a`, then `b`. Of files, the device that holds their file system.
     pub devices: [Option<String>; 2],
+    /// How often the keys were moved by which the release verified.
+    #[serde(default, skip_serializing_if = "KeySequence::is_first")]
+    pub key_sequence: KeySequence,
 }
 
 /// A volume that was opened.

@@ -10,6 +10,7 @@ pub mod digest;
 pub mod dsse;
 pub mod failure;
 pub mod hex;
+pub mod keys;
 pub mod manifest;
 pub mod measurement;
 pub mod measurement_log;

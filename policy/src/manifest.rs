@@ -9,6 +9,7 @@ use crate::{
     digest::Sha256Digest,
     dsse::{Envelope, EnvelopeError, PayloadType},
     failure::FailureAction,
+    keys::{KeyChange, KeyRing, KeyRuleError, KeySequence},
     paths::{ROOT_MAPPING, SECOND_STAGE_MAPPING},
     trust::{KeyId, SignatureError, TrustPolicy, VerifiedPayload},
     verity::{CorruptionAction, ParameterError, RootHash, VerityParameters},
@@ -206,6 +207,9 @@ pub struct Manifest {
     pub command_lines: Vec<String>,
     /// Kernel command line parameters (`name` or `name=value`) that are allowed although they are refused by default.
     pub allowed_parameters: Vec<String>,
+    /// Who signs from this release on, where that changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<KeyChange>,
 }
 
 /// Why a manifest was refused.
@@ -250,6 +254,9 @@ pub enum ManifestError {
     /// The deadline is out of bounds.
     #[error("manifest: device_timeout: expected 1 to {MAX_DEVICE_TIMEOUT} seconds, found {0}")]
     DeviceTimeout(u32),
+    /// What it says of keys contradicts something.
+    #[error("manifest: {0}")]
+    Keys(#[from] KeyRuleError),
 }
 
 impl Manifest {
@@ -291,6 +298,12 @@ impl Manifest {
         if self.image.role == Role::InitOverlay && self.overlay.is_none() {
             return Err(ManifestError::NoOverlay);
         }
+        if let Some(change) = &self.keys {
+            change.check()?;
+            if self.data != Place::Slot {
+                return Err(KeyRuleError::NoSlot.into());
+            }
+        }
         self.check_volumes()?;
         self.check_places(geometry.data_bytes())
     }
@@ -325,6 +338,14 @@ pub enum VerificationError {
         /// What was signed.
         found: String,
     },
+    /// The signed manifest speaks of other keys than those that verified it.
+    #[error("manifest: keys: expected what the key history says of move {sequence}, found move {found} of its own")]
+    Keys {
+        /// How often the keys were moved that verified it.
+        sequence: KeySequence,
+        /// Which move it claims to be.
+        found: KeySequence,
+    },
     /// The image was revoked.
     #[error("manifest: rollback_index: expected at least {floor}, found {found}")]
     Rollback {
@@ -345,13 +366,18 @@ pub struct VerifiedManifest {
 }
 
 impl VerifiedManifest {
-    /// Verifies signatures first, then parses, then compares with what this machine accepts.
+    /// Verifies signatures first, by the keys of that point, then parses, then compares with what this machine accepts.
     ///
     /// # Errors
     /// [`VerificationError`]; each variant names the field with what was expected and what was found.
-    pub fn verify(envelope: &[u8], trust: &TrustPolicy, machine: Architecture) -> Result<Self, VerificationError> {
+    pub fn verify(
+        envelope: &[u8],
+        trust: &TrustPolicy,
+        keys: &KeyRing,
+        machine: Architecture,
+    ) -> Result<Self, VerificationError> {
         let envelope = Envelope::parse(envelope, PayloadType::Manifest)?;
-        let payload = trust.keys.verify(&envelope)?;
+        let payload = keys.verify(&envelope)?;
         let manifest = Manifest::from_payload(&payload)?;
         let image = &manifest.image;
         expect("role", &trust.role, &image.role)?;
@@ -360,6 +386,10 @@ impl VerifiedManifest {
         if image.rollback_index < trust.minimum_rollback_index {
             let (floor, found) = (trust.minimum_rollback_index, image.rollback_index);
             return Err(VerificationError::Rollback { floor, found });
+        }
+        if let Some(change) = manifest.keys.as_ref().filter(|change| !keys.accepts(change)) {
+            let (sequence, found) = (keys.sequence(), change.sequence);
+            return Err(VerificationError::Keys { sequence, found });
         }
         Ok(Self { digest: Sha256Digest::of(payload.bytes()), signers: payload.signers().to_vec(), manifest })
     }

@@ -12,6 +12,8 @@ pub const MODULE_INDEX: &str = "/etc/iofs/modules";
 pub const BOOT_RECORD: &str = "/run/iofs/boot.json";
 /// The trust policy of the boot, for updates: on the `/run` that survives, where there are slots.
 pub const TRUST_COPY: &str = "/run/iofs/trust.json";
+/// The key history of the release that was booted, for updates: beside the copy of the trust policy, where the slot has one.
+pub const KEY_HISTORY_COPY: &str = "/run/iofs/keys.history";
 /// The name of the verity mapping: what systemd's generators expect of a verity root.
 pub const ROOT_MAPPING: &str = "root";
 /// The name of the verity mapping of a second stage, whose real root may well be called `root`.

@@ -16,8 +16,11 @@ mod state;
 mod version;
 
 pub use choice::Candidate;
-pub use footer::{FOOTER_SIZE, Footer, FooterError};
-pub use state::{BootEntry, MAX_BOOTS, Outcome, RECORD_COPIES, RECORD_SIZE, SlotRecord, SlotState, StateError, Trial};
+pub use footer::{FOOTER_SIZE, Footer, FooterError, Part};
+pub use state::{
+    BootEntry, ConfirmedKeys, ConfirmedKeysError, HistoryArea, MAX_BOOTS, Outcome, RECORD_COPIES, RECORD_SIZE,
+    SlotRecord, SlotState, StateError, Trial,
+};
 pub use version::compare as compare_versions;
 
 /// The most tries that may be sealed.

@@ -10,6 +10,7 @@ use crate::{
     dsse::{Envelope, PayloadType},
     failure::FailureAction,
     hex,
+    keys::{KeyRuleError, KeySequence, MAX_LINKS, MAX_REVOKED, check_revoked},
     manifest::{ImageId, Role, RollbackIndex},
     slots::{SlotRules, SlotRulesError},
 };
@@ -289,6 +290,12 @@ pub struct TrustPolicy {
     /// The slots that hold what may boot, where there are two of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<SlotRules>,
+    /// How often releases had moved the keys when this was sealed.
+    #[serde(default, skip_serializing_if = "KeySequence::is_first")]
+    pub key_sequence: KeySequence,
+    /// The keys that releases had revoked by then: no later one can bring them back.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub revoked: Vec<KeyId>,
 }
 
 /// The largest trust policy that is parsed, in bytes.
@@ -306,7 +313,13 @@ pub enum TrustPolicyError {
     /// The slots cannot be what it says.
     #[error("trust policy: {0}")]
     Slots(#[from] SlotRulesError),
+    /// What it says of revoked keys contradicts something.
+    #[error("trust policy: {0}")]
+    Keys(#[from] KeyRuleError),
 }
+
+/// The most revoked keys that a trust policy lists: as many as a whole history can revoke.
+pub const MAX_REVOKED_IN_TRUST: usize = MAX_LINKS * MAX_REVOKED;
 
 impl TrustPolicy {
     /// Parses the JSON form. Unknown fields are errors.
@@ -319,6 +332,7 @@ impl TrustPolicy {
         }
         let policy: Self = serde_json::from_slice(bytes).map_err(|error| TrustPolicyError::Json(error.to_string()))?;
         policy.slots.as_ref().map_or(Ok(()), SlotRules::check)?;
+        check_revoked(&policy.keys, &policy.revoked, MAX_REVOKED_IN_TRUST)?;
         Ok(policy)
     }
 

@@ -10,7 +10,8 @@ use iofs_policy::{
     boot_record::BootRecord,
     digest::Sha256Digest,
     dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
-    manifest::Manifest,
+    keys::{KeyHistory, KeySequence, MAX_HISTORY_SIZE},
+    manifest::{ImageVersion, Manifest},
     modules::ModuleIndex,
     release::Release,
     trust::{KeyId, TrustPolicy, TrustedKey},
@@ -24,7 +25,7 @@ use crate::{
     initramfs::kernel::KernelImage,
     keys,
     report::{ExitStatus, Failure},
-    sealed::{MANIFEST, RELEASE, SealedDirectory},
+    sealed::{KEY_HISTORY, MANIFEST, RELEASE, SealedDirectory},
 };
 
 mod disk;
@@ -46,12 +47,20 @@ const HEAD: usize = 4096;
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Inspection {
-    /// A sealed directory: its two documents.
+    /// A sealed directory: its documents.
     SealedDirectory {
         /// `manifest.dsse.json`.
         manifest: Box<Inspection>,
         /// `release.dsse.json`, once there is one.
         release: Option<Box<Inspection>>,
+        /// `keys.history`, where keys were moved.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        history: Option<Box<Inspection>>,
+    },
+    /// The releases that moved the keys.
+    KeyHistory {
+        /// In order.
+        moves: Vec<InspectedMove>,
     },
     /// An envelope around a manifest.
     Manifest(Box<Document<Manifest>>),
@@ -60,7 +69,7 @@ pub enum Inspection {
     /// A trust policy.
     Trust {
         /// The policy.
-        policy: TrustPolicy,
+        policy: Box<TrustPolicy>,
         /// The ids of its keys.
         keys: Vec<KeyId>,
     },
@@ -101,6 +110,23 @@ pub enum Inspection {
         /// The modules' names.
         modules: Vec<String>,
     },
+}
+
+/// A release that moved the keys. Its signatures are listed, not verified.
+#[derive(Debug, Serialize)]
+pub struct InspectedMove {
+    /// Which move, as the history counts.
+    pub sequence: KeySequence,
+    /// The release's version.
+    pub version: ImageVersion,
+    /// The keys that claim to have signed.
+    pub claimed_signers: Vec<KeyId>,
+    /// How many must sign from there on.
+    pub threshold: u8,
+    /// The keys that may.
+    pub trusted: Vec<KeyId>,
+    /// The keys whose signatures ended.
+    pub revoked: Vec<KeyId>,
 }
 
 /// A signed document. Its signatures are listed, not verified.
@@ -186,6 +212,9 @@ fn by_head(path: &Path, file: &mut File, head: &[u8]) -> Result<Inspection, Fail
         let kernel = KernelImage::read(path)?;
         return Ok(Inspection::Kernel { release: kernel.release.to_string(), machine: kernel.machine.name() });
     }
+    if head.starts_with(b"iofs-key-history ") {
+        return key_history(path, file);
+    }
     if head.starts_with(b"iofs-modules ") {
         return module_index(path, file);
     }
@@ -213,7 +242,9 @@ fn sealed_directory(path: &Path) -> Result<Inspection, Failure> {
     }
     let release = directory.has(RELEASE).then(|| inspect(&directory.file(RELEASE))).transpose()?;
     let manifest = inspect(&directory.file(MANIFEST))?;
-    Ok(Inspection::SealedDirectory { manifest: Box::new(manifest), release: release.map(Box::new) })
+    let history = directory.has(KEY_HISTORY).then(|| inspect(&directory.file(KEY_HISTORY))).transpose()?;
+    let (release, history) = (release.map(Box::new), history.map(Box::new));
+    Ok(Inspection::SealedDirectory { manifest: Box::new(manifest), release, history })
 }
 
 fn bad(path: &Path, error: &dyn std::fmt::Display) -> Failure {
@@ -251,7 +282,7 @@ fn json(path: &Path, file: &File) -> Result<Inspection, Failure> {
         .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
     if let Ok(policy) = TrustPolicy::parse(&bytes) {
         let keys = policy.keys.keys().iter().map(TrustedKey::id).collect();
-        return Ok(Inspection::Trust { policy, keys });
+        return Ok(Inspection::Trust { policy: Box::new(policy), keys });
     }
     if let Ok(record) = serde_json::from_slice(&bytes) {
         return Ok(Inspection::BootRecord(Box::new(record)));
@@ -284,6 +315,28 @@ fn key(path: &Path, head: &[u8]) -> Result<Inspection, Failure> {
     let private = head.starts_with(b"-----BEGIN PRIVATE");
     let key = if private { keys::PrivateKey::read(path)?.public() } else { keys::read_public(path)? };
     Ok(Inspection::Key { private, keyid: key.id(), example: key.id().is_example() })
+}
+
+fn key_history(path: &Path, file: &File) -> Result<Inspection, Failure> {
+    let mut bytes = Vec::new();
+    file.take(MAX_HISTORY_SIZE as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    let history = KeyHistory::parse(&bytes).map_err(|error| bad(path, &error))?;
+    let inspected = |(sequence, link): (KeySequence, &Envelope)| -> Result<InspectedMove, Failure> {
+        let document = document(path, link, Manifest::from_json)?;
+        let without = || bad(path, &format_args!("key move {sequence}: keys: expected other keys, found none"));
+        let change = document.payload.keys.ok_or_else(without)?;
+        Ok(InspectedMove {
+            sequence,
+            version: document.payload.image.version,
+            claimed_signers: document.claimed_signers,
+            threshold: change.trusted.threshold(),
+            trusted: change.trusted.keys().iter().map(TrustedKey::id).collect(),
+            revoked: change.revoked,
+        })
+    };
+    Ok(Inspection::KeyHistory { moves: history.numbered().map(inspected).collect::<Result<_, _>>()? })
 }
 
 fn module_index(path: &Path, file: &File) -> Result<Inspection, Failure> {

@@ -32,12 +32,15 @@ mod firmware;
 mod image;
 pub mod os_release;
 mod plan;
+mod signers;
+pub mod succession;
 
 use config::Config;
 use documents::{identity, manifest, trust_policy, write_documents};
 use finish::{Pending, SigningKeys};
 use image::{write_image, write_tree};
 pub use plan::{Plan, plan};
+use succession::{SealedKeys, Succession};
 
 /// What to seal, and how.
 #[derive(Debug)]
@@ -54,6 +57,8 @@ pub struct SealRequest {
     pub certificates: Certificates,
     /// Public keys that the device trusts besides the signing ones.
     pub trusted: Vec<TrustedKey>,
+    /// The release that this one follows. Its keys are trusted then, or those that this one moves to.
+    pub succession: Option<Succession>,
     /// Everything else.
     pub config: Config,
     /// The directory to write.
@@ -123,7 +128,7 @@ pub struct Sealed {
 pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     check_root_hash_signature(request)?;
     check_loader_has_an_image(request)?;
-    let trust_keys = trusted_keys(request)?;
+    let keys = SealedKeys::new(request)?;
     let kernel = read_kernel(request)?;
     let init = read_init(request)?;
     let stub = read_stub(request, kernel.as_ref())?;
@@ -132,11 +137,13 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let (content, os_release) = write_image(request, kernel.as_ref(), &directory, output)?;
     let identity = identity(&request.config, &os_release, kernel.as_ref());
     let tree = write_tree(request, &directory, &content, &identity, output)?;
-    let manifest = manifest(&request.config, identity, tree, kernel.as_ref())?;
+    let manifest =
+        Manifest { keys: keys.change.clone(), ..manifest(&request.config, identity, tree, kernel.as_ref())? };
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
-    let trust = trust_policy(&request.config, &manifest, trust_keys);
+    let trust = trust_policy(&request.config, &manifest, &keys);
 
     write_documents(&directory, &manifest, &trust)?;
+    keys.write(&directory)?;
     if let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) {
         write_kernel(request, paths, kernel, &init, &directory, output)?;
         if let Some(stub) = &stub {

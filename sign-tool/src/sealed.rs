@@ -10,6 +10,7 @@ use std::{
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, MAX_ENVELOPE_SIZE, PayloadType},
+    keys::{KeyHistory, MAX_HISTORY_SIZE},
     manifest::Manifest,
     release::Artifact,
     trust::{MAX_TRUST_SIZE, TrustPolicy},
@@ -30,6 +31,10 @@ pub const TREE: &str = "image.verity";
 pub const MANIFEST: &str = "manifest.dsse.json";
 /// What the boot side accepts; a copy of what the mini-initramfs holds.
 pub const TRUST: &str = "trust.json";
+/// The releases that moved the keys up to this one, each by its manifest's envelope.
+pub const KEY_HISTORY: &str = "keys.history";
+/// The trust policy of the release before, there only while a manifest that moves the keys waits for signatures.
+pub const TRUST_BEFORE: &str = "trust.before";
 /// The root hash as text, without a newline, the side-car that systemd's tools look for.
 pub const ROOT_HASH: &str = "roothash";
 /// The kernel.
@@ -59,10 +64,11 @@ pub const TO_SIGN: &str = "to-sign.bin";
 pub const MAX_IMAGE: usize = 512 * 1024 * 1024;
 
 /// Every file that a release statement may list.
-pub const ARTIFACTS: [&str; 12] = [
+pub const ARTIFACTS: [&str; 13] = [
     IMAGE,
     TREE,
     MANIFEST,
+    KEY_HISTORY,
     TRUST,
     ROOT_HASH,
     ROOT_HASH_SIGNATURE,
@@ -175,6 +181,24 @@ impl SealedDirectory {
     pub fn trust(&self) -> Result<TrustPolicy, Failure> {
         let bytes = self.read(TRUST, MAX_TRUST_SIZE)?;
         TrustPolicy::parse(&bytes).map_err(|error| bad_input(&self.file(TRUST), &error))
+    }
+
+    /// Reads the key history, if there is one.
+    pub fn key_history(&self) -> Result<Option<KeyHistory>, Failure> {
+        if !self.has(KEY_HISTORY) {
+            return Ok(None);
+        }
+        let bytes = self.read(KEY_HISTORY, MAX_HISTORY_SIZE)?;
+        KeyHistory::parse(&bytes).map(Some).map_err(|error| bad_input(&self.file(KEY_HISTORY), &error))
+    }
+
+    /// Reads the trust policy of the release before, where the manifest moves the keys and is not signed by all yet.
+    pub fn trust_before(&self) -> Result<Option<TrustPolicy>, Failure> {
+        if !self.has(TRUST_BEFORE) {
+            return Ok(None);
+        }
+        let bytes = self.read(TRUST_BEFORE, MAX_TRUST_SIZE)?;
+        TrustPolicy::parse(&bytes).map(Some).map_err(|error| bad_input(&self.file(TRUST_BEFORE), &error))
     }
 
     /// Writes the image with its tree behind it, as both lie at one place, and returns how many bytes that are.

@@ -1,6 +1,7 @@
 //! Power lost at any byte that an update writes. Whatever was written since the last time that the device was told to store
 //! it may be there or not, sector by sector, as on disks with a cache.
 
+mod power_cut;
 mod seal_common;
 mod update_common;
 
@@ -8,7 +9,7 @@ use std::{
     fs::{self, File},
     io,
     num::NonZeroUsize,
-    os::unix::fs::{FileExt, MetadataExt},
+    os::unix::fs::FileExt,
     path::Path,
     sync::Mutex,
 };
@@ -23,79 +24,12 @@ use iofs_sign::{
         update::{UpdateJob, UpdateReport, update},
     },
 };
+use power_cut::{Cut, State, points};
 use seal_common::{Random, noise};
 use update_common::Machine;
 
 const SLOT: usize = 1 << 20;
-/// How many moments are tried: each beginning and each end of a write, and bytes within.
-const POINTS: usize = 300;
-const SECTOR: usize = 512;
 use SlotName::{A, B};
-
-/// What was there before a write that nobody has stored yet.
-struct Unstored {
-    file: File,
-    offset: u64,
-    before: Vec<u8>,
-}
-
-/// Devices that lose their power after so many bytes.
-struct Cut(Mutex<State>);
-
-struct State {
-    left: u64,
-    unstored: Vec<Unstored>,
-    /// The lengths of all writes.
-    writes: Vec<u64>,
-    syncs: usize,
-}
-
-impl Cut {
-    fn after(bytes: u64) -> Self {
-        Self(Mutex::new(State { left: bytes, unstored: Vec::new(), writes: Vec::new(), syncs: 0 }))
-    }
-
-    /// Has each sector that was not stored fall back to what it was, or not.
-    fn lose(self, random: &mut Random) {
-        let mut state = self.0.into_inner().unwrap();
-        while let Some(Unstored { file, offset, before }) = state.unstored.pop() {
-            for (number, sector) in before.chunks(SECTOR).enumerate() {
-                if random.below(2) == 0 {
-                    file.write_all_at(sector, offset + (number * SECTOR) as u64).unwrap();
-                }
-            }
-        }
-    }
-}
-
-fn power() -> io::Error {
-    io::Error::other("the power is gone")
-}
-
-impl Storage for Cut {
-    fn write(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
-        let now = (bytes.len() as u64).min(state.left) as usize;
-        let mut before = vec![0; now];
-        file.read_exact_at(&mut before, offset).unwrap();
-        state.unstored.push(Unstored { file: file.try_clone().unwrap(), offset, before });
-        file.write_all_at(&bytes[..now], offset).unwrap();
-        state.left -= now as u64;
-        state.writes.push(now as u64);
-        if now == bytes.len() { Ok(()) } else { Err(power()) }
-    }
-
-    fn sync(&self, file: &File) -> io::Result<()> {
-        let mut state = self.0.lock().unwrap();
-        if state.left == 0 {
-            return Err(power());
-        }
-        let stored = file.metadata().unwrap().ino();
-        state.unstored.retain(|one| one.file.metadata().unwrap().ino() != stored);
-        state.syncs += 1;
-        Ok(())
-    }
-}
 
 fn run(machine: &Machine, sealed: &Path, storage: &dyn Storage) -> Result<UpdateReport, Failure> {
     let (source, trust) = (Source::open(sealed).unwrap(), machine.trust());
@@ -125,27 +59,6 @@ fn snapshot(machine: &Machine) -> [Vec<u8>; 3] {
 fn restore(machine: &Machine, snapshot: &[Vec<u8>; 3]) {
     let paths = [machine.slot(A), machine.slot(B), machine.state()];
     paths.iter().zip(snapshot).for_each(|(path, bytes)| fs::write(path, bytes).unwrap());
-}
-
-/// Every end of a write, and the byte behind it, and others.
-fn points(writes: &[u64], random: &mut Random) -> Vec<u64> {
-    let mut end = 0;
-    let mut points = vec![0];
-    for length in writes {
-        end += length;
-        points.extend([end, end + 1]);
-    }
-    // Half of the others lie within the short writes, which are the ones that decide.
-    while points.len() < POINTS {
-        let number = random.below(writes.len() as u64) as usize;
-        let start: u64 = writes[..number].iter().sum();
-        points.push(if points.len().is_multiple_of(2) {
-            start + random.below(writes[number])
-        } else {
-            random.below(end)
-        });
-    }
-    points
 }
 
 /// What has to hold at any moment: a slot whose manifest verifies is whole, unless the record knows better, and the next boot

@@ -123,6 +123,7 @@ impl Chain {
             uki: None,
             certificates: Certificates::default(),
             trusted: Vec::new(),
+            succession: None,
             config: quick_config(),
             out: folder.path().join("sealed"),
             replace: false,

@@ -10,6 +10,7 @@ use ed25519_dalek::{Signer, SigningKey};
 use iofs_policy::{
     dsse::{Envelope, PayloadType},
     failure::FailureAction,
+    keys::KeySequence,
     manifest::{
         Architecture, ImageIdentity, Manifest, Overlay, Place, Role, RollbackIndex, RootHashSignature, SealedVerity,
         TpmRules,
@@ -166,6 +167,8 @@ impl Fake {
             minimum_rollback_index: RollbackIndex(5),
             on_failure: FailureAction::Reboot,
             slots: None,
+            key_sequence: KeySequence::default(),
+            revoked: vec![],
         };
         self.put(TRUST, &trust.to_json());
         self.put(MANIFEST, &envelope.to_json());
@@ -269,6 +272,7 @@ pub(crate) fn manifest() -> Manifest {
         tpm: TpmRules::default(),
         command_lines: vec![],
         allowed_parameters: vec![],
+        keys: None,
     }
 }
 

@@ -24,6 +24,8 @@ pub mod report;
 pub mod run_init;
 #[cfg(feature = "full")]
 mod second_stage;
+#[cfg(feature = "full")]
+mod slot_keys;
 #[cfg_attr(not(feature = "full"), path = "no_slots.rs")]
 mod slots;
 mod started;
@@ -41,6 +43,8 @@ mod fake;
 mod fake_tpm;
 #[cfg(all(test, feature = "full"))]
 mod second_stage_tests;
+#[cfg(all(test, feature = "full"))]
+mod slot_keys_tests;
 #[cfg(all(test, feature = "full"))]
 mod slots_tests;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::io;
 
 use iofs_policy::{
     boot_record::BootRecord,
-    paths::{BOOT_RECORD, TRUST_COPY},
+    paths::{BOOT_RECORD, KEY_HISTORY_COPY, TRUST_COPY},
 };
 
 use crate::{boot::Boot, mapped::Mapped, measured::Measuring, report::text, slots::Trial, system::System};
@@ -48,6 +48,9 @@ fn try_write<S: System>(boot: &mut Boot<'_, S>, mapped: &Mapped) -> io::Result<(
     // Updates are held against it.
     if boot.slots.is_some() {
         boot.system.write(TRUST_COPY, &mapped.verified.trust.to_json())?;
+    }
+    if let Some(history) = boot.slots.as_ref().and_then(Trial::key_history) {
+        boot.system.write(KEY_HISTORY_COPY, history)?;
     }
     boot.system.write(BOOT_RECORD, &json)
 }

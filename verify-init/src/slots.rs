@@ -8,10 +8,10 @@ use iofs_policy::{
     boot_record::BootedSlot,
     cmdline::AcceptedCommandLine,
     failure::{FailureAction, FailureReport, Stage},
+    keys::{KeyRing, KeySequence},
     manifest::{Architecture, Place, VerifiedManifest},
     slots::{
-        Candidate, Chooser, FOOTER_SIZE, FloorKeeper, Footer, RECORD_COPIES, RECORD_SIZE, SlotName, SlotRecord,
-        SlotRules, Trial as Worth,
+        Candidate, Chooser, FloorKeeper, RECORD_COPIES, RECORD_SIZE, SlotName, SlotRecord, SlotRules, Trial as Worth,
     },
     verity::CorruptionAction,
 };
@@ -24,6 +24,7 @@ use crate::{
     mapped,
     measured::Measured,
     report::{refusal, text},
+    slot_keys::{self, SlotEnd},
     started::characters,
     system::System,
     verified::{Verified, check_release},
@@ -42,15 +43,30 @@ pub(crate) struct Trial {
     /// What was found at their places.
     devices: [Option<BlockDevice>; 2],
     /// The slot that is booted.
-    chosen: Option<(SlotName, BlockDevice)>,
+    chosen: Option<Chosen>,
     /// Whether the record knows of this boot.
     begun: bool,
+}
+
+/// The slot that is booted.
+struct Chosen {
+    name: SlotName,
+    device: BlockDevice,
+    keys: SlotKeys,
+}
+
+/// What verified a slot's manifest.
+#[derive(Clone)]
+struct SlotKeys {
+    sequence: KeySequence,
+    history: Option<Vec<u8>>,
 }
 
 /// A slot that may be booted as far as its manifest goes.
 struct Slot {
     candidate: Candidate,
     device: BlockDevice,
+    keys: SlotKeys,
     manifest: VerifiedManifest,
     command_line: AcceptedCommandLine,
 }
@@ -105,9 +121,10 @@ fn look<S: System>(
     let state = found.next().flatten().expect("it was waited for");
     let devices = [found.next().flatten(), found.next().flatten()];
     let (record, write_first) = read_record(boot, &state);
+    let keys = slot_keys::confirmed(boot, &verified.trust, &state, &record);
     let mut slots = Vec::new();
     for (slot, device) in SlotName::ALL.into_iter().zip(devices.clone()) {
-        match read_slot(boot, verified, &rules, &record, slot, device) {
+        match read_slot(boot, verified, &rules, (&record, &keys), slot, device) {
             Ok(slot) => slots.push(slot),
             Err(reason) => {
                 boot.debug(&format!("slot {slot}: {reason}"));
@@ -139,7 +156,7 @@ fn read_slot<S: System>(
     boot: &mut Boot<'_, S>,
     verified: &Verified,
     rules: &SlotRules,
-    record: &SlotRecord,
+    (record, confirmed): (&SlotRecord, &KeyRing),
     slot: SlotName,
     device: Option<BlockDevice>,
 ) -> Result<Slot, String> {
@@ -147,24 +164,15 @@ fn read_slot<S: System>(
     let role = verified.trust.role;
     let device = attach(boot, role, &format!("slot-{slot}"), place, device).map_err(|refusal| refusal.found)?;
     let device = device.ok_or_else(|| format!("no device {place}"))?;
-    let envelope = read_envelope(boot, &device)?;
-    let manifest = VerifiedManifest::verify(&envelope, &verified.trust, Architecture::CURRENT)
+    let end = SlotEnd::read(boot, &device)?;
+    let keys = end.keys(confirmed)?;
+    let manifest = VerifiedManifest::verify(&end.envelope, &verified.trust, &keys, Architecture::CURRENT)
         .map_err(|error| error.to_string())?;
     check(verified, rules, record, &manifest)?;
     let command_line = AcceptedCommandLine::check(&characters(&verified.raw_command_line), &manifest)
         .map_err(|error| format!("command line: expected {}, found {}", error.expected, error.parameter))?;
-    Ok(Slot { candidate: Candidate::new(slot, &manifest), device, manifest, command_line })
-}
-
-fn read_envelope<S: System>(boot: &mut Boot<'_, S>, device: &BlockDevice) -> Result<Vec<u8>, String> {
-    let mut read = |offset: u64, length: usize| {
-        boot.system.read_at(&device.path, offset, length).map_err(|error| format!("{}: {}", device.path, text(&error)))
-    };
-    let end = device.bytes.checked_sub(FOOTER_SIZE as u64).ok_or_else(|| format!("{}: too small", device.path))?;
-    let footer = Footer::parse(&read(end, FOOTER_SIZE)?, device.bytes).map_err(|error| error.to_string())?;
-    let envelope = read(footer.offset, footer.length as usize)?;
-    footer.check_envelope(&envelope).map_err(|error| error.to_string())?;
-    Ok(envelope)
+    let keys = SlotKeys { sequence: keys.sequence(), history: end.history };
+    Ok(Slot { candidate: Candidate::new(slot, &manifest), device, keys, manifest, command_line })
 }
 
 fn check(verified: &Verified, rules: &SlotRules, record: &SlotRecord, found: &VerifiedManifest) -> Result<(), String> {
@@ -189,14 +197,20 @@ fn check(verified: &Verified, rules: &SlotRules, record: &SlotRecord, found: &Ve
 impl Trial {
     /// The device that holds the image.
     pub(crate) fn device(&self) -> Option<&BlockDevice> {
-        self.chosen.as_ref().map(|(_, device)| device)
+        self.chosen.as_ref().map(|chosen| &chosen.device)
     }
 
     /// For the record of the boot.
     pub(crate) fn record(&self) -> Option<BootedSlot> {
-        let (name, _) = self.chosen.as_ref()?;
+        let Chosen { name, keys, .. } = self.chosen.as_ref()?;
         let devices = self.devices.clone().map(|device| device.map(|device| device.path));
-        Some(BootedSlot { name: *name, state_device: self.state.path.clone(), devices })
+        let (state_device, key_sequence) = (self.state.path.clone(), keys.sequence);
+        Some(BootedSlot { name: *name, state_device, devices, key_sequence })
+    }
+
+    /// The key history of the slot, for who confirms it.
+    pub(crate) fn key_history(&self) -> Option<&[u8]> {
+        self.chosen.as_ref()?.keys.history.as_deref()
     }
 
     /// Takes the best slot out of those that are left.
@@ -247,7 +261,7 @@ impl Trial {
         self.begun = true;
         self.save(boot);
         let Candidate { slot: name, manifest, .. } = slot.candidate;
-        self.chosen = Some((name, slot.device.clone()));
+        self.chosen = Some(Chosen { name, device: slot.device.clone(), keys: slot.keys.clone() });
         boot.set_action(slot.manifest.manifest().on_failure);
         let worth = match self.record.trial(name, manifest, tries) {
             Worth::Trying(left) => format!("on trial, {left} more tries"),
@@ -259,7 +273,7 @@ impl Trial {
 
     /// The slot was refused, and the machine is as before. Says why.
     fn passed_over<S: System>(&mut self, boot: &mut Boot<'_, S>, refusal: &FailureReport) -> String {
-        let name = self.chosen.take().map_or(SlotName::A, |(name, _)| name);
+        let name = self.chosen.take().map_or(SlotName::A, |chosen| chosen.name);
         self.record.refused(refusal.stage, self.rules.tries);
         self.save(boot);
         let why = format!("slot {name}: {}: expected {}, found {}", refusal.fact, refusal.expected, refusal.found);

@@ -5,7 +5,10 @@ use iofs_policy::{
     failure::FailureAction,
     manifest::{Manifest, Place, RollbackIndex},
     paths::{BOOT_RECORD, MANIFEST, TRUST, TRUST_COPY},
-    slots::{Chooser, FOOTER_SIZE, FloorKeeper, Footer, Outcome, RECORD_SIZE, SlotName, SlotRecord, SlotRules, Trial},
+    slots::{
+        Chooser, FOOTER_SIZE, FloorKeeper, Footer, HistoryArea, Outcome, RECORD_COPIES, RECORD_SIZE, SlotName,
+        SlotRecord, SlotRules, Trial,
+    },
     trust::TrustPolicy,
     verity::Superblock,
 };
@@ -17,11 +20,11 @@ use crate::{
 };
 
 const SLOT: usize = 1 << 20;
-const DEVICES: [&str; 2] = ["/dev/vda1", "/dev/vda2"];
-const STATE: &str = "/dev/vda3";
+pub(crate) const DEVICES: [&str; 2] = ["/dev/vda1", "/dev/vda2"];
+pub(crate) const STATE: &str = "/dev/vda3";
 
 /// A release of that version and rollback index.
-fn release(version: &str, index: u64) -> Manifest {
+pub(crate) fn release(version: &str, index: u64) -> Manifest {
     let mut manifest = manifest();
     manifest.image.version = version.parse().unwrap();
     manifest.image.rollback_index = RollbackIndex(index);
@@ -44,19 +47,26 @@ fn rules() -> SlotRules {
 fn slot(manifest: &Manifest) -> Vec<u8> {
     let mut sealer = Fake::empty();
     sealer.seal(manifest);
-    let envelope = &sealer.files[MANIFEST];
+    slot_of(manifest, &sealer.files[MANIFEST], None)
+}
+
+/// The same with that envelope, and a key history.
+pub(crate) fn slot_of(manifest: &Manifest, envelope: &[u8], history: Option<&[u8]>) -> Vec<u8> {
     let superblock =
         Superblock { parameters: manifest.verity.parameters.clone(), uuid: manifest.verity.superblock_uuid.unwrap() };
     let mut bytes = vec![0; SLOT];
     bytes[manifest.verity.hash_offset as usize..][..512].copy_from_slice(&superblock.encode());
     let offset = SLOT / 2;
     bytes[offset..offset + envelope.len()].copy_from_slice(envelope);
-    bytes[SLOT - FOOTER_SIZE..].copy_from_slice(&Footer::new(offset as u64, envelope).unwrap().encode());
+    let behind = offset + envelope.len();
+    bytes[behind..][..history.map_or(0, <[u8]>::len)].copy_from_slice(history.unwrap_or_default());
+    let history = history.map(|history| (behind as u64, history));
+    bytes[SLOT - FOOTER_SIZE..].copy_from_slice(&Footer::new((offset as u64, envelope), history).unwrap().encode());
     bytes
 }
 
 /// A machine with these releases in its slots.
-fn machine(a: Option<&Manifest>, b: Option<&Manifest>) -> Fake {
+pub(crate) fn machine(a: Option<&Manifest>, b: Option<&Manifest>) -> Fake {
     let mut fake = Fake::sealed(&release("0", 5));
     fake.after_module.clear();
     let mut trust = TrustPolicy::parse(&fake.files[TRUST]).unwrap();
@@ -69,20 +79,20 @@ fn machine(a: Option<&Manifest>, b: Option<&Manifest>) -> Fake {
     for (device, release) in DEVICES.into_iter().zip([a, b]) {
         fake.put(device, &release.map_or_else(|| vec![0; SLOT], slot));
     }
-    fake.put(STATE, &[0; 2 * RECORD_SIZE]);
+    fake.put(STATE, &vec![0; HistoryArea::Second.end() as usize]);
     fake
 }
 
-fn record(fake: &Fake) -> SlotRecord {
+pub(crate) fn record(fake: &Fake) -> SlotRecord {
     SlotRecord::newest(&fake.files[STATE]).0.unwrap()
 }
 
-fn set_record(fake: &mut Fake, record: &SlotRecord) {
-    fake.put(STATE, &record.encode_both());
+pub(crate) fn set_record(fake: &mut Fake, record: &SlotRecord) {
+    fake.device(STATE)[..RECORD_COPIES * RECORD_SIZE].copy_from_slice(&record.encode_both());
 }
 
 /// The next boot of the same machine.
-fn again(fake: &Fake) -> Fake {
+pub(crate) fn again(fake: &Fake) -> Fake {
     let mut next = machine(None, None);
     for device in DEVICES.into_iter().chain([STATE]) {
         next.put(device, &fake.files[device]);
@@ -96,7 +106,7 @@ fn booted(fake: &Fake) -> (SlotName, String) {
     (record.slot.unwrap().name, record.image_version)
 }
 
-fn boots(fake: &mut Fake) -> (SlotName, String) {
+pub(crate) fn boots(fake: &mut Fake) -> (SlotName, String) {
     assert!(matches!(boot(fake), End::Init(..)), "{}", fake.console);
     booted(fake)
 }

@@ -4,6 +4,7 @@ use iofs_policy::{
     cmdline::AcceptedCommandLine,
     dsse::MAX_ENVELOPE_SIZE,
     failure::{FailureReport, Stage},
+    keys::KeyRing,
     manifest::{Architecture, Manifest, VerificationError, VerifiedManifest},
     paths::MANIFEST,
     trust::{SignatureError, TrustPolicy},
@@ -34,8 +35,9 @@ pub(crate) struct Verified {
 impl Started {
     /// Verifies before anything else is parsed, loaded or looked at.
     pub(crate) fn verify<S: System>(self, boot: &mut Boot<'_, S>) -> Result<Verified, FailureReport> {
-        let manifest = VerifiedManifest::verify(&self.envelope, &self.trust, Architecture::CURRENT)
-            .map_err(|error| refused(&error))?;
+        let manifest =
+            VerifiedManifest::verify(&self.envelope, &self.trust, &KeyRing::of(&self.trust), Architecture::CURRENT)
+                .map_err(|error| refused(&error))?;
         boot.set_action(manifest.manifest().on_failure);
         let command_line = AcceptedCommandLine::check(&self.command_line, &manifest).map_err(|error| {
             let fact = "the kernel command line contradicts the sealed configuration";
@@ -95,6 +97,9 @@ fn refused(error: &VerificationError) -> FailureReport {
         ),
         VerificationError::Manifest(_) => {
             because("the signed manifest is malformed", "a manifest that this version understands".into())
+        }
+        VerificationError::Keys { .. } => {
+            because("the signed manifest moves keys", "a manifest by the keys in the trust policy".into())
         }
         VerificationError::Identity { field, expected, found } => {
             let next = "boot the image that was sealed for this machine";

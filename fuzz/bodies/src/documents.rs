@@ -4,6 +4,7 @@ use std::path::{Component, Path};
 
 use iofs_policy::{
     dsse::{Envelope, MAX_SIGNATURES, PayloadType},
+    keys::KeyRing,
     manifest::{Architecture, Manifest, VerifiedManifest},
     release::Release,
     trust::TrustPolicy,
@@ -23,7 +24,8 @@ pub fn dsse_envelope(data: &[u8]) -> bool {
         !envelope.signatures().is_empty()
     });
     assert!(accepted != [true, true], "one envelope holds two types of payload");
-    if let Ok(verified) = VerifiedManifest::verify(data, &sealed::trust(), Architecture::X86_64) {
+    let trust = sealed::trust();
+    if let Ok(verified) = VerifiedManifest::verify(data, &trust, &KeyRing::of(&trust), Architecture::X86_64) {
         assert_eq!(verified.manifest(), sealed::manifest());
     }
     accepted != [false, false]

@@ -9,6 +9,7 @@ mod boot;
 mod devices;
 mod documents;
 mod images;
+mod keys;
 mod luks;
 mod modules;
 mod sealed;
@@ -22,6 +23,7 @@ pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{file_system_id, gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use images::{erofs_superblock, kernel_image, unified_kernel_image};
+pub use keys::key_history;
 pub use luks::{integrity_superblock, luks_header, luks_token};
 pub use modules::{module_alias, module_index};
 pub use slots::{slot_footer, slot_record};
@@ -45,6 +47,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("integrity_superblock", integrity_superblock),
     ("iofs_toml", iofs_toml),
     ("kernel_image", kernel_image),
+    ("key_history", key_history),
     ("luks_header", luks_header),
     ("luks_token", luks_token),
     ("manifest", manifest),

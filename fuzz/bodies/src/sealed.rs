@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use iofs_policy::{
     dsse::{Envelope, PayloadType},
+    keys::{KeyRing, KeySequence},
     manifest::{Architecture, Manifest, RollbackIndex, VerifiedManifest},
     trust::{TrustPolicy, TrustedKeys},
 };
@@ -63,7 +64,9 @@ fn verified(manifest: &Manifest) -> VerifiedManifest {
     let mut envelope = Envelope::unsigned(PayloadType::Manifest, manifest.to_json());
     key.sign(&mut envelope).expect("the first signature");
     let keys = TrustedKeys::new(vec![key.public()], 1).expect("one key, one signature");
-    VerifiedManifest::verify(&envelope.to_json(), &policy(keys, manifest), Architecture::X86_64).expect("just signed")
+    let trust = policy(keys, manifest);
+    VerifiedManifest::verify(&envelope.to_json(), &trust, &KeyRing::of(&trust), Architecture::X86_64)
+        .expect("just signed")
 }
 
 fn policy(keys: TrustedKeys, manifest: &Manifest) -> TrustPolicy {
@@ -74,5 +77,7 @@ fn policy(keys: TrustedKeys, manifest: &Manifest) -> TrustPolicy {
         minimum_rollback_index: RollbackIndex(0),
         on_failure: manifest.on_failure,
         slots: None,
+        key_sequence: KeySequence::default(),
+        revoked: Vec::new(),
     }
 }

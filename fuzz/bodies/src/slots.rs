@@ -7,11 +7,11 @@ use iofs_policy::{
 };
 
 /// What the footer's digest covers.
-const SUMMED: usize = 56;
+const SUMMED: usize = 104;
 /// Magic, length and digest in front of the record's JSON.
 const HEADER: usize = 44;
 
-/// A footer that is accepted leads to an envelope inside its slot, and is written as it was read. Nothing but luck finds a
+/// A footer that is accepted leads to an envelope and perhaps a key history inside its slot, and is written as it was read. Nothing but luck finds a
 /// digest, so it is also read with the right one.
 pub fn slot_footer(data: &[u8]) -> bool {
     let mut bytes = data.to_vec();
@@ -26,8 +26,10 @@ pub fn slot_footer(data: &[u8]) -> bool {
 fn read_footer(bytes: &[u8]) -> bool {
     let size = 1 << 30;
     let Ok(footer) = Footer::parse(bytes, size) else { return false };
-    let end = footer.offset.checked_add(footer.length.into()).expect("it ends somewhere");
-    assert!(footer.length > 0 && end <= size - FOOTER_SIZE as u64);
+    for part in [Some(footer.envelope), footer.history].into_iter().flatten() {
+        let end = part.offset.checked_add(part.length.into()).expect("it ends somewhere");
+        assert!(part.length > 0 && end <= size - FOOTER_SIZE as u64);
+    }
     assert_eq!(footer.encode()[..SUMMED + 32], bytes[..SUMMED + 32]);
     true
 }

@@ -43,18 +43,19 @@ pub(crate) fn manifest() -> Manifest {
         tpm: TpmRules::default(),
         command_lines: vec![],
         allowed_parameters: vec![],
+        keys: None,
     }
 }
 
-fn key(seed: u8) -> SigningKey {
+pub(crate) fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }
 
-fn public(key: &SigningKey) -> TrustedKey {
+pub(crate) fn public(key: &SigningKey) -> TrustedKey {
     TrustedKey::from_bytes(key.verifying_key().as_bytes()).unwrap()
 }
 
-fn trust(keys: &[&SigningKey], threshold: u8) -> TrustPolicy {
+pub(crate) fn trust(keys: &[&SigningKey], threshold: u8) -> TrustPolicy {
     TrustPolicy {
         keys: TrustedKeys::new(keys.iter().map(|key| public(key)).collect(), threshold).unwrap(),
         image_id: "test".parse().unwrap(),
@@ -62,10 +63,12 @@ fn trust(keys: &[&SigningKey], threshold: u8) -> TrustPolicy {
         minimum_rollback_index: RollbackIndex(5),
         on_failure: FailureAction::PowerOff,
         slots: None,
+        key_sequence: KeySequence::default(),
+        revoked: vec![],
     }
 }
 
-fn sign(manifest: &Manifest, keys: &[&SigningKey]) -> Vec<u8> {
+pub(crate) fn sign(manifest: &Manifest, keys: &[&SigningKey]) -> Vec<u8> {
     let mut envelope = Envelope::unsigned(PayloadType::Manifest, manifest.to_json());
     for key in keys {
         let signature = key.sign(&envelope.signed_bytes());
@@ -75,7 +78,8 @@ fn sign(manifest: &Manifest, keys: &[&SigningKey]) -> Vec<u8> {
 }
 
 fn verify(envelope: &[u8], trust: &TrustPolicy) -> Result<VerifiedManifest, String> {
-    VerifiedManifest::verify(envelope, trust, Architecture::X86_64).map_err(|error| error.to_string())
+    VerifiedManifest::verify(envelope, trust, &KeyRing::of(trust), Architecture::X86_64)
+        .map_err(|error| error.to_string())
 }
 
 #[test]

@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use iofs_policy::{
     boot_record::{BootRecord, BootedSlot},
-    paths::{BOOT_RECORD, TRUST_COPY},
+    paths::{BOOT_RECORD, KEY_HISTORY_COPY, TRUST_COPY},
 };
 use iofs_sign::{
     enroll::{rollback, tpm::TpmSide, volume::Volume},
     report::{ExitStatus, Failure, Output},
     slots::{
-        confirm::{self, Confirmed},
+        confirm::{self, BootFiles, Confirmed},
+        keys::KeysView,
         loader::LoaderFiles,
         rules,
     },
@@ -49,6 +50,9 @@ pub(crate) struct Arguments {
     /// Where the boot loader's file system is mounted, if it chooses [default: the one of /boot, /efi, /boot/efi with EFI/Linux]
     #[arg(long, value_name = "DIR")]
     esp_path: Option<PathBuf>,
+    /// What verify-init left of the release's key history, where that moved the keys
+    #[arg(long, value_name = "FILE", default_value = KEY_HISTORY_COPY)]
+    key_history: PathBuf,
     /// Note instead that the confirmed system is shut down in order: else the next boot reads the whole slot, for it cannot tell
     /// a lost power supply from a corrupt block
     #[arg(long, conflicts_with_all = ["volume", "dry_run"])]
@@ -97,7 +101,8 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
 fn confirm_slot(arguments: &Arguments, record: &BootRecord, slot: &BootedSlot) -> Result<Confirmed, Failure> {
     let trust = rules::read_trust(&arguments.trust)?;
     let loader = LoaderFiles::find(&trust, arguments.esp_path.as_deref())?;
-    confirm::confirm(record, slot, &trust, loader.as_ref(), arguments.dry_run)
+    let files = BootFiles { trust: &trust, history: &arguments.key_history, loader: loader.as_ref() };
+    confirm::confirm(record, slot, files, arguments.dry_run)
 }
 
 /// Notes the end of a boot that was confirmed.
@@ -145,11 +150,17 @@ fn present(tpm: &mut TpmSide, counter: u32) -> Result<u64, Failure> {
 }
 
 fn text(marked: &Marked, dry_run: bool) -> String {
-    let slot = marked.confirmed.as_ref().map(|Confirmed { slot, floor }| match dry_run {
+    let slot = marked.confirmed.as_ref().map(|confirmed| confirmed_text(confirmed, dry_run));
+    slot.unwrap_or_default() + &marked.raised.as_ref().map(|raised| raised_text(raised, dry_run)).unwrap_or_default()
+}
+
+fn confirmed_text(confirmed: &Confirmed, dry_run: bool) -> String {
+    let Confirmed { slot, floor, keys } = confirmed;
+    let text = match dry_run {
         true => format!("would confirm the release in slot {slot}\n"),
         false => format!("good:    the release in slot {slot}; floor in the record of tries: rollback index {floor}\n"),
-    });
-    slot.unwrap_or_default() + &marked.raised.as_ref().map(|raised| raised_text(raised, dry_run)).unwrap_or_default()
+    };
+    text + &keys.as_ref().map(KeysView::text).unwrap_or_default()
 }
 
 fn raised_text(raised: &Raised, dry_run: bool) -> String {

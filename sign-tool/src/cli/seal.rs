@@ -7,7 +7,10 @@ use std::{
 
 use super::secure_boot::{SecureBootKey, VerityKey};
 use clap::ValueEnum;
-use iofs_policy::manifest::{ImageId, ImageVersion, Place, Role, RollbackIndex};
+use iofs_policy::{
+    manifest::{ImageId, ImageVersion, Place, Role, RollbackIndex},
+    trust::KeyId,
+};
 use iofs_sign::{
     erofs::ImageCompression,
     keys::{self, PrivateKey},
@@ -17,6 +20,7 @@ use iofs_sign::{
         self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest,
         config::{Config, PlaceSection, PlaceText},
         finish::SigningKeys,
+        succession::Succession,
     },
     sealed::bad_input,
 };
@@ -45,14 +49,26 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "PRIVATE", required_unless_present = "unsigned", conflicts_with = "unsigned")]
     key: Vec<PathBuf>,
     /// Sign nothing: prepare the bytes that are to be signed elsewhere
-    #[arg(long, requires = "trust")]
+    #[arg(long, requires = "known")]
     unsigned: bool,
     /// A public key that the device trusts as well (SubjectPublicKeyInfo PEM)
-    #[arg(long, value_name = "PUBLIC")]
+    #[arg(long, value_name = "PUBLIC", group = "known")]
     trust: Vec<PathBuf>,
     /// How many of the trusted keys must sign
     #[arg(long, value_name = "N")]
     threshold: Option<u8>,
+    /// The sealed directory of the release before: its keys are trusted, and its key history goes on with this one
+    #[arg(long, value_name = "DIR", group = "known", conflicts_with = "threshold")]
+    previous: Option<PathBuf>,
+    /// Move the keys: a public key that signs from this release on, besides those before; name all who do from now on
+    #[arg(long, value_name = "PUBLIC", requires = "previous")]
+    next_key: Vec<PathBuf>,
+    /// How many of them must sign from now on [default: as many as before]
+    #[arg(long, value_name = "N", requires = "previous")]
+    next_threshold: Option<u8>,
+    /// End a key: its signatures count no more, and no later release can bring it back
+    #[arg(long, value_name = "KEYID", requires = "previous")]
+    revoke: Vec<KeyId>,
     /// The kernel that boots the image
     #[arg(long, value_name = "VMLINUZ", requires = "modules", required_unless_present = "image_only")]
     kernel: Option<PathBuf>,
@@ -203,11 +219,19 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
         uki: arguments.uki.then(|| UkiRequest { stub: arguments.stub.clone(), pcr_public_key }),
         certificates,
         trusted: arguments.trust.iter().map(|path| keys::read_public(path)).collect::<Result<_, _>>()?,
+        succession: succession(arguments)?,
         config,
         out: arguments.out.clone(),
         replace: arguments.replace,
         threads: super::threads(arguments.threads),
     })
+}
+
+fn succession(arguments: &Arguments) -> Result<Option<Succession>, Failure> {
+    let Some(previous) = arguments.previous.clone() else { return Ok(None) };
+    let next_keys = arguments.next_key.iter().map(|path| keys::read_public(path)).collect::<Result<_, _>>()?;
+    let (next_threshold, revoke) = (arguments.next_threshold, arguments.revoke.clone());
+    Ok(Some(Succession { previous, next_keys, next_threshold, revoke }))
 }
 
 /// The PEM text of a key that a TPM takes.

@@ -7,7 +7,7 @@ use iofs_sign::{
     keys::{self, PrivateKey},
     pcr_policy::PolicySigner,
     report::{ExitStatus, Failure, Output},
-    seal::finish::{self, Pending, SigningKeys},
+    seal::finish::{self, KeysBefore, Pending, SigningKeys},
     sealed::{SealedDirectory, TO_SIGN},
     x509::MAX_SIGNATURE,
 };
@@ -101,10 +101,11 @@ pub(crate) fn attach(arguments: &AttachArguments, output: Output) -> Result<(), 
 pub(crate) fn describe(pending: &Pending, directory: &str) -> String {
     match pending {
         Pending::Nothing => format!("complete:  {directory}\n next: iofs-sign verify {directory} --key PUBLIC"),
-        Pending::Signature { document, signed_by, threshold, to_sign_sha256 } => format!(
-            "waits for: a signature over {document} (has {} of {threshold})\nto sign:   {directory}/{TO_SIGN}\n           \
+        Pending::Signature { document, signed_by, threshold, keys_before, to_sign_sha256 } => format!(
+            "waits for: a signature over {document} (has {}{} of {threshold})\nto sign:   {directory}/{TO_SIGN}\n           \
              sha256:{to_sign_sha256}\n next: iofs-sign sign {directory} --key PRIVATE, or sign these bytes elsewhere and \
              iofs-sign attach",
+            keys_before.as_ref().map(before).unwrap_or_default(),
             signed_by.len()
         ),
         Pending::PcrSignature { key } => format!(
@@ -116,4 +117,9 @@ pub(crate) fn describe(pending: &Pending, directory: &str) -> String {
              elsewhere (RSASSA-PKCS1-v1_5 with SHA-256) and iofs-sign attach"
         ),
     }
+}
+
+/// Where a manifest moves the keys, the signatures of those before come first.
+fn before(keys: &KeysBefore) -> String {
+    format!("{} of {} of the keys before, and of the next ones ", keys.signed_by.len(), keys.threshold)
 }

@@ -63,7 +63,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     if let Some(path) = &arguments.timeline {
         atomic::write(path, 0o644, timeline::draw(&boot).to_string().as_bytes())?;
     }
-    let mut slots = boot.slot.as_ref().map(|slot| survey(&boot, slot));
+    let mut slots = boot.slot.as_ref().map(|slot| survey(&boot, slot, &arguments.trust));
     let files = slots.as_mut().map(|slots| {
         // The rest is worth showing all the same.
         loader_files(&arguments.trust, arguments.esp_path.as_deref()).unwrap_or_else(|failure| {

@@ -30,7 +30,8 @@ pub(super) fn partitions(
         bad_input(&directory.file(sealed::TRUST), &"slots: expected rules, as the manifest is for a slot, found none")
     })?;
     let envelope = directory.read(sealed::MANIFEST, MAX_ENVELOPE_SIZE)?;
-    let layout = SlotLayout::new(manifest, envelope.len())?;
+    let history = directory.key_history()?.map(|history| history.to_bytes());
+    let layout = SlotLayout::new(manifest, envelope.len(), history.as_ref().map(Vec::len))?;
     let size = slot_size(size, layout.least_size)?;
     let wanted = |place: &Place, what: &str, type_uuid, size, pieces| {
         let derived = derived_uuid(&format!("iofs {what} partuuid"), &manifest.verity.root_hash);
@@ -42,7 +43,7 @@ pub(super) fn partitions(
         // Updates write it.
         Ok(Wanted { label, partuuid, type_uuid, flags: 0, size, content: Content::Pieces(pieces) })
     };
-    let release = release(directory, &layout, &envelope, size)?;
+    let release = release(directory, &layout, (&envelope, history), size)?;
     let record = first_record(directory, &rules)?;
     Ok(vec![
         wanted(rules.place(SlotName::A), "system_a", type_uuid, size, release)?,
@@ -69,17 +70,20 @@ fn no_partition(what: &str, place: &Place) -> Failure {
 fn release(
     directory: &SealedDirectory,
     layout: &SlotLayout,
-    envelope: &[u8],
+    (envelope, history): (&[u8], Option<Vec<u8>>),
     size: u64,
 ) -> Result<Vec<(Piece, u64)>, Failure> {
-    let footer = Footer::new(layout.envelope_offset, envelope)
+    let at_history = history.as_deref().map(|history| (layout.history_offset, history));
+    let footer = Footer::new((layout.envelope_offset, envelope), at_history)
         .map_err(|error| bad_input(&directory.file(sealed::MANIFEST), &error))?;
-    Ok(vec![
+    let mut pieces = vec![
         (Piece::File(directory.file(sealed::IMAGE)), 0),
         (Piece::File(directory.file(sealed::TREE)), layout.hash_offset),
         (Piece::Bytes(envelope.to_vec()), layout.envelope_offset),
         (Piece::Bytes(footer.encode().to_vec()), SlotLayout::footer_offset(size)),
-    ])
+    ];
+    pieces.extend(history.map(|history| (Piece::Bytes(history), layout.history_offset)));
+    Ok(pieces)
 }
 
 /// Both copies of a record in which the release is on trial.

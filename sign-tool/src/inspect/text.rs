@@ -6,20 +6,29 @@ use iofs_policy::{
     boot_record::BootRecord,
     manifest::{Manifest, Volume, VolumeUse},
     release::Release,
-    trust::KeyId,
+    trust::{KeyId, TrustedKey},
 };
 
-use super::{Document, InspectedDisk, InspectedErofs, InspectedInitramfs, InspectedSuperblock, Inspection};
+use super::{
+    Document, InspectedDisk, InspectedErofs, InspectedInitramfs, InspectedMove, InspectedSuperblock, Inspection,
+};
 
 impl Display for Inspection {
     fn fmt(&self, out: &mut Formatter<'_>) -> fmt::Result {
         match self {
-            Self::SealedDirectory { manifest, release } => {
+            Self::SealedDirectory { manifest, release, history } => {
                 manifest.fmt(out)?;
+                if let Some(history) = history {
+                    write!(out, "\n{history}")?;
+                }
                 match release {
                     Some(release) => write!(out, "\n{release}"),
                     None => write!(out, "\nrelease statement: none yet"),
                 }
+            }
+            Self::KeyHistory { moves } => {
+                writeln!(out, "key history of {} moves", moves.len())?;
+                moves.iter().try_for_each(|one| key_move(one, out))
             }
             Self::Manifest(document) => manifest(document, out),
             Self::Release(document) => release(document, out),
@@ -27,6 +36,8 @@ impl Display for Inspection {
                 writeln!(out, "trust policy for {} ({})", policy.image_id, policy.role)?;
                 writeln!(out, "  signatures needed: {} of {}", policy.keys.threshold(), keys.len())?;
                 keys.iter().try_for_each(|key| writeln!(out, "  trusted key: {}", named(*key)))?;
+                writeln!(out, "  key moves before it: {}", policy.key_sequence)?;
+                policy.revoked.iter().try_for_each(|key| writeln!(out, "  revoked key: {}", named(*key)))?;
                 writeln!(out, "  rollback floor: {}", policy.minimum_rollback_index)?;
                 writeln!(out, "  on failure: {}", policy.on_failure)
             }
@@ -101,7 +112,26 @@ fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Resu
     if !manifest.allowed_parameters.is_empty() {
         writeln!(out, "  allowed on the command line: {}", manifest.allowed_parameters.join(" "))?;
     }
-    Ok(())
+    match &manifest.keys {
+        Some(change) => {
+            let trusted: Vec<KeyId> = change.trusted.keys().iter().map(TrustedKey::id).collect();
+            writeln!(out, "  keys from here on: move {}", change.sequence)?;
+            keys(change.trusted.threshold(), &trusted, &change.revoked, out)
+        }
+        None => Ok(()),
+    }
+}
+
+fn key_move(one: &InspectedMove, out: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(out, "move {} by release {}", one.sequence, one.version)?;
+    signers(&one.claimed_signers, out)?;
+    keys(one.threshold, &one.trusted, &one.revoked, out)
+}
+
+fn keys(threshold: u8, trusted: &[KeyId], revoked: &[KeyId], out: &mut Formatter<'_>) -> fmt::Result {
+    writeln!(out, "    signatures needed: {threshold} of {}", trusted.len())?;
+    trusted.iter().try_for_each(|key| writeln!(out, "    trusted key: {}", named(*key)))?;
+    revoked.iter().try_for_each(|key| writeln!(out, "    revoked key: {}", named(*key)))
 }
 
 fn volume(volume: &Volume, out: &mut Formatter<'_>) -> fmt::Result {

@@ -161,6 +161,7 @@ impl Sealer<'_> {
             uki: line.map(|_| UkiRequest { stub: None, pcr_public_key: None }),
             certificates: Certificates { root_hash: None, secure_boot: secure_boot.filter(|_| line.is_some()) },
             trusted: agent.into_iter().collect(),
+            succession: None,
             config: self.config(kernel, place, line)?,
             out,
             replace: false,

@@ -3,7 +3,7 @@
 use iofs_policy::{
     dsse::{Envelope, PayloadType},
     manifest::{Architecture, ImageIdentity, Manifest, Overlay, Place, SealedVerity},
-    trust::{TrustPolicy, TrustedKeys},
+    trust::TrustPolicy,
     verity::RootHash,
 };
 use uuid::Uuid;
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     config::{Config, SlotsSection},
     os_release::OsRelease,
+    succession::SealedKeys,
 };
 use crate::{atomic::AtomicDirectory, initramfs::kernel::KernelImage, report::Failure, sealed};
 
@@ -67,6 +68,7 @@ pub(super) fn manifest(
         tpm: config.tpm.rules()?,
         command_lines: config.boot.command_lines.clone(),
         allowed_parameters: config.boot.allowed_parameters.clone(),
+        keys: None,
     })
 }
 
@@ -78,14 +80,16 @@ fn behind_data(verity: &SealedVerity) -> u64 {
 }
 
 /// What the boot side accepts.
-pub(super) fn trust_policy(config: &Config, manifest: &Manifest, keys: TrustedKeys) -> TrustPolicy {
+pub(super) fn trust_policy(config: &Config, manifest: &Manifest, keys: &SealedKeys) -> TrustPolicy {
     TrustPolicy {
-        keys,
+        keys: keys.trusted.clone(),
         image_id: manifest.image.id.clone(),
         role: manifest.image.role,
         minimum_rollback_index: config.trust.minimum_rollback_index.unwrap_or(manifest.image.rollback_index),
         on_failure: manifest.on_failure,
         slots: config.slots.as_ref().map(SlotsSection::rules),
+        key_sequence: keys.sequence,
+        revoked: keys.revoked.clone(),
     }
 }
 

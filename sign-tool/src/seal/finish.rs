@@ -28,7 +28,11 @@ use crate::{
     x509::{SignerName, X509Signer},
 };
 
-use super::firmware::{self, Wanted};
+use super::{
+    firmware::{self, Wanted},
+    signers::Signers,
+    succession,
+};
 
 /// What a sealed directory waits for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -42,6 +46,9 @@ pub enum Pending {
         signed_by: Vec<KeyId>,
         /// How many signatures it needs.
         threshold: u8,
+        /// Those of the keys before, where the manifest moves the keys: `signed_by` and `threshold` are about the next ones.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        keys_before: Option<KeysBefore>,
         /// SHA-256 of the bytes to be signed, which lie in `to-sign.bin`.
         to_sign_sha256: Sha256Digest,
     },
@@ -61,6 +68,15 @@ pub enum Pending {
     },
     /// Nothing: the release is complete.
     Nothing,
+}
+
+/// The signatures of the keys that the release before trusts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeysBefore {
+    /// The keys that have signed.
+    pub signed_by: Vec<KeyId>,
+    /// How many must.
+    pub threshold: u8,
 }
 
 /// The keys at hand.
@@ -85,16 +101,16 @@ pub fn sign(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, 
 
 /// As [`sign`], for a directory that nobody else knows or that is locked.
 pub(super) fn sign_locked(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, Failure> {
-    let trust = directory.trust()?;
+    let signers = Signers::of(directory)?;
     for key in &keys.release {
-        check_trusted(&trust, &key.public())?;
+        signers.check(&key.public())?;
     }
     loop {
         let pending = advance(directory, keys)?;
         let Pending::Signature { document, .. } = pending else { return Ok(pending) };
         let mut envelope = directory.envelope(document, payload_type(document))?;
         let before = envelope.signatures().len();
-        for key in &keys.release {
+        for key in keys.release.iter().filter(|key| signers.sign(document, &key.public())) {
             if !envelope.signatures().iter().any(|one| one.keyid == key.public().id()) {
                 key.sign(&mut envelope).map_err(|error| bad_envelope(&error))?;
             }
@@ -113,10 +129,13 @@ pub(super) fn sign_locked(directory: &SealedDirectory, keys: &SigningKeys) -> Re
 /// The key is not trusted, or the signature does not verify: nothing is changed then.
 pub fn attach(directory: &SealedDirectory, key: Option<&TrustedKey>, signature: &[u8]) -> Result<Pending, Failure> {
     let _lock = directory.lock()?;
-    let trust = directory.trust()?;
-    key.map(|key| check_trusted(&trust, key)).transpose()?;
+    let signers = Signers::of(directory)?;
+    key.map(|key| signers.check(key)).transpose()?;
     match (advance(directory, &SigningKeys::default())?, key) {
-        (Pending::Signature { document, .. }, Some(key)) => attach_ed25519(directory, document, key, signature)?,
+        (Pending::Signature { document, .. }, Some(key)) => {
+            signers.check_for(document, key)?;
+            attach_ed25519(directory, document, key, signature)?;
+        }
         (Pending::X509Signature { document, .. }, None) => firmware::attach(directory, document, signature)?,
         (Pending::Signature { document, .. }, None) => {
             return Err(Failure::new(ExitStatus::Usage, format!("{document} waits for a signature by a trusted key"))
@@ -161,11 +180,11 @@ fn attach_ed25519(
 /// Writes what the signatures present allow: the signed root hash, the mini-initramfs and the unified kernel image once the
 /// manifest is signed, the release statement once those are there, and the bytes that the next signature is to cover.
 fn advance(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, Failure> {
-    let trust = directory.trust()?;
-    let (to_sign, pending) = match next(directory, &trust, keys)? {
+    let signers = Signers::of(directory)?;
+    let (to_sign, pending) = match next(directory, &signers, keys)? {
         Some(wanted) => wanted,
         None => {
-            for name in [sealed::INITRAMFS_BASE, sealed::UKI_BASE, sealed::TO_SIGN] {
+            for name in [sealed::INITRAMFS_BASE, sealed::UKI_BASE, sealed::TRUST_BEFORE, sealed::TO_SIGN] {
                 remove(directory, name)?;
             }
             return Ok(Pending::Nothing);
@@ -179,17 +198,18 @@ fn advance(directory: &SealedDirectory, keys: &SigningKeys) -> Result<Pending, F
 }
 
 /// The next signature that is needed, and the bytes that it covers.
-fn next(directory: &SealedDirectory, trust: &TrustPolicy, keys: &SigningKeys) -> Result<Option<Wanted>, Failure> {
+fn next(directory: &SealedDirectory, signers: &Signers, keys: &SigningKeys) -> Result<Option<Wanted>, Failure> {
     let manifest = directory.envelope(sealed::MANIFEST, PayloadType::Manifest)?;
     if !directory.has(sealed::RELEASE) {
         if let Some(wanted) = firmware::sign_root_hash(directory, &directory.manifest_in(&manifest)?, &keys.x509)? {
             return Ok(Some(wanted));
         }
-        if !enough(&manifest, trust) {
-            return Ok(Some(wanted(sealed::MANIFEST, &manifest, trust)));
+        if !signers.enough(sealed::MANIFEST, &manifest) {
+            return Ok(Some(signers.wanted(sealed::MANIFEST, &manifest)));
         }
+        write_history(directory, &manifest)?;
         if directory.has(sealed::INITRAMFS_BASE) {
-            write_initramfs(directory, &manifest, trust)?;
+            write_initramfs(directory, &manifest, &signers.trust)?;
         }
         if let Some(wanted) = firmware::write_uki(directory, &directory.manifest_in(&manifest)?, keys)? {
             return Ok(Some(wanted));
@@ -200,39 +220,22 @@ fn next(directory: &SealedDirectory, trust: &TrustPolicy, keys: &SigningKeys) ->
     }
     for name in [sealed::MANIFEST, sealed::RELEASE] {
         let envelope = directory.envelope(name, payload_type(name))?;
-        if !enough(&envelope, trust) {
-            return Ok(Some(wanted(name, &envelope, trust)));
+        if !signers.enough(name, &envelope) {
+            return Ok(Some(signers.wanted(name, &envelope)));
         }
     }
     Ok(None)
-}
-
-fn wanted(document: &'static str, envelope: &Envelope, trust: &TrustPolicy) -> Wanted {
-    let to_sign = envelope.signed_bytes();
-    let pending = Pending::Signature {
-        document,
-        signed_by: envelope.signatures().iter().map(|one| one.keyid).collect(),
-        threshold: trust.keys.threshold(),
-        to_sign_sha256: Sha256Digest::of(&to_sign),
-    };
-    (Some(to_sign), pending)
 }
 
 fn payload_type(document: &str) -> PayloadType {
     if document == sealed::MANIFEST { PayloadType::Manifest } else { PayloadType::Release }
 }
 
-fn enough(envelope: &Envelope, trust: &TrustPolicy) -> bool {
-    trust.keys.verify(envelope).is_ok()
-}
-
-fn check_trusted(trust: &TrustPolicy, key: &TrustedKey) -> Result<(), Failure> {
-    if trust.keys.keys().contains(key) {
-        return Ok(());
-    }
-    let trusted: Vec<String> = trust.keys.keys().iter().map(|key| key.id().to_string()).collect();
-    let fact = format!("key {} is not among those that this image trusts: {}", key.id(), trusted.join(", "));
-    Err(Failure::new(ExitStatus::Usage, fact).next("seal again with this key's public half, or sign with another"))
+/// A release that moves the keys is the last link of the history that travels with it.
+fn write_history(directory: &SealedDirectory, manifest: &Envelope) -> Result<(), Failure> {
+    let Some(change) = directory.manifest_in(manifest)?.keys else { return Ok(()) };
+    let history = succession::completed(directory.key_history()?, change.sequence, manifest.clone())?;
+    atomic::write(&directory.file(sealed::KEY_HISTORY), 0o644, &history.to_bytes())
 }
 
 fn bad_envelope(error: &EnvelopeError) -> Failure {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use iofs_policy::trust::{KeyId, TrustedKey};
 
 use super::{
-    SealRequest, check_root_hash_signature, image::image_options, is_sealed, read_init, read_kernel, trusted_keys,
+    SealRequest, check_root_hash_signature, image::image_options, is_sealed, read_init, read_kernel,
+    succession::SealedKeys,
 };
 use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Failure, tree::source::Source};
 
@@ -49,7 +50,7 @@ impl Plan {
 pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
     AtomicDirectory::check(&request.out, request.replace, is_sealed)?;
     check_root_hash_signature(request)?;
-    let keys = trusted_keys(request)?;
+    let keys = SealedKeys::new(request)?.trusted;
     let kernel = read_kernel(request)?;
     read_init(request)?;
     image_options(&request.config, kernel.as_ref())?.check()?;

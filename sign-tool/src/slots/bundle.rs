@@ -24,7 +24,8 @@ use crate::{
 const BLOCK: u64 = 512;
 /// What goes first, in this order: what says whether the rest is wanted at all. The rest follows in the order of
 /// [`sealed::ARTIFACTS`].
-const FIRST: [&str; 5] = [sealed::RELEASE, sealed::MANIFEST, sealed::TRUST, sealed::TREE, sealed::IMAGE];
+const FIRST: [&str; 6] =
+    [sealed::RELEASE, sealed::MANIFEST, sealed::KEY_HISTORY, sealed::TRUST, sealed::TREE, sealed::IMAGE];
 
 /// Where a file lies in a bundle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

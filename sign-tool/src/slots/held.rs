@@ -1,8 +1,9 @@
 //! What a slot holds, as far as trusted keys signed it.
 
 use iofs_policy::{
+    keys::{HistoryError, KeyHistory, KeyMoveError, KeyRing},
     manifest::{Architecture, VerifiedManifest},
-    slots::{FOOTER_SIZE, Footer, FooterError},
+    slots::{FOOTER_SIZE, Footer, FooterError, Part},
     trust::TrustPolicy,
 };
 
@@ -18,6 +19,12 @@ pub enum HeldError {
     /// There is nothing, or something else.
     #[error(transparent)]
     Footer(#[from] FooterError),
+    /// The key history is none.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// The key history does not go on from what the machine has confirmed.
+    #[error(transparent)]
+    Keys(#[from] KeyMoveError),
     /// The manifest is not one for this machine.
     #[error(transparent)]
     Manifest(#[from] iofs_policy::manifest::VerificationError),
@@ -29,27 +36,59 @@ pub enum HeldError {
     Tree(#[from] crate::verity::VerifyError),
 }
 
-/// The manifest at the slot's end. Whether the image is whole is another question.
-///
-/// # Errors
-/// [`HeldError`].
-pub fn manifest(slot: &SlotDevice, trust: &TrustPolicy, machine: Architecture) -> Result<VerifiedManifest, HeldError> {
-    Ok(VerifiedManifest::verify(&envelope(slot)?, trust, machine)?)
+/// What the end of a slot leads to, whoever signed it.
+#[derive(Debug, Clone)]
+pub struct SlotEnd {
+    /// The envelope with the manifest.
+    pub envelope: Vec<u8>,
+    /// The key history.
+    pub history: Option<KeyHistory>,
 }
 
-/// The envelope at the slot's end, whoever signed it.
+/// The manifest at the slot's end, by the keys that the machine has confirmed and the slot's history. Whether the image is
+/// whole is another question.
 ///
 /// # Errors
 /// [`HeldError`].
-pub fn envelope(slot: &SlotDevice) -> Result<Vec<u8>, HeldError> {
+pub fn manifest(
+    slot: &SlotDevice,
+    trust: &TrustPolicy,
+    confirmed: &KeyRing,
+    machine: Architecture,
+) -> Result<VerifiedManifest, HeldError> {
+    let end = end(slot)?;
+    Ok(VerifiedManifest::verify(&end.envelope, trust, &end.keys(confirmed)?, machine)?)
+}
+
+impl SlotEnd {
+    /// The keys by which it is verified.
+    ///
+    /// # Errors
+    /// The history does not go on from there.
+    pub fn keys(&self, confirmed: &KeyRing) -> Result<KeyRing, KeyMoveError> {
+        let history = self.history.as_ref();
+        history.map_or_else(|| Ok(confirmed.clone()), |history| confirmed.clone().follow(history))
+    }
+}
+
+/// What the slot's footer leads to.
+///
+/// # Errors
+/// [`HeldError`].
+pub fn end(slot: &SlotDevice) -> Result<SlotEnd, HeldError> {
     let mut end = [0; FOOTER_SIZE];
     let offset = slot.size().checked_sub(FOOTER_SIZE as u64).ok_or(FooterError::Empty)?;
     slot.read(&mut end, offset)?;
     let footer = Footer::parse(&end, slot.size())?;
-    let mut envelope = vec![0; footer.length as usize];
-    slot.read(&mut envelope, footer.offset)?;
+    let read = |part: Part| {
+        let mut bytes = vec![0; part.length as usize];
+        slot.read(&mut bytes, part.offset).map(|()| bytes)
+    };
+    let envelope = read(footer.envelope)?;
     footer.check_envelope(&envelope)?;
-    Ok(envelope)
+    let history = footer.history.map(read).transpose()?;
+    footer.check_history(history.as_deref().unwrap_or_default())?;
+    Ok(SlotEnd { envelope, history: history.as_deref().map(KeyHistory::parse).transpose()? })
 }
 
 /// The tree of what a slot holds.
@@ -57,7 +96,7 @@ pub fn envelope(slot: &SlotDevice) -> Result<Vec<u8>, HeldError> {
 /// # Errors
 /// [`HeldError`].
 pub fn tree(slot: &SlotDevice, manifest: &VerifiedManifest) -> Result<Tree, HeldError> {
-    let layout = SlotLayout::new(manifest.manifest(), 0).map_err(|failure| HeldError::Layout(failure.fact))?;
+    let layout = SlotLayout::new(manifest.manifest(), 0, None).map_err(|failure| HeldError::Layout(failure.fact))?;
     let verity = &manifest.manifest().verity;
     if layout.least_size > slot.size() {
         let (expected, found) = (layout.least_size, slot.size());

@@ -3,10 +3,11 @@
 use iofs_policy::{
     digest::Sha256Digest,
     dsse::{Envelope, PayloadType},
+    keys::{KeyHistory, KeyRing},
     manifest::{Architecture, Manifest, VerificationError, VerifiedManifest},
     release::Release,
     slots::{Candidate, Chooser, FloorKeeper, SlotName, SlotRecord, SlotRules, compare_versions},
-    trust::{TrustPolicy, TrustedKeys},
+    trust::TrustPolicy,
     verity::{Geometry, HashArea, Superblock},
 };
 
@@ -24,6 +25,10 @@ pub struct Incoming {
     pub manifest: VerifiedManifest,
     /// The envelope that it came in.
     pub envelope: Vec<u8>,
+    /// The key history that goes with it.
+    pub history: Option<Vec<u8>>,
+    /// The keys that it leads to, which verified the manifest.
+    pub keys: KeyRing,
     /// Where everything goes.
     pub layout: SlotLayout,
     /// The digests of all blocks.
@@ -33,17 +38,26 @@ pub struct Incoming {
 }
 
 impl Incoming {
-    /// Verifies manifest and tree. `machine` is what it must run on; what is written for another machine may run on any.
+    /// Verifies manifest and tree, by the keys that the machine has confirmed and the release's own history. `machine` is what it must
+    /// run on; what is written for another machine may run on any.
     ///
     /// # Errors
     /// It is not for this machine, or not what was signed.
-    pub fn verify(source: &Source, trust: &TrustPolicy, machine: Option<Architecture>) -> Result<Self, Failure> {
+    pub fn verify(
+        source: &Source,
+        trust: &TrustPolicy,
+        confirmed: &KeyRing,
+        machine: Option<Architecture>,
+    ) -> Result<Self, Failure> {
         let envelope = source.envelope()?;
-        let manifest = verify_manifest(&envelope, trust, machine).map_err(|error| refused(source, &error))?;
-        let layout =
-            SlotLayout::new(manifest.manifest(), envelope.len()).map_err(|failure| failure.about(source.path()))?;
+        let history = source.history()?;
+        let keys = follow(source, history.as_deref(), confirmed)?;
+        let manifest = verify_manifest(&envelope, trust, &keys, machine).map_err(|error| refused(source, &error))?;
+        lead_there(source, history.as_deref(), trust, &keys)?;
+        let layout = SlotLayout::new(manifest.manifest(), envelope.len(), history.as_ref().map(Vec::len))
+            .map_err(|failure| failure.about(source.path()))?;
         let (tree, head) = tree(source, manifest.manifest(), &layout)?;
-        Ok(Self { manifest, envelope, layout, tree, head })
+        Ok(Self { manifest, envelope, history, keys, layout, tree, head })
     }
 
     /// As what it will stand in a slot.
@@ -75,7 +89,7 @@ impl Incoming {
     ///
     /// # Errors
     /// The release has none, or another one than its statement says.
-    pub fn kernel_image(&self, source: &Source, keys: &TrustedKeys) -> Result<Vec<u8>, Failure> {
+    pub fn kernel_image(&self, source: &Source) -> Result<Vec<u8>, Failure> {
         let refuse = |status, error: &dyn std::fmt::Display| {
             Failure::new(status, error.to_string())
                 .about(source.path())
@@ -83,7 +97,7 @@ impl Incoming {
         };
         let statement = Envelope::parse(&source.statement()?, PayloadType::Release)
             .map_err(|error| refuse(ExitStatus::BadInput, &error))?;
-        let statement = keys.verify(&statement).map_err(|error| refuse(ExitStatus::NotVerified, &error))?;
+        let statement = self.keys.verify(&statement).map_err(|error| refuse(ExitStatus::NotVerified, &error))?;
         let statement = Release::from_payload(&statement).map_err(|error| refuse(ExitStatus::BadInput, &error))?;
         let differs = |what: &str, expected: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
             refuse(
@@ -133,12 +147,39 @@ impl Incoming {
     }
 }
 
+/// The keys that a release's history leads to.
+fn follow(source: &Source, history: Option<&[u8]>, from: &KeyRing) -> Result<KeyRing, Failure> {
+    let Some(history) = history else { return Ok(from.clone()) };
+    let refuse = |status, error: String| {
+        Failure::new(status, error)
+            .about(source.path())
+            .next("nothing was written: fetch the release again from who made it")
+    };
+    let history = KeyHistory::parse(history).map_err(|error| refuse(ExitStatus::BadInput, error.to_string()))?;
+    from.clone().follow(&history).map_err(|error| refuse(ExitStatus::NotVerified, error.to_string()))
+}
+
+/// Refuses a release that could not be booted any more if the record of tries were lost: the trust policy, and what lies in
+/// the slot itself, must suffice.
+fn lead_there(source: &Source, history: Option<&[u8]>, trust: &TrustPolicy, keys: &KeyRing) -> Result<(), Failure> {
+    let alone = follow(source, history, &KeyRing::of(trust))?;
+    if alone.keys() == keys.keys() {
+        return Ok(());
+    }
+    let (expected, found) = (keys.sequence(), alone.sequence());
+    let fact = format!("key history: expected all moves up to {expected}, found those up to {found}");
+    Err(Failure::new(ExitStatus::NotVerified, fact).about(source.path()).next(
+        "nothing was written: seal the release with --previous, so that it carries the key history of the one before",
+    ))
+}
+
 fn verify_manifest(
     envelope: &[u8],
     trust: &TrustPolicy,
+    keys: &KeyRing,
     machine: Option<Architecture>,
 ) -> Result<VerifiedManifest, VerificationError> {
-    let verify = |machine| VerifiedManifest::verify(envelope, trust, machine);
+    let verify = |machine| VerifiedManifest::verify(envelope, trust, keys, machine);
     match machine {
         Some(machine) => verify(machine),
         None => verify(Architecture::X86_64).or_else(|error| match error {

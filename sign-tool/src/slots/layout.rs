@@ -1,4 +1,5 @@
-//! Where everything lies in a slot: the image, its tree, the envelope with the manifest, and the footer at the very end.
+//! Where everything lies in a slot: the image, its tree, the envelope with the manifest, the key history, and the footer at the
+//! very end.
 
 use iofs_policy::{
     manifest::{Manifest, Place},
@@ -24,16 +25,18 @@ pub struct SlotLayout {
     pub tree_bytes: u64,
     /// The envelope with the manifest.
     pub envelope_offset: u64,
+    /// The key history, if there is one.
+    pub history_offset: u64,
     /// The smallest slot that holds all of it, in bytes.
     pub least_size: u64,
 }
 
 impl SlotLayout {
-    /// Of a manifest, in an envelope of that many bytes.
+    /// Of a manifest, in an envelope of that many bytes, with a key history of that many.
     ///
     /// # Errors
     /// The manifest was not sealed for a slot, or its tree cannot exist.
-    pub fn new(manifest: &Manifest, envelope: usize) -> Result<Self, Failure> {
+    pub fn new(manifest: &Manifest, envelope: usize, history: Option<usize>) -> Result<Self, Failure> {
         if manifest.data != Place::Slot {
             let fact = format!("manifest: data: expected \"slot\", found {}", manifest.data);
             return Err(Failure::new(ExitStatus::BadInput, fact).next("seal the release with --slots"));
@@ -45,7 +48,9 @@ impl SlotLayout {
         let area = HashArea { offset: verity.hash_offset, superblock: verity.superblock_uuid.is_some() };
         let tree = area.tree_range(&verity.parameters, &geometry).map_err(impossible)?;
         let envelope_offset = tree.end.next_multiple_of(ALIGNMENT);
-        let least_size = (envelope_offset + envelope as u64).next_multiple_of(ALIGNMENT) + FOOTER_SIZE as u64;
+        let history_offset = (envelope_offset + envelope as u64).next_multiple_of(ALIGNMENT);
+        let end = history_offset + history.unwrap_or(0) as u64;
+        let least_size = end.next_multiple_of(ALIGNMENT) + FOOTER_SIZE as u64;
         let (data_bytes, hash_offset) = (geometry.data_bytes(), verity.hash_offset);
         Ok(Self {
             data_bytes,
@@ -53,6 +58,7 @@ impl SlotLayout {
             tree_offset: tree.start,
             tree_bytes: tree.end - tree.start,
             envelope_offset,
+            history_offset,
             least_size,
         })
     }

@@ -80,12 +80,12 @@ impl LoaderFiles {
     /// # Errors
     /// The folder cannot be read.
     pub fn list(&self) -> Result<Vec<LoaderFile>, Failure> {
-        let entries = fs::read_dir(&self.folder).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
-        let mut files: Vec<LoaderFile> = entries
-            .map_err(|error| Failure::io(format_args!("read {}", self.folder.display()), &error))?
-            .iter()
-            .filter_map(|entry| self.parse(entry.file_name().to_str()?))
-            .collect();
+        let fail = |error| Failure::io(format_args!("read {}", self.folder.display()), &error);
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(fail)? {
+            let name = entry.map_err(fail)?.file_name();
+            files.extend(name.to_str().and_then(|name| self.parse(name)));
+        }
         files.sort_by(|left, right| left.path.cmp(&right.path));
         Ok(files)
     }

@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod confirm;
 pub mod held;
 pub mod incoming;
+pub mod keys;
 pub mod layout;
 pub mod loader;
 pub mod record;

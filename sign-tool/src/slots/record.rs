@@ -1,4 +1,4 @@
-//! The record of tries on its partition.
+//! The record of tries on its partition, with the confirmed keys behind it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -7,10 +7,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use iofs_policy::slots::{RECORD_COPIES, RECORD_SIZE, SlotRecord, StateError};
+use iofs_policy::{
+    keys::KeyHistory,
+    slots::{ConfirmedKeys, ConfirmedKeysError, HistoryArea, RECORD_COPIES, RECORD_SIZE, SlotRecord, StateError},
+};
 
 use super::storage::{Disk, Storage};
-use crate::report::Failure;
+use crate::{
+    report::{ExitStatus, Failure},
+    verity,
+};
 
 /// The partition with the record, open and locked against other processes of this system.
 #[derive(Debug)]
@@ -47,6 +53,53 @@ impl RecordFile {
         &self.file
     }
 
+    /// The key history that was confirmed, if the keys were ever moved.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn key_history(&self) -> Result<Option<KeyHistory>, ConfirmedKeysError> {
+        let Some(keys) = self.record.keys else { return Ok(None) };
+        let mut bytes = vec![0; keys.size()];
+        // What cannot be read is as good as damaged.
+        let read = self.file.read_exact_at(&mut bytes, keys.area.offset());
+        keys.history(if read.is_ok() { &bytes } else { &[] }).map(Some)
+    }
+
+    /// Refuses a partition that ends before what keeps confirmed keys.
+    ///
+    /// # Errors
+    /// It is too small.
+    pub fn check_room(&self) -> Result<(), Failure> {
+        let size = verity::size(&self.file).map_err(|error| Failure::io(self.doing("find the size of"), &error))?;
+        let least = HistoryArea::Second.end();
+        if size < least {
+            let fact =
+                format!("{}: expected at least {least} bytes, to keep moved keys, found {size}", self.path.display());
+            return Err(Failure::new(ExitStatus::System, fact)
+                .next("enlarge the partition with the record of tries: 'iofs-sign disk' gives it 1 MiB"));
+        }
+        Ok(())
+    }
+
+    /// Writes a key history into the area that the record does not name, and names it: the old one counts until the record is
+    /// saved.
+    ///
+    /// # Errors
+    /// There is no room, or the device cannot be written.
+    pub fn write_key_history(&mut self, storage: &dyn Storage, history: &KeyHistory) -> Result<(), Failure> {
+        self.check_room()?;
+        let area = self.record.keys.map_or(HistoryArea::First, |keys| keys.area.other());
+        let bytes = history.to_bytes();
+        let written = storage.write(&self.file, &bytes, area.offset()).and_then(|()| storage.sync(&self.file));
+        written.map_err(|error| Failure::io(self.doing("write the confirmed keys behind"), &error))?;
+        self.record.keys = Some(ConfirmedKeys::new(history, &bytes, area));
+        Ok(())
+    }
+
+    fn doing(&self, what: &str) -> String {
+        format!("{what} the slots' state {}", self.path.display())
+    }
+
     /// Writes both copies, one after the other, so that one of them is whole at any moment.
     ///
     /// # Errors
@@ -66,8 +119,9 @@ impl RecordFile {
             storage.write(&self.file, &bytes, (copy * RECORD_SIZE) as u64)?;
             storage.sync(&self.file)
         };
-        [self.write_first, 1 - self.write_first].into_iter().try_for_each(write).map_err(|error: io::Error| {
-            Failure::io(format_args!("write the slots' state {}", self.path.display()), &error)
-        })
+        [self.write_first, 1 - self.write_first]
+            .into_iter()
+            .try_for_each(write)
+            .map_err(|error: io::Error| Failure::io(self.doing("write"), &error))
     }
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use iofs_policy::dsse::MAX_ENVELOPE_SIZE;
+use iofs_policy::{dsse::MAX_ENVELOPE_SIZE, keys::MAX_HISTORY_SIZE};
 use rustix::fs::OFlags;
 
 use super::bundle;
@@ -19,8 +19,8 @@ use crate::{
 
 /// What an update reads of a release. The manifest says what the others must be.
 const NEEDED: [&str; 3] = [sealed::MANIFEST, sealed::TREE, sealed::IMAGE];
-/// What a machine needs besides whose boot loader chooses.
-const FOR_LOADER: [&str; 2] = [sealed::RELEASE, sealed::UKI];
+/// What it reads besides, where it is there: keys that were moved, and what a machine needs whose boot loader chooses.
+const OPTIONAL: [&str; 3] = [sealed::KEY_HISTORY, sealed::RELEASE, sealed::UKI];
 
 /// A release that nobody has verified yet.
 #[derive(Debug)]
@@ -86,6 +86,14 @@ impl Source {
         })
     }
 
+    /// The key history, if there is one.
+    ///
+    /// # Errors
+    /// It is larger than any, or cannot be read.
+    pub fn history(&self) -> Result<Option<Vec<u8>>, Failure> {
+        self.parts.get(sealed::KEY_HISTORY).map(|part| part.read_whole(MAX_HISTORY_SIZE)).transpose()
+    }
+
     /// The hash area.
     pub fn tree(&self) -> &Part {
         self.part(sealed::TREE)
@@ -141,8 +149,8 @@ fn of_directory(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
         let size = file.metadata().map_err(|error| Failure::io(format_args!("read {path}"), &error))?.len();
         Ok((name, Part { file, offset: 0, size, name: path }))
     };
-    let there = FOR_LOADER.into_iter().filter(|name| directory.has(name));
-    NEEDED.into_iter().chain(there).map(open).collect()
+    let more = OPTIONAL.into_iter().filter(|name| directory.has(name));
+    NEEDED.into_iter().chain(more).map(open).collect()
 }
 
 fn of_bundle(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
@@ -170,6 +178,6 @@ fn of_bundle(path: &Path) -> Result<BTreeMap<&'static str, Part>, Failure> {
             Part { file, offset: extent.offset, size: extent.size, name: format!("{} ({name})", path.display()) },
         ))
     };
-    let there = FOR_LOADER.into_iter().filter(|name| extents.contains_key(name));
-    NEEDED.into_iter().chain(there).map(part).collect()
+    let more = OPTIONAL.into_iter().filter(|name| extents.contains_key(name));
+    NEEDED.into_iter().chain(more).map(part).collect()
 }

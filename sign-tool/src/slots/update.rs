@@ -8,6 +8,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 
 use iofs_policy::{
     digest::Sha256Digest,
+    keys::KeyRing,
     manifest::{Architecture, ImageVersion, RollbackIndex},
     slots::{Candidate, FOOTER_SIZE, Footer, SlotName, SlotRecord, SlotRules, Trial},
     trust::TrustPolicy,
@@ -19,6 +20,7 @@ use super::{
     blocks::{Blocks, Plan, Running, Tally},
     held,
     incoming::Incoming,
+    keys::MachineKeys,
     layout::SlotLayout,
     loader::LoaderFiles,
     record::RecordFile,
@@ -99,16 +101,17 @@ pub struct UpdateReport {
 pub fn update(job: &UpdateJob<'_>) -> Result<UpdateReport, Failure> {
     let rules = rules::of(job.trust)?;
     let machine = job.target.running.as_ref().map(|_| Architecture::CURRENT);
-    let incoming = Incoming::verify(job.source, job.trust, machine)?;
+    let keys = machine_keys(job)?;
+    let incoming = Incoming::verify(job.source, job.trust, &keys, machine)?;
     let loaded = job.loader.map(|files| Loaded::verify(job, files, &incoming)).transpose()?;
     let (slot, record) = claim(job, rules, &incoming)?;
-    let work = Work { job, rules, incoming: &incoming, slot: &slot, loaded: loaded.as_ref() };
+    let work = Work { job, rules, keys: &keys, incoming: &incoming, slot: &slot, loaded: loaded.as_ref() };
     if work.worth(&record, &incoming.candidate(job.target.slot)).may_start() && work.holds_it(machine) {
         work.complete()?;
         return Ok(work.report(Outcome::AlreadyThere, work.all_in_place(), 0));
     }
     work.keeps_a_fallback(&record)?;
-    let running = running(job);
+    let running = running(job, &keys);
     let running = running.as_ref().map(|(slot, tree)| Running { slot, tree });
     let blocks = Blocks::new(&slot, &incoming.tree, job.source.image(), running, job.threads);
     let progress = job.output.progress("comparing", incoming.layout.data_bytes);
@@ -120,11 +123,24 @@ pub fn update(job: &UpdateJob<'_>) -> Result<UpdateReport, Failure> {
     work.write(&blocks, &plan)
 }
 
+/// The keys that the machine has confirmed.
+fn machine_keys(job: &UpdateJob<'_>) -> Result<KeyRing, Failure> {
+    let state = &job.target.state;
+    let keys = MachineKeys::of(job.trust, &RecordFile::open(state, false)?);
+    keys.problem.iter().for_each(|why| {
+        job.output.warn(format_args!("{}: {why}: the keys of the trust policy count", state.display()));
+    });
+    Ok(keys.ring)
+}
+
 /// The slot, for nobody else, and the record; unless the next boot would refuse the release.
 fn claim(job: &UpdateJob<'_>, rules: &SlotRules, incoming: &Incoming) -> Result<(SlotDevice, SlotRecord), Failure> {
     // Not kept locked: the running system may have to confirm itself meanwhile, or to shut down.
     let record = RecordFile::open(&job.target.state, false)?;
     incoming.check_floor(rules, &record.record)?;
+    if incoming.history.is_some() {
+        record.check_room()?;
+    }
     if let Some(running) = &job.target.running {
         incoming.check_newer(rules, &running.candidate)?;
     }
@@ -159,11 +175,12 @@ fn open_slot(job: &UpdateJob<'_>, incoming: &Incoming, record: &RecordFile) -> R
 }
 
 /// The running slot, if it can supply blocks.
-fn running(job: &UpdateJob<'_>) -> Option<(SlotDevice, Tree)> {
+fn running(job: &UpdateJob<'_>, keys: &KeyRing) -> Option<(SlotDevice, Tree)> {
     let device = job.target.running.as_ref()?.device.as_ref()?;
     let open = || {
         let slot = SlotDevice::open_to_read(device).map_err(|failure| failure.fact)?;
-        let manifest = held::manifest(&slot, job.trust, Architecture::CURRENT).map_err(|error| error.to_string())?;
+        let manifest =
+            held::manifest(&slot, job.trust, keys, Architecture::CURRENT).map_err(|error| error.to_string())?;
         let tree = held::tree(&slot, &manifest).map_err(|error| error.to_string())?;
         Ok((slot, tree))
     };
@@ -180,7 +197,7 @@ struct Loaded<'a> {
 
 impl<'a> Loaded<'a> {
     fn verify(job: &UpdateJob<'_>, files: &'a LoaderFiles, incoming: &Incoming) -> Result<Self, Failure> {
-        let image = incoming.kernel_image(job.source, &job.trust.keys)?;
+        let image = incoming.kernel_image(job.source)?;
         files.check_room(job.target.slot, image.len() as u64)?;
         Ok(Self { files, image })
     }
@@ -190,6 +207,7 @@ impl<'a> Loaded<'a> {
 struct Work<'a> {
     job: &'a UpdateJob<'a>,
     rules: &'a SlotRules,
+    keys: &'a KeyRing,
     incoming: &'a Incoming,
     slot: &'a SlotDevice,
     loaded: Option<&'a Loaded<'a>>,
@@ -214,7 +232,7 @@ impl Work<'_> {
     /// Whether the slot holds this very release, and all of it.
     fn holds_it(&self, machine: Option<Architecture>) -> bool {
         let machine = machine.unwrap_or(self.incoming.manifest.manifest().image.architecture);
-        let held = held::manifest(self.slot, self.job.trust, machine);
+        let held = held::manifest(self.slot, self.job.trust, self.keys, machine);
         held.is_ok_and(|held| held.digest() == self.incoming.manifest.digest())
             && self.read_back("looking at what is there").is_ok()
     }
@@ -237,7 +255,9 @@ impl Work<'_> {
         if self.job.give_up_fallback || self.worth(record, &running.candidate) == Trial::Good {
             return Ok(());
         }
-        let Ok(held) = held::manifest(self.slot, self.job.trust, Architecture::CURRENT) else { return Ok(()) };
+        let Ok(held) = held::manifest(self.slot, self.job.trust, self.keys, Architecture::CURRENT) else {
+            return Ok(());
+        };
         let fallback = Candidate::new(self.job.target.slot, &held);
         if !self.worth(record, &fallback).may_start() || fallback.rollback_index < record.floor {
             return Ok(());
@@ -290,14 +310,20 @@ impl Work<'_> {
         Ok(FOOTER_SIZE as u64)
     }
 
-    /// Writes what is behind the image: superblock, tree, and the envelope.
+    /// The key history, and where it goes; none where there is none.
+    fn history(&self) -> Option<(u64, &[u8])> {
+        self.incoming.history.as_deref().map(|history| (self.incoming.layout.history_offset, history))
+    }
+
+    /// Writes what is behind the image: superblock, tree, envelope, and key history.
     fn write_area(&self) -> Result<u64, Failure> {
         let Incoming { layout, tree, head, envelope, .. } = self.incoming;
         let tree_offset = layout.hash_offset + head.len() as u64;
         let parts =
             [(head.as_slice(), layout.hash_offset), (tree.bytes(), tree_offset), (envelope, layout.envelope_offset)];
+        let parts = parts.into_iter().chain(self.history().map(|(offset, bytes)| (bytes, offset)));
         let write = |(bytes, offset)| self.slot.write_differing(self.job.storage, bytes, offset);
-        let written = parts.into_iter().map(write).sum::<std::io::Result<u64>>().map_err(self.io("write the slot"))?;
+        let written = parts.map(write).sum::<std::io::Result<u64>>().map_err(self.io("write the slot"))?;
         self.slot.settle(self.job.storage).map_err(self.io("store the slot"))?;
         Ok(written)
     }
@@ -323,9 +349,9 @@ impl Work<'_> {
             Failure::new(ExitStatus::NotVerified, fact).next("if it happens again, replace the device: it fails")
         };
         result.map_err(|error| differs(&error))?;
-        for (name, bytes, offset) in
-            [("superblock", head, layout.hash_offset), ("manifest", envelope, layout.envelope_offset)]
-        {
+        let parts = [("superblock", &head[..], layout.hash_offset), ("manifest", envelope, layout.envelope_offset)];
+        let history = self.history().map(|(offset, bytes)| ("key history", bytes, offset));
+        for (name, bytes, offset) in parts.into_iter().chain(history) {
             let mut found = vec![0; bytes.len()];
             self.slot.read(&mut found, offset).map_err(self.io("read back the slot"))?;
             if found != *bytes {
@@ -340,7 +366,7 @@ impl Work<'_> {
     /// Makes the slot one that holds the release, and gives it its tries.
     fn finish(&self) -> Result<u64, Failure> {
         let Incoming { layout, envelope, manifest, .. } = self.incoming;
-        let footer = Footer::new(layout.envelope_offset, envelope)
+        let footer = Footer::new((layout.envelope_offset, envelope), self.history())
             .map_err(|error| Failure::new(ExitStatus::BadInput, error.to_string()))?;
         let offset = SlotLayout::footer_offset(self.slot.size());
         let fail = |error| self.is_empty(self.io("write the end of the slot")(error));
@@ -374,7 +400,7 @@ impl Work<'_> {
     }
 
     fn report(&self, outcome: Outcome, blocks: Tally, bytes_written: u64) -> UpdateReport {
-        let Incoming { manifest, tree, envelope, .. } = self.incoming;
+        let Incoming { manifest, tree, envelope, history, .. } = self.incoming;
         let (image, verity) = (&manifest.manifest().image, &manifest.manifest().verity);
         let block_size = u64::from(verity.parameters.data_block_size.bytes());
         UpdateReport {
@@ -386,7 +412,8 @@ impl Work<'_> {
             manifest_digest: manifest.digest(),
             root_hash: verity.root_hash.clone(),
             blocks,
-            bytes_read: (envelope.len() + tree.bytes().len()) as u64 + blocks.read * block_size,
+            bytes_read: (envelope.len() + history.as_ref().map_or(0, Vec::len) + tree.bytes().len()) as u64
+                + blocks.read * block_size,
             bytes_written,
         }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use iofs_policy::{
     boot_record::{BootRecord, BootedSlot},
+    keys::KeyRing,
     manifest::{Architecture, VerifiedManifest},
     slots::{Candidate, SlotName, SlotRecord},
     trust::TrustPolicy,
@@ -19,7 +20,7 @@ use iofs_policy::{
 use iofs_sign::{
     report::Progress,
     sealed::SealedDirectory,
-    slots::{held, record::RecordFile, storage::SlotDevice},
+    slots::{held, keys::MachineKeys, record::RecordFile, storage::SlotDevice},
     verity::{VerifyJob, verify},
 };
 use serde_json::Value;
@@ -44,7 +45,7 @@ impl Machine {
             file.set_len(slot_size as u64).unwrap();
             file.write_all_at(b"whatever", 5000).unwrap();
         }
-        fs::write(machine.state(), [0; 1 << 16]).unwrap();
+        fs::write(machine.state(), vec![0; 1 << 20]).unwrap();
         machine
     }
 
@@ -92,6 +93,12 @@ impl Machine {
         let trust = fs::read(sealed.join("trust.json")).unwrap();
         fs::write(self.bench.path("trust.json"), &trust).unwrap();
         let held = self.held(slot).expect("the slot can be booted");
+        let end = held::end(&SlotDevice::open_to_read(&self.slot(slot)).unwrap()).unwrap();
+        let keys = end.keys(&self.keys()).unwrap();
+        let _ = fs::remove_file(self.bench.path("keys.history"));
+        if let Some(history) = end.history {
+            fs::write(self.bench.path("keys.history"), history.to_bytes()).unwrap();
+        }
         let image = &held.manifest().image;
         let record = BootRecord {
             record_version: 1,
@@ -115,6 +122,7 @@ impl Machine {
                 name: slot,
                 state_device: self.bench.text("state"),
                 devices: SlotName::ALL.map(|slot| Some(self.bench.text(&format!("slot-{slot}")))),
+                key_sequence: keys.sequence(),
             }),
             kernel_release: String::new(),
             warnings: Vec::new(),
@@ -170,10 +178,17 @@ impl Machine {
         file.record
     }
 
+    /// The keys that it has confirmed.
+    pub(crate) fn keys(&self) -> KeyRing {
+        let keys = MachineKeys::of(&self.trust(), &RecordFile::open(&self.state(), false).unwrap());
+        assert_eq!(keys.problem, None);
+        keys.ring
+    }
+
     /// The manifest in a slot, if it verifies.
     pub(crate) fn held(&self, slot: SlotName) -> Option<VerifiedManifest> {
         let device = SlotDevice::open_to_read(&self.slot(slot)).unwrap();
-        held::manifest(&device, &self.trust(), Architecture::CURRENT).ok()
+        held::manifest(&device, &self.trust(), &self.keys(), Architecture::CURRENT).ok()
     }
 
     /// Whether every block that a manifest promises is there.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{
     manifest::RollbackIndex,
-    slots::{RECORD_SIZE, SlotName, SlotRecord},
+    slots::{ConfirmedKeys, HistoryArea, RECORD_SIZE, SlotName, SlotRecord},
     verity::CorruptionAction,
 };
 use iofs_sign::{
@@ -83,6 +83,16 @@ impl<'a> Device<'a> {
 
     pub(super) fn record(&self) -> Result<SlotRecord> {
         Ok(SlotRecord::newest(&self.state()?).0?)
+    }
+
+    /// Keeps the keys that a release moved, as `mark-good` does besides.
+    pub(super) fn confirm_keys(&self, release: &Chain) -> Result<()> {
+        let history = release.directory().key_history()?.context("the release moves keys")?;
+        let (bytes, area, mut record) = (history.to_bytes(), HistoryArea::First, self.record()?);
+        self.disk.write(self.partition("iofs_state")?.offset + area.offset(), &bytes)?;
+        record.keys = Some(ConfirmedKeys::new(&history, &bytes, area));
+        record.sequence += 1;
+        self.set_state(&record.encode_both())
     }
 
     /// Confirms the last boot, as `mark-good` does on the running system; and its orderly end.

@@ -18,7 +18,7 @@ use swtpm_tests::{Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, Secur
 
 use crate::{
     support::{BOOT, TRIES, find, reached},
-    updates::{debian, running, shut_down, stick, update},
+    updates::{debian_with, running, shut_down, stick, update},
 };
 
 /// Sealed for a boot loader that chooses, which firmware with these keys starts.
@@ -67,7 +67,7 @@ fn systemd_boot_counts_the_tries_of_releases_and_comes_back_from_a_corrupt_one()
     let keys = SecureBoot::new()?;
     let sealed = |version| {
         let mut asked = Ok(());
-        let chain = debian(version, add_mount, |request| asked = for_loader(&keys, request))?;
+        let chain = debian_with(version, add_mount, |request| asked = for_loader(&keys, request))?;
         asked.map(|()| chain)
     };
     let (first, second, third) = (sealed(1)?, sealed(2)?, sealed(3)?);

@@ -26,13 +26,13 @@ const COMPLETE: Duration = Duration::from_secs(600);
 /// Later, since the shell's answer would be overtaken by its end.
 const POWER_OFF: &str = "(sleep 1; systemctl poweroff) >/dev/null 2>&1 &";
 
-/// Nothing more than the unit.
-fn nothing(_: &Path) -> Result<()> {
-    Ok(())
+/// A Debian 13 of this version whose unit confirms each boot once it is complete, as `packaging/` has it.
+pub(super) fn debian(version: u64, change: impl FnOnce(&mut SealRequest)) -> Result<Chain> {
+    debian_with(version, |_| Ok(()), change)
 }
 
-/// A Debian 13 of this version, with what `add` puts into it, whose unit confirms each boot once it is complete, as `packaging/` has it.
-pub(super) fn debian(
+/// The same with what `add` puts into it.
+pub(super) fn debian_with(
     version: u64,
     add: fn(&Path) -> Result<()>,
     change: impl FnOnce(&mut SealRequest),
@@ -60,7 +60,15 @@ pub(super) fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
         let to = folder.path().join("releases").join(version.to_string());
         fs::create_dir_all(&to)?;
         let directory = chain.directory();
-        let names = [sealed::IMAGE, sealed::TREE, sealed::MANIFEST, sealed::TRUST, sealed::RELEASE, sealed::UKI];
+        let names = [
+            sealed::IMAGE,
+            sealed::TREE,
+            sealed::MANIFEST,
+            sealed::TRUST,
+            sealed::RELEASE,
+            sealed::UKI,
+            sealed::KEY_HISTORY,
+        ];
         for name in names.into_iter().filter(|name| directory.has(name)) {
             fs::hard_link(directory.file(name), to.join(name))
                 .or_else(|_| fs::copy(directory.file(name), to.join(name)).map(drop))?;
@@ -99,9 +107,9 @@ pub(super) fn shut_down(mut shell: Workshop) -> Result<()> {
 
 #[test]
 fn a_debian_13_updates_itself_from_slot_to_slot_over_three_releases() -> Result<()> {
-    let (second, third) = (debian(2, nothing, as_is)?, debian(3, nothing, as_is)?);
+    let (second, third) = (debian(2, as_is)?, debian(3, as_is)?);
     let stick = stick(&[(2, &second), (3, &third)])?;
-    let device = Device::new("slots_debian", debian(1, nothing, as_is)?)?;
+    let device = Device::new("slots_debian", debian(1, as_is)?)?;
     for (version, slot, next) in [(1, "a", Some(2)), (2, "b", Some(3)), (3, "a", None)] {
         let (mut shell, status) = running(device.machine(), &stick, version)?;
         let slots = status["slots"]["slots"].as_array().context("two slots")?;
