@@ -191,9 +191,14 @@ fn a_history_that_is_damaged_or_none_puts_its_slot_out() {
 
 #[test]
 fn confirmed_keys_that_cannot_be_read_leave_those_of_the_trust_policy_with_a_warning() {
-    let damage: [fn(&mut Fake); 3] = [
+    let damage: [fn(&mut Fake); 4] = [
         |fake| fake.device(STATE)[HistoryArea::Second.offset() as usize + 50] ^= 1,
         |fake| fake.broken.push(("read_at /dev/vda3 139264", Errno::EIO)),
+        |fake| {
+            // Another history that holds, and that nobody confirmed.
+            let other = history(moving("9", 1, [OLD, THIEF]).1).to_bytes();
+            fake.device(STATE)[HistoryArea::Second.offset() as usize..][..other.len()].copy_from_slice(&other);
+        },
         |fake| {
             // Confirmed on a machine with another trust policy.
             let other = history(moving("2", 1, [THIEF, NEW]).1);

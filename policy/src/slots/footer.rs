@@ -208,6 +208,18 @@ mod tests {
     }
 
     #[test]
+    fn bytes_that_no_footer_has_are_refused_although_its_digest_is_right() {
+        for (at, error) in [(56, "its digest is wrong"), (64, "key history: expected 1 to 131072 bytes")] {
+            let mut bytes = Footer::new((8192, b"envelope"), None).unwrap().encode();
+            bytes[at] = 1;
+            let sum = Sha256Digest::of(&bytes[..SUMMED]);
+            bytes[SUMMED..END].copy_from_slice(sum.as_bytes());
+            let found = Footer::parse(&bytes, 1 << 20).unwrap_err().to_string();
+            assert!(found.contains(error), "{found}");
+        }
+    }
+
+    #[test]
     fn parts_that_are_not_what_was_written_are_refused() {
         let footer = whole();
         assert_eq!(footer.check_envelope(b"envelope"), Ok(()));
