@@ -79,6 +79,8 @@ pub(crate) struct Fake {
     pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// Fails the call of this number, from 0, with this error.
     pub(crate) fail: Option<(usize, Errno)>,
+    /// The power is gone after so many more bytes are written to devices.
+    pub(crate) power: Option<usize>,
     /// Fails calls that begin with this text, each time.
     pub(crate) broken: Vec<(&'static str, Errno)>,
     pub(crate) events: VecDeque<Vec<u8>>,
@@ -112,6 +114,7 @@ impl Fake {
             log: Vec::new(),
             files: BTreeMap::new(),
             fail: None,
+            power: None,
             broken: Vec::new(),
             events: VecDeque::new(),
             after_module: Vec::new(),
@@ -320,8 +323,10 @@ impl System for Fake {
     fn write_at(&mut self, path: &str, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.call(format!("write_at {path} {offset}"))?;
         let device = self.files.get_mut(path).ok_or(Errno::ENOENT)?;
-        device[offset as usize..][..bytes.len()].copy_from_slice(bytes);
-        Ok(())
+        let length = self.power.map_or(bytes.len(), |left| left.min(bytes.len()));
+        device[offset as usize..][..length].copy_from_slice(&bytes[..length]);
+        self.power = self.power.map(|left| left - length);
+        if length == bytes.len() { Ok(()) } else { Err(Errno::EIO.into()) }
     }
 
     fn list(&mut self, folder: &str) -> io::Result<Vec<String>> {

@@ -10,7 +10,7 @@ use iofs_policy::{
         SlotRecord, SlotRules, Trial,
     },
     trust::TrustPolicy,
-    verity::Superblock,
+    verity::{CorruptionAction, Superblock},
 };
 use nix::errno::Errno;
 
@@ -296,4 +296,60 @@ fn whatever_call_fails_a_slot_is_booted_or_the_machine_stops_with_a_report() {
             assert!(fake.console.contains("BOOT REFUSED") || fake.calls[number] == "print", "{}", fake.calls[number]);
         }
     }
+}
+
+/// A machine whose release 1 in slot a is confirmed, with release 2 in slot b and so many tries.
+fn on_trial(tries: u8) -> Fake {
+    let [one, two] = ["1", "2"].map(|version| {
+        let mut release = release(version, 5);
+        release.verity.on_corruption = CorruptionAction::Eio;
+        release
+    });
+    let mut fake = machine(Some(&one), Some(&two));
+    let mut known = SlotRecord::default();
+    known.begin(&candidate_of(&one), 2);
+    assert!(known.confirm(SlotName::A, sealer_digest(&one), &rules()) && known.ended(SlotName::A, sealer_digest(&one)));
+    known.install(SlotName::B, sealer_digest(&two), tries);
+    set_record(&mut fake, &known);
+    fake
+}
+
+/// The tries that slot b has left.
+fn tries_of_b(fake: &Fake) -> u8 {
+    match record(fake).b.unwrap().trial {
+        Trial::Trying(left) => left,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn power_cut_at_any_byte_of_a_slot_switch_leaves_a_record_that_is_read_and_a_release_that_boots() {
+    let refuses = ("create_mapping root", Errno::EINVAL);
+    let mut points = 0;
+    for (tries, broken) in [(2, None), (1, Some(refuses)), (0, None), (0, Some(refuses))] {
+        let start = || {
+            let mut fake = on_trial(tries);
+            fake.broken.extend(broken);
+            fake
+        };
+        let mut whole = start();
+        boot(&mut whole);
+        let total = whole.count("write_at") * RECORD_SIZE;
+        let edges =
+            (0..=total / RECORD_SIZE).flat_map(|copy| [0, 1, RECORD_SIZE - 1].map(|at| copy * RECORD_SIZE + at));
+        let within = (1..=80).map(|number| number * 7919 % total);
+        for point in edges.chain(within) {
+            let mut cut = start();
+            cut.power = Some(point);
+            boot(&mut cut);
+            let mut next = again(&cut);
+            next.broken.clear();
+            assert!(tries_of_b(&next) <= tries, "byte {point}: no try comes back");
+            let (slot, _) = boots(&mut next);
+            let expected = if tries_of_b(&cut) > 0 { SlotName::B } else { SlotName::A };
+            assert_eq!(slot, expected, "byte {point} of {total}");
+            points += 1;
+        }
+    }
+    assert!(points >= 300, "{points}");
 }
