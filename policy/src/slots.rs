@@ -11,16 +11,15 @@ use serde::{Deserialize, Serialize};
 use crate::manifest::Place;
 
 mod choice;
+mod confirmed;
 mod footer;
 mod state;
 mod version;
 
 pub use choice::Candidate;
+pub use confirmed::{ConfirmedKeys, ConfirmedKeysError, HistoryArea};
 pub use footer::{FOOTER_SIZE, Footer, FooterError, Part};
-pub use state::{
-    BootEntry, ConfirmedKeys, ConfirmedKeysError, HistoryArea, MAX_BOOTS, Outcome, RECORD_COPIES, RECORD_SIZE,
-    SlotRecord, SlotState, StateError, Trial,
-};
+pub use state::{BootEntry, MAX_BOOTS, Outcome, RECORD_COPIES, RECORD_SIZE, SlotRecord, SlotState, StateError, Trial};
 pub use version::compare as compare_versions;
 
 /// The most tries that may be sealed.

@@ -224,7 +224,8 @@ fn what_a_release_on_trial_would_fall_back_to_is_not_overwritten() {
     let v3 = machine.seal("v3", "3", 1, &[]);
     machine.updated(&v2);
     machine.boot(B, &v2);
-    machine.change_record(|record| record.begin(&machine.candidates()[1], TRIES));
+    let candidates = machine.candidates();
+    machine.change_record(|record| record.begin(&candidates[1], TRIES));
     let text = fails(&machine.update(&v3, &[]), 2);
     assert!(text.contains("slot a: expected one that is no fallback, found release 1, and release 2"), "{text}");
     assert_eq!(machine.order(), [B, A]);
@@ -266,7 +267,8 @@ fn a_release_that_went_bad_in_its_slot_or_used_up_its_tries_is_written_again() {
     let report = machine.updated(&v2);
     assert_eq!((&report["outcome"], &report["blocks"]["reused"]), (&json!("written"), &json!(1)), "{report}");
     assert_eq!(machine.order(), [B, A]);
-    machine.change_record(|record| (0..TRIES).for_each(|_| record.begin(&machine.candidates()[1], TRIES)));
+    let candidates = machine.candidates();
+    machine.change_record(|record| (0..TRIES).for_each(|_| record.begin(&candidates[1], TRIES)));
     assert_eq!(machine.order(), [A]);
     let report = machine.updated(&v2);
     assert_eq!((&report["outcome"], &report["blocks"]["in_place"]), (&json!("written"), &report["blocks"]["total"]));

@@ -2,11 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Candidate, FloorKeeper, SlotName, SlotRules};
+use super::{Candidate, ConfirmedKeys, FloorKeeper, SlotName, SlotRules};
 use crate::{
     digest::Sha256Digest,
     failure::Stage,
-    keys::{HistoryError, KeyHistory, KeySequence, MAX_HISTORY_SIZE},
     manifest::{ImageVersion, RollbackIndex},
 };
 
@@ -82,94 +81,6 @@ pub struct BootEntry {
     pub manifest: Sha256Digest,
     /// How it went.
     pub outcome: Outcome,
-}
-
-/// One of two areas behind both copies of the record, each as large as any key history. The one that the record does not name is
-/// written, and then the record: so that at any moment the one that it names is whole.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HistoryArea {
-    /// Right behind the record.
-    First,
-    /// Behind that.
-    Second,
-}
-
-impl HistoryArea {
-    /// Its first byte on the partition.
-    pub fn offset(self) -> u64 {
-        let before = match self {
-            Self::First => 0,
-            Self::Second => MAX_HISTORY_SIZE,
-        };
-        (RECORD_COPIES * RECORD_SIZE + before) as u64
-    }
-
-    /// The byte behind it: a partition that ends before it has no room for confirmed keys.
-    pub fn end(self) -> u64 {
-        self.offset() + MAX_HISTORY_SIZE as u64
-    }
-
-    /// The other one.
-    pub fn other(self) -> Self {
-        match self {
-            Self::First => Self::Second,
-            Self::Second => Self::First,
-        }
-    }
-}
-
-/// The key history of the last release that moved the keys and was confirmed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ConfirmedKeys {
-    /// Where it leads to.
-    pub sequence: KeySequence,
-    /// Where it is.
-    pub area: HistoryArea,
-    /// Its length in bytes.
-    pub length: u32,
-    /// Its digest.
-    pub digest: Sha256Digest,
-}
-
-/// Why a confirmed history counts for nothing.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ConfirmedKeysError {
-    /// It is not what was confirmed.
-    #[error("confirmed keys: expected the {length} bytes with SHA-256 {digest}, found others: they are damaged")]
-    Damaged {
-        /// How many bytes were confirmed.
-        length: u32,
-        /// Their digest.
-        digest: Sha256Digest,
-    },
-    /// It is none.
-    #[error("confirmed keys: {0}")]
-    History(#[from] HistoryError),
-}
-
-impl ConfirmedKeys {
-    /// Of a history that lies in that area.
-    pub fn new(history: &KeyHistory, bytes: &[u8], area: HistoryArea) -> Self {
-        Self { sequence: history.last(), area, length: bytes.len() as u32, digest: Sha256Digest::of(bytes) }
-    }
-
-    /// How many bytes to read: never more than an area has.
-    pub fn size(&self) -> usize {
-        (self.length as usize).min(MAX_HISTORY_SIZE)
-    }
-
-    /// Parses what was read.
-    ///
-    /// # Errors
-    /// [`ConfirmedKeysError`].
-    pub fn history(&self, bytes: &[u8]) -> Result<KeyHistory, ConfirmedKeysError> {
-        if Sha256Digest::of(bytes) != self.digest {
-            return Err(ConfirmedKeysError::Damaged { length: self.length, digest: self.digest });
-        }
-        Ok(KeyHistory::parse(bytes)?)
-    }
 }
 
 /// The record. Each copy is, at the start of [`RECORD_SIZE`] bytes of which the rest is zero:
@@ -399,7 +310,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::slots::choice::tests::{candidate, rules};
+    use crate::{
+        keys::KeySequence,
+        slots::{
+            HistoryArea,
+            choice::tests::{candidate, rules},
+        },
+    };
 
     fn copies(first: &[u8], second: &[u8]) -> Vec<u8> {
         [first, second].concat()
