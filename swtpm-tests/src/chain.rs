@@ -22,6 +22,7 @@ use iofs_sign::{
     initramfs::{EmbeddedFile, Format, image_segment, in_archive},
     inspect::initramfs::inspect,
     keys::PrivateKey,
+    pe::Headers,
     report::Output,
     seal::{Certificates, KernelRequest, SealRequest, config::Config, finish::SigningKeys, seal},
     sealed::{self, SealedDirectory},
@@ -230,8 +231,16 @@ impl Chain {
         let initramfs = initramfs.map_or_else(|| directory.file(sealed::INITRAMFS), Path::to_owned);
         let initramfs = fs::read(initramfs)?;
         let command_line = command_line(words);
-        let parts =
-            [(Part::Linux, &kernel[..]), (Part::CommandLine, command_line.as_bytes()), (Part::Initrd, &initramfs[..])];
+        let mut parts = vec![
+            (Part::Linux, &kernel[..]),
+            (Part::CommandLine, command_line.as_bytes()),
+            (Part::Initrd, &initramfs[..]),
+        ];
+        // What `seal` made an image of differs in the command line alone.
+        let image = if directory.has(sealed::UKI) { self.firmware_image()? } else { Vec::new() };
+        let headers = Headers::parse(&image).ok();
+        let os_release = headers.as_ref().and_then(|headers| headers.find(Part::OsRelease.section()));
+        parts.extend(os_release.map(|section| (Part::OsRelease, section.contents(&image))));
         Ok(uki::assemble(&fs::read(stub)?, &parts)?.bytes)
     }
 
