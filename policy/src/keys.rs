@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     dsse::Envelope,
     manifest::{ImageId, Manifest, ManifestError, Role},
-    trust::{KeyId, SignatureError, TrustPolicy, TrustedKey, TrustedKeys, VerifiedPayload},
+    trust::{KeyId, SignatureError, TrustPolicy, TrustedKeys, VerifiedPayload},
 };
 
 mod history;
@@ -93,10 +93,12 @@ pub(crate) fn check_revoked(trusted: &TrustedKeys, revoked: &[KeyId], most: usiz
             return Err(KeyRuleError::Duplicate(*id));
         }
     }
-    match trusted.keys().iter().map(TrustedKey::id).find(|id| revoked.contains(id)) {
-        Some(id) => Err(KeyRuleError::Revoked(id)),
-        None => Ok(()),
-    }
+    check_none_revoked(trusted, revoked).map_err(KeyRuleError::Revoked)
+}
+
+/// None of the keys is among the revoked ones; else the first that is.
+fn check_none_revoked(trusted: &TrustedKeys, revoked: &[KeyId]) -> Result<(), KeyId> {
+    trusted.ids().find(|id| revoked.contains(id)).map_or(Ok(()), Err)
 }
 
 impl KeyChange {
@@ -252,12 +254,18 @@ impl KeyRing {
             return other("keys.sequence", &sequence, &change.sequence);
         }
         change.trusted.verify(link).map_err(|why| KeyMoveError::Behind { sequence, why })?;
+        self.moved(&change).map_err(|key| KeyMoveError::Returns { sequence, key })
+    }
+
+    /// The keys behind a change, whoever signed it: whom it revokes stays revoked, as those before do.
+    ///
+    /// # Errors
+    /// The change trusts this key, which was revoked.
+    pub fn moved(&self, change: &KeyChange) -> Result<Self, KeyId> {
         let mut revoked = self.revoked.clone();
         revoked.extend(change.revoked.iter().filter(|id| !self.revoked.contains(id)));
-        if let Some(key) = change.trusted.keys().iter().map(TrustedKey::id).find(|id| revoked.contains(id)) {
-            return Err(KeyMoveError::Returns { sequence, key });
-        }
-        Ok(Self { keys: change.trusted, revoked, sequence, ..self.clone() })
+        check_none_revoked(&change.trusted, &revoked)?;
+        Ok(Self { keys: change.trusted.clone(), revoked, sequence: change.sequence, ..self.clone() })
     }
 
     /// Refuses a manifest that would move the keys by its own word, without the chain that leads there; and one that says

@@ -18,7 +18,7 @@ mod version;
 
 pub use choice::Candidate;
 pub use confirmed::{ConfirmedKeys, ConfirmedKeysError, HistoryArea};
-pub use footer::{FOOTER_SIZE, Footer, FooterError, Part};
+pub use footer::{FOOTER_SIZE, Footer, FooterError, Part, SlotEnd};
 pub use state::{BootEntry, MAX_BOOTS, Outcome, RECORD_COPIES, RECORD_SIZE, SlotRecord, SlotState, StateError, Trial};
 pub use version::compare as compare_versions;
 

@@ -223,6 +223,11 @@ impl TrustedKeys {
         &self.keys
     }
 
+    /// Their ids.
+    pub fn ids(&self) -> impl Iterator<Item = KeyId> {
+        self.keys.iter().map(TrustedKey::id)
+    }
+
     /// How many of the keys must sign.
     pub fn threshold(&self) -> u8 {
         self.threshold
@@ -250,7 +255,7 @@ impl TrustedKeys {
             return Err(SignatureError::NotEnough {
                 threshold: self.threshold,
                 valid: signers.len(),
-                trusted: self.keys.iter().map(TrustedKey::id).collect(),
+                trusted: self.ids().collect(),
                 claimed: envelope.signatures().iter().map(|one| one.keyid).collect(),
             });
         }

@@ -14,7 +14,7 @@ use iofs_policy::{
     manifest::{ImageVersion, Manifest},
     modules::ModuleIndex,
     release::Release,
-    trust::{KeyId, TrustPolicy, TrustedKey},
+    trust::{KeyId, TrustPolicy},
     verity::{Geometry, Superblock as VeritySuperblock, VerityParameters},
 };
 use serde::Serialize;
@@ -275,13 +275,19 @@ fn erofs_image(path: &Path) -> Result<Inspection, Failure> {
     }))
 }
 
-fn json(path: &Path, file: &File) -> Result<Inspection, Failure> {
+/// Everything; of what is too large one byte more than that, so that its parser says so.
+fn read_beyond(path: &Path, file: &File, most: usize) -> Result<Vec<u8>, Failure> {
     let mut bytes = Vec::new();
-    file.take(MAX_ENVELOPE_SIZE as u64 + 1)
+    file.take(most as u64 + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    Ok(bytes)
+}
+
+fn json(path: &Path, file: &File) -> Result<Inspection, Failure> {
+    let bytes = read_beyond(path, file, MAX_ENVELOPE_SIZE)?;
     if let Ok(policy) = TrustPolicy::parse(&bytes) {
-        let keys = policy.keys.keys().iter().map(TrustedKey::id).collect();
+        let keys = policy.keys.ids().collect();
         return Ok(Inspection::Trust { policy: Box::new(policy), keys });
     }
     if let Ok(record) = serde_json::from_slice(&bytes) {
@@ -318,10 +324,7 @@ fn key(path: &Path, head: &[u8]) -> Result<Inspection, Failure> {
 }
 
 fn key_history(path: &Path, file: &File) -> Result<Inspection, Failure> {
-    let mut bytes = Vec::new();
-    file.take(MAX_HISTORY_SIZE as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    let bytes = read_beyond(path, file, MAX_HISTORY_SIZE)?;
     let history = KeyHistory::parse(&bytes).map_err(|error| bad(path, &error))?;
     let inspected = |(sequence, link): (KeySequence, &Envelope)| -> Result<InspectedMove, Failure> {
         let document = document(path, link, Manifest::from_json)?;
@@ -332,7 +335,7 @@ fn key_history(path: &Path, file: &File) -> Result<Inspection, Failure> {
             version: document.payload.image.version,
             claimed_signers: document.claimed_signers,
             threshold: change.trusted.threshold(),
-            trusted: change.trusted.keys().iter().map(TrustedKey::id).collect(),
+            trusted: change.trusted.ids().collect(),
             revoked: change.revoked,
         })
     };

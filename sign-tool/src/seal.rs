@@ -126,8 +126,7 @@ pub struct Sealed {
 /// # Errors
 /// A [`Failure`] that names the input and what is wrong with it.
 pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
-    check_root_hash_signature(request)?;
-    check_loader_has_an_image(request)?;
+    check(request)?;
     let keys = SealedKeys::new(request)?;
     let kernel = read_kernel(request)?;
     let init = read_init(request)?;
@@ -155,6 +154,12 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let pending = finish::sign_locked(&inside, &request.keys)?;
     directory.commit()?;
     describe(request, &manifest, pending)
+}
+
+/// Refuses what contradicts itself, before anything is read.
+fn check(request: &SealRequest) -> Result<(), Failure> {
+    check_root_hash_signature(request)?;
+    check_loader_has_an_image(request)
 }
 
 /// A signature that the boot asks for needs somebody who signs, and the initramfs of no other release.

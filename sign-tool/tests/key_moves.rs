@@ -14,7 +14,7 @@ use std::{
 use iofs_policy::{
     keys::{KeyHistory, KeySequence},
     slots::{HistoryArea, SlotName, Trial},
-    trust::{KeyId, TrustPolicy, TrustedKey},
+    trust::{KeyId, TrustPolicy},
 };
 use iofs_sign::{
     keys,
@@ -295,7 +295,7 @@ fn a_sealed_release_gives_fresh_devices_the_keys_of_its_day() {
     {
         let directory = SealedDirectory::new(release);
         let trust = directory.trust().unwrap();
-        assert_eq!(trust.keys.keys().iter().map(TrustedKey::id).collect::<Vec<_>>(), [*key]);
+        assert_eq!(trust.keys.ids().collect::<Vec<_>>(), [*key]);
         assert_eq!((trust.key_sequence, trust.revoked.len()), (KeySequence(sequence), sequence as usize));
         assert_eq!(directory.key_history().unwrap().map(|history| history.last().0), (sequence > 0).then_some(1));
         assert!(!directory.has(TRUST_BEFORE));

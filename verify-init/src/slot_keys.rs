@@ -6,41 +6,29 @@
 
 use iofs_policy::{
     keys::{KeyHistory, KeyRing},
-    slots::{FOOTER_SIZE, Footer, SlotRecord},
+    slots::{FOOTER_SIZE, SlotEnd, SlotRecord},
     trust::TrustPolicy,
 };
 
 use crate::{boot::Boot, devices::BlockDevice, report::text, system::System};
 
-/// What the end of a slot leads to. None of it is verified.
-pub(crate) struct SlotEnd {
-    pub(crate) envelope: Vec<u8>,
-    /// The key history.
-    pub(crate) history: Option<Vec<u8>>,
+/// What the end of a slot leads to.
+pub(crate) fn read_end<S: System>(boot: &mut Boot<'_, S>, device: &BlockDevice) -> Result<SlotEnd, String> {
+    if device.bytes < FOOTER_SIZE as u64 {
+        return Err(format!("{}: too small", device.path));
+    }
+    let read = |offset: u64, length: usize| {
+        let read = boot.system.read_at(&device.path, offset, length);
+        read.map_err(|error| format!("{}: {}", device.path, text(&error)))
+    };
+    SlotEnd::read(device.bytes, read, |error| error.to_string())
 }
 
-impl SlotEnd {
-    /// Reads both.
-    pub(crate) fn read<S: System>(boot: &mut Boot<'_, S>, device: &BlockDevice) -> Result<Self, String> {
-        let mut read = |offset: u64, length: usize| {
-            let read = boot.system.read_at(&device.path, offset, length);
-            read.map_err(|error| format!("{}: {}", device.path, text(&error)))
-        };
-        let end = device.bytes.checked_sub(FOOTER_SIZE as u64).ok_or_else(|| format!("{}: too small", device.path))?;
-        let footer = Footer::parse(&read(end, FOOTER_SIZE)?, device.bytes).map_err(|error| error.to_string())?;
-        let envelope = read(footer.envelope.offset, footer.envelope.length as usize)?;
-        footer.check_envelope(&envelope).map_err(|error| error.to_string())?;
-        let history = footer.history.map(|part| read(part.offset, part.length as usize)).transpose()?;
-        footer.check_history(history.as_deref().unwrap_or_default()).map_err(|error| error.to_string())?;
-        Ok(Self { envelope, history })
-    }
-
-    /// The keys for this slot.
-    pub(crate) fn keys(&self, confirmed: &KeyRing) -> Result<KeyRing, String> {
-        let Some(history) = &self.history else { return Ok(confirmed.clone()) };
-        let history = KeyHistory::parse(history).map_err(|error| error.to_string())?;
-        confirmed.clone().follow(&history).map_err(|error| error.to_string())
-    }
+/// The keys for a slot.
+pub(crate) fn of_slot(end: &SlotEnd, confirmed: &KeyRing) -> Result<KeyRing, String> {
+    let Some(history) = &end.history else { return Ok(confirmed.clone()) };
+    let history = KeyHistory::parse(history).map_err(|error| error.to_string())?;
+    confirmed.clone().follow(&history).map_err(|error| error.to_string())
 }
 
 /// The keys that this machine has confirmed. Where that cannot be read any more they are those of the trust policy: from

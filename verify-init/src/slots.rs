@@ -24,7 +24,7 @@ use crate::{
     mapped,
     measured::Measured,
     report::{refusal, text},
-    slot_keys::{self, SlotEnd},
+    slot_keys,
     started::characters,
     system::System,
     verified::{Verified, check_release},
@@ -164,8 +164,8 @@ fn read_slot<S: System>(
     let role = verified.trust.role;
     let device = attach(boot, role, &format!("slot-{slot}"), place, device).map_err(|refusal| refusal.found)?;
     let device = device.ok_or_else(|| format!("no device {place}"))?;
-    let end = SlotEnd::read(boot, &device)?;
-    let keys = end.keys(confirmed)?;
+    let end = slot_keys::read_end(boot, &device)?;
+    let keys = slot_keys::of_slot(&end, confirmed)?;
     let manifest = VerifiedManifest::verify(&end.envelope, &verified.trust, &keys, Architecture::CURRENT)
         .map_err(|error| error.to_string())?;
     check(verified, rules, record, &manifest)?;
@@ -311,9 +311,7 @@ impl Trial {
         let expected = "a slot with a release that trusted keys signed, not older than the floor, with tries left";
         refusal(STAGE, "neither slot can be booted", expected, found.join("; "), RECOVER)
     }
-}
 
-impl Trial {
     /// What the boot loader started cannot be booted: that counts as a boot, too, or it would be started for ever.
     fn count_for_loader<S: System>(mut self, boot: &mut Boot<'_, S>, started: &Candidate) {
         if !self.begun {

@@ -182,6 +182,36 @@ impl Footer {
     }
 }
 
+/// What the end of a slot leads to. None of it is verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlotEnd {
+    /// The envelope with the manifest.
+    pub envelope: Vec<u8>,
+    /// The key history, if there is one.
+    pub history: Option<Vec<u8>>,
+}
+
+impl SlotEnd {
+    /// Reads it from a slot of `size` bytes. `read` reads so many bytes from an offset, and `refuse` makes the caller's error of
+    /// what is wrong with the footer.
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn read<E>(
+        size: u64,
+        mut read: impl FnMut(u64, usize) -> Result<Vec<u8>, E>,
+        refuse: impl Fn(FooterError) -> E,
+    ) -> Result<Self, E> {
+        let offset = size.checked_sub(FOOTER_SIZE as u64).ok_or_else(|| refuse(FooterError::Empty))?;
+        let footer = Footer::parse(&read(offset, FOOTER_SIZE)?, size).map_err(&refuse)?;
+        let envelope = read(footer.envelope.offset, footer.envelope.length as usize)?;
+        footer.check_envelope(&envelope).map_err(&refuse)?;
+        let history = footer.history.map(|part| read(part.offset, part.length as usize)).transpose()?;
+        footer.check_history(history.as_deref().unwrap_or_default()).map_err(&refuse)?;
+        Ok(Self { envelope, history })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -6,7 +6,7 @@ use iofs_policy::{
     boot_record::BootRecord,
     manifest::{Manifest, Volume, VolumeUse},
     release::Release,
-    trust::{KeyId, TrustedKey},
+    trust::KeyId,
 };
 
 use super::{
@@ -114,7 +114,7 @@ fn manifest(document: &Document<Manifest>, out: &mut Formatter<'_>) -> fmt::Resu
     }
     match &manifest.keys {
         Some(change) => {
-            let trusted: Vec<KeyId> = change.trusted.keys().iter().map(TrustedKey::id).collect();
+            let trusted: Vec<KeyId> = change.trusted.ids().collect();
             writeln!(out, "  keys from here on: move {}", change.sequence)?;
             keys(change.trusted.threshold(), &trusted, &change.revoked, out)
         }

@@ -13,21 +13,17 @@ const MAX_SIZE: u64 = 64 * 1024;
 pub struct OsRelease {
     id: Option<String>,
     version: Option<String>,
+    /// The whole file, where there is one.
     text: Option<String>,
 }
 
 impl OsRelease {
-    /// The whole file, where there is one.
-    fn text(&self) -> Option<&str> {
-        self.text.as_deref()
-    }
-
     /// The file as it is measured and shown of a sealed image: the tree's, and which image and version that is. Boot loaders sort
     /// unified kernel images by these two.
     pub fn sealed(&self, image: &ImageIdentity) -> String {
         let others = |line: &&str| !["IMAGE_ID=", "IMAGE_VERSION="].iter().any(|field| line.starts_with(field));
         let mut text: String =
-            self.text().unwrap_or_default().lines().filter(others).map(|line| format!("{line}\n")).collect();
+            self.text.as_deref().unwrap_or_default().lines().filter(others).map(|line| format!("{line}\n")).collect();
         text.push_str(&format!("IMAGE_ID=\"{}\"\nIMAGE_VERSION=\"{}\"\n", image.id, image.version));
         text
     }

@@ -2,12 +2,9 @@
 
 use std::path::PathBuf;
 
-use iofs_policy::trust::{KeyId, TrustedKey};
+use iofs_policy::trust::KeyId;
 
-use super::{
-    SealRequest, check_root_hash_signature, image::image_options, is_sealed, read_init, read_kernel,
-    succession::SealedKeys,
-};
+use super::{SealRequest, check, image::image_options, is_sealed, read_init, read_kernel, succession::SealedKeys};
 use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Failure, tree::source::Source};
 
 /// What `seal` would do, for `--dry-run`.
@@ -49,7 +46,7 @@ impl Plan {
 /// As [`seal`].
 pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
     AtomicDirectory::check(&request.out, request.replace, is_sealed)?;
-    check_root_hash_signature(request)?;
+    check(request)?;
     let keys = SealedKeys::new(request)?.trusted;
     let kernel = read_kernel(request)?;
     read_init(request)?;
@@ -65,7 +62,7 @@ pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
         root: describe_source(&Source::open(&request.root)?),
         kernel_release: kernel.map(|kernel| kernel.release.to_string()),
         modules,
-        trusted_keys: keys.keys().iter().map(TrustedKey::id).collect(),
+        trusted_keys: keys.ids().collect(),
         threshold: keys.threshold(),
         out: request.out.clone(),
     })

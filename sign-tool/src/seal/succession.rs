@@ -169,20 +169,24 @@ impl Previous {
             }
         };
         let (sequence, revoked) = (before.key_sequence.next(), succession.revoke.clone());
-        let change = KeyChange { sequence, trusted: trusted.clone(), revoked };
+        let change = KeyChange { sequence, trusted, revoked };
         if let Err(error) = change.check() {
             return usage(&error, "leave a key out of --next-key that --revoke names; name each once");
         }
-        let mut revoked = before.revoked.clone();
-        revoked.extend(change.revoked.iter().filter(|id| !before.revoked.contains(id)));
-        if let Some(key) = trusted.keys().iter().find(|key| revoked.contains(&key.id())) {
-            let fact = format!("expected no revoked key among the trusted ones, found {}", key.id());
-            return usage(&fact, "an earlier release revoked it for good: make another one with 'iofs-sign keygen'");
-        }
+        let ring = match KeyRing::of(before).moved(&change) {
+            Ok(ring) => ring,
+            Err(key) => {
+                let fact = format!("expected no revoked key among the trusted ones, found {key}");
+                return usage(
+                    &fact,
+                    "an earlier release revoked it for good: make another one with 'iofs-sign keygen'",
+                );
+            }
+        };
         Ok(SealedKeys {
-            trusted,
+            trusted: ring.keys().clone(),
             sequence,
-            revoked,
+            revoked: ring.revoked().to_vec(),
             change: Some(change),
             history: self.history,
             before: Some(self.trust),

@@ -3,7 +3,7 @@
 use iofs_policy::{
     keys::{HistoryError, KeyHistory, KeyMoveError, KeyRing},
     manifest::{Architecture, VerifiedManifest},
-    slots::{FOOTER_SIZE, Footer, FooterError, Part},
+    slots::{self, FooterError},
     trust::TrustPolicy,
 };
 
@@ -76,18 +76,12 @@ impl SlotEnd {
 /// # Errors
 /// [`HeldError`].
 pub fn end(slot: &SlotDevice) -> Result<SlotEnd, HeldError> {
-    let mut end = [0; FOOTER_SIZE];
-    let offset = slot.size().checked_sub(FOOTER_SIZE as u64).ok_or(FooterError::Empty)?;
-    slot.read(&mut end, offset)?;
-    let footer = Footer::parse(&end, slot.size())?;
-    let read = |part: Part| {
-        let mut bytes = vec![0; part.length as usize];
-        slot.read(&mut bytes, part.offset).map(|()| bytes)
+    let read = |offset: u64, length: usize| {
+        let mut bytes = vec![0; length];
+        slot.read(&mut bytes, offset)?;
+        Ok(bytes)
     };
-    let envelope = read(footer.envelope)?;
-    footer.check_envelope(&envelope)?;
-    let history = footer.history.map(read).transpose()?;
-    footer.check_history(history.as_deref().unwrap_or_default())?;
+    let slots::SlotEnd { envelope, history } = slots::SlotEnd::read(slot.size(), read, HeldError::Footer)?;
     Ok(SlotEnd { envelope, history: history.as_deref().map(KeyHistory::parse).transpose()? })
 }
 

@@ -5,7 +5,7 @@ use std::{io::ErrorKind, path::Path};
 use iofs_policy::{
     keys::{KeyHistory, KeyRing, KeySequence, MAX_HISTORY_SIZE},
     slots::ConfirmedKeysError,
-    trust::{KeyId, TrustPolicy, TrustedKey},
+    trust::{KeyId, TrustPolicy},
 };
 use serde::Serialize;
 
@@ -86,8 +86,8 @@ pub struct KeysView {
 impl From<&KeyRing> for KeysView {
     fn from(ring: &KeyRing) -> Self {
         let keys = ring.keys();
-        let trusted = keys.keys().iter().map(TrustedKey::id).collect();
-        Self { sequence: ring.sequence(), threshold: keys.threshold(), trusted, revoked: ring.revoked().to_vec() }
+        let (trusted, revoked) = (keys.ids().collect(), ring.revoked().to_vec());
+        Self { sequence: ring.sequence(), threshold: keys.threshold(), trusted, revoked }
     }
 }
 

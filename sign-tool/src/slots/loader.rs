@@ -56,9 +56,7 @@ impl LoaderFiles {
         if rules::of(trust)?.chooser == Chooser::VerifyInit {
             return Ok(None);
         }
-        let usual = BOOT_FOLDERS.map(Path::new);
-        let places = asked.as_slice().iter().copied().chain(usual.into_iter().filter(|_| asked.is_none()));
-        let places: Vec<&Path> = places.collect();
+        let places = asked.map_or_else(|| BOOT_FOLDERS.map(Path::new).to_vec(), |asked| vec![asked]);
         let found = places.iter().map(|place| place.join(FOLDER)).find(|folder| folder.is_dir());
         let missing = || {
             let looked = places.iter().map(|place| place.display().to_string()).collect::<Vec<_>>().join(", ");
@@ -139,10 +137,15 @@ impl LoaderFiles {
 
     fn remove_but(&self, slot: SlotName, kept: Option<&Path>) -> Result<(), Failure> {
         for file in self.of_slot(slot)?.iter().filter(|file| Some(&*file.path) != kept) {
-            let removed = fs::remove_file(&file.path).and_then(|()| File::open(&self.folder)?.sync_all());
+            let removed = fs::remove_file(&file.path).and_then(|()| self.sync());
             removed.map_err(|error| Failure::io(format_args!("remove {}", file.path.display()), &error))?;
         }
         Ok(())
+    }
+
+    /// Returns once the names are safe from a power cut.
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.folder)?.sync_all()
     }
 
     /// Writes a slot's image, with so many tries, in the place of what was there; it is there whole or not at all.
@@ -167,7 +170,7 @@ impl LoaderFiles {
         if let Some(file) = self.of_slot(slot)?.iter().rfind(|file| file.tries_left.is_some())
             && !good.exists()
         {
-            let renamed = fs::rename(&file.path, &good).and_then(|()| File::open(&self.folder)?.sync_all());
+            let renamed = fs::rename(&file.path, &good).and_then(|()| self.sync());
             renamed.map_err(|error| {
                 Failure::io(format_args!("rename {} to {}", file.path.display(), good.display()), &error)
             })?;
