@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use iofs_policy::manifest::{RollbackIndex, TpmUse};
 use iofs_sign::{seal::SealRequest, sealed};
+use tempfile::TempPath;
 
 use crate::{
     BASE_COMMAND_LINE,
@@ -40,13 +41,13 @@ pub fn root() -> Result<PathBuf> {
     MADE.get_or_init(|| make().map_err(|error| format!("{error:#}"))).clone().map_err(anyhow::Error::msg)
 }
 
-/// The same root with the files of a folder added to it, which has `etc` and `usr`: an archive that keeps the name that it gets.
+/// The same root with the files of a folder added to it, which has `etc` and `usr`: an archive of its own, gone when dropped.
 ///
 /// # Errors
 ///
 /// As [`root`].
-pub fn root_with(added: &Path, name: &str) -> Result<PathBuf> {
-    extended(&root()?, added, name)
+pub fn root_with(added: &Path) -> Result<TempPath> {
+    appended(&root()?, added)
 }
 
 fn make() -> Result<PathBuf> {
@@ -69,19 +70,21 @@ fn make() -> Result<PathBuf> {
 
 /// A root with the files of a folder added to it, which keeps the name that it gets.
 pub(crate) fn extended(root: &Path, added: &Path, name: &str) -> Result<PathBuf> {
-    let scratch = target_folder("vm-scratch")?;
     // The finished archive takes the place of an earlier program's in one step.
-    let making = tempfile::NamedTempFile::new_in(&scratch)?.into_temp_path();
-    let tar = making.to_path_buf();
+    let finished = target_folder("vm-scratch")?.join(format!("{name}.tar"));
+    appended(root, added)?.persist(&finished)?;
+    Ok(finished)
+}
+
+fn appended(root: &Path, added: &Path) -> Result<TempPath> {
+    let tar = tempfile::Builder::new().suffix(".tar").tempfile_in(target_folder("vm-scratch")?)?.into_temp_path();
     fs::copy(root, &tar)?;
     run(Command::new("tar")
         .args(["--append", "--owner=0", "--group=0", "--file"])
         .arg(&tar)
         .arg("--directory")
         .args([added, Path::new("etc"), Path::new("usr")]))?;
-    let finished = scratch.join(format!("{name}.tar"));
-    making.persist(&finished)?;
-    Ok(finished)
+    Ok(tar)
 }
 
 /// Puts the shell that tests run commands in below `added`, with the unit that starts it in a whole system.

@@ -66,7 +66,7 @@ fn chain(suite: &str) -> Result<Chain> {
     }
     let name = "verify-init-full";
     fs::copy(verify_inits()?.join(name), added.path().join("usr/lib/iofs").join(name))?;
-    let root = attester::root_with(added.path(), &format!("many-partitions-{suite}"))?;
+    let root = attester::root_with(added.path())?;
     Chain::seal(suite, &root, |request| {
         request.config.boot.init = Some(SHELL_INIT.parse().expect("valid"));
         request.config.tpm.usage = TpmUse::Off;

@@ -27,14 +27,12 @@ fn of(index: u64) -> impl FnOnce(&mut SealRequest) {
 fn confirming(release: &Release<'_>) -> Result<Chain> {
     let added = tempfile::tempdir()?;
     attester::add_mark_good(added.path(), "VOLUMES=/dev/vdb1")?;
-    let root = attester::root_with(added.path(), "confirming")?;
+    let root = attester::root_with(added.path())?;
     let ask = release.request()?;
-    let chain = Chain::seal("trixie", &root, |request| {
+    Chain::seal("trixie", &root, |request| {
         ask(request);
         of(CONFIRMED)(request);
-    })?;
-    fs::remove_file(root)?;
-    Ok(chain)
+    })
 }
 
 /// Boots it until its unit is done, and returns what that said.

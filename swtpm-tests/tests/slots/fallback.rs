@@ -74,8 +74,7 @@ fn corruption_mode_a_release_that_is_corrupt_in_the_middle_restarts_once_and_the
 #[test]
 fn two_empty_slots_end_in_the_sealed_action_with_a_way_out() -> Result<()> {
     let device = Device::new("slots_empty", release("1", 1, "", as_is)?)?;
-    let slot = device.slot(SlotName::A)?;
-    device.disk.write(slot.offset + slot.size - 4096, &[0; 4096])?;
+    device.clear(SlotName::A)?;
     let mut vm = device.start()?;
     let why = ["neither slot can be booted", "a slot with a release", "slot a: slot footer: expected \"IOFSSLOT\""];
     vm.says_why("chosen", why, BOOT)?;

@@ -11,8 +11,8 @@ use swtpm_tests::{
 };
 
 use crate::{
-    support::{BOOT, Device, as_is, reached, release},
-    updates::{debian, running, shut_down, stick},
+    support::{BOOT, Device, as_is, reached, release, sealed, slot_that_runs},
+    updates::{MOUNT_STICK, debian, running, shut_down, stick, update},
 };
 
 fn id(number: u8) -> Result<KeyId> {
@@ -35,16 +35,6 @@ fn hand_over(request: &mut SealRequest, previous: &Chain) -> Result<()> {
     Ok(())
 }
 
-/// Runs what may fail within `change`.
-fn sealed(
-    seal: impl FnOnce(Box<dyn FnOnce(&mut SealRequest) + '_>) -> Result<Chain>,
-    change: impl FnOnce(&mut SealRequest) -> Result<()>,
-) -> Result<Chain> {
-    let mut changed = Ok(());
-    let chain = seal(Box::new(|request| changed = change(request)))?;
-    changed.map(|()| chain)
-}
-
 struct Debians {
     first: Chain,
     stick: ScratchDisk,
@@ -62,15 +52,9 @@ impl Debians {
     }
 }
 
-fn update(shell: &mut Workshop, version: u64) -> Result<Value> {
-    let mount = "mkdir -p /run/stick; mountpoint -q /run/stick || mount -t erofs /dev/vdb /run/stick";
-    Ok(serde_json::from_str(&shell.run(&format!("{mount}; iofs-sign update /run/stick/{version} --json"))?)?)
-}
-
 /// The keys that `status` tells, and what it says of the other slot.
 fn keys(status: &Value) -> Result<(Value, Option<String>)> {
-    let slots = status["slots"]["slots"].as_array().context("two slots")?;
-    let other = slots.iter().find(|one| one["running"] == false).context("one of them does not run")?;
+    let other = slot_that_runs(status, false)?;
     Ok((status["slots"]["keys"].clone(), other["refused"].as_str().map(str::to_owned)))
 }
 
@@ -111,14 +95,13 @@ fn a_debian_13_moves_its_keys_over_three_releases_and_one_that_skips_the_middle_
     // The same device, before it booted the second release: it never did.
     let size = usize::try_from(skips.size()?)?;
     device.disk.write(0, &skips.read(0, size)?)?;
-    let slot = device.slot(SlotName::B)?;
-    device.disk.write(slot.offset + slot.size - 4096, &[0; 4096])?;
+    device.clear(SlotName::B)?;
     let (mut shell, _) = running(device.machine(), &stick, 1)?;
     println!("1 to 3: {}", update(&mut shell, 3)?);
     shut_down(shell)?;
     let (mut shell, status) = running(device.machine(), &stick, 3)?;
     ensure!(keys(&status)?.0 == moved()?, "{status:#}");
-    shell.run("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick")?;
+    shell.run(MOUNT_STICK)?;
     refuses(&mut shell, 9)?;
     shut_down(shell)
 }
@@ -140,8 +123,7 @@ fn stolen_key_a_release_by_a_key_that_ended_boots_no_more_although_it_is_newer()
     device.set_state(&before)?;
     device.confirm_keys(&second)?;
     ensure!(device.boot()?.0.as_deref() == Some("2"));
-    let slot = device.slot(SlotName::B)?;
-    device.disk.write(slot.offset + slot.size - 4096, &[0; 4096])?;
+    device.clear(SlotName::B)?;
     let mut vm = device.start()?;
     let found = "slot a: signatures: expected 1 by trusted keys";
     vm.says_why("chosen", ["neither slot can be booted", "a slot with a release", found], BOOT)?;

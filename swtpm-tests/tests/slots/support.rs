@@ -12,6 +12,7 @@ use iofs_sign::{
     disk::{DiskPartition, DiskReport},
     seal::{SealRequest, config::SlotsSection},
 };
+use serde_json::Value;
 use swtpm_tests::{
     Ending, Line, Machine, ScratchDisk, TpmState, Vm,
     chain::{Chain, ROOT_REACHED},
@@ -73,6 +74,12 @@ impl<'a> Device<'a> {
         self.disk.write(partition.offset, &disk.read(theirs.offset, size)?)
     }
 
+    /// Clears a slot's end, without which nothing in it counts.
+    pub(super) fn clear(&self, slot: SlotName) -> Result<()> {
+        let slot = self.slot(slot)?;
+        self.disk.write(slot.offset + slot.size - 4096, &[0; 4096])
+    }
+
     pub(super) fn state(&self) -> Result<Vec<u8>> {
         self.disk.read(self.partition("iofs_state")?.offset, 2 * RECORD_SIZE)
     }
@@ -132,4 +139,20 @@ pub(super) fn reached(vm: &Vm) -> Option<String> {
     vm.console().find(&Line::containing(ROOT_REACHED))?;
     let line = vm.console().find(&Line::containing("RELEASE "))?;
     Some(line.text.split_once("RELEASE ")?.1.trim().to_owned())
+}
+
+/// Runs what may fail within `change`.
+pub(super) fn sealed(
+    seal: impl FnOnce(Box<dyn FnOnce(&mut SealRequest) + '_>) -> Result<Chain>,
+    change: impl FnOnce(&mut SealRequest) -> Result<()>,
+) -> Result<Chain> {
+    let mut changed = Ok(());
+    let chain = seal(Box::new(|request| changed = change(request)))?;
+    changed.map(|()| chain)
+}
+
+/// What `status` tells of the slot that runs, or of the other one.
+pub(super) fn slot_that_runs(status: &Value, runs: bool) -> Result<&Value> {
+    let slots = status["slots"]["slots"].as_array().context("two slots")?;
+    slots.iter().find(|one| one["running"] == runs).with_context(|| format!("a slot that runs: {runs}"))
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use swtpm_tests::{Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, cache, chain::Chain};
 
 use crate::{
-    support::{BOOT, TRIES, find, reached},
+    support::{BOOT, TRIES, find, reached, sealed, slot_that_runs},
     updates::{debian_with, running, shut_down, stick, update},
 };
 
@@ -65,20 +65,18 @@ fn loader(status: &Value) -> Vec<String> {
 #[test]
 fn systemd_boot_counts_the_tries_of_releases_and_comes_back_from_a_corrupt_one() -> Result<()> {
     let keys = SecureBoot::new()?;
-    let sealed = |version| {
-        let mut asked = Ok(());
-        let chain = debian_with(version, add_mount, |request| asked = for_loader(&keys, request))?;
-        asked.map(|()| chain)
-    };
-    let (first, second, third) = (sealed(1)?, sealed(2)?, sealed(3)?);
-    let mut asked = Ok(());
-    let corrupt =
-        Chain::tiny("trixie", "echo 'RELEASE 4'; cat /ballast >/dev/null && echo 'BALLAST READ'", |request| {
-            asked = for_loader(&keys, request);
-            request.config.image.version = Some("4".parse().expect("valid"));
+    let debian =
+        |version| sealed(|change| debian_with(version, add_mount, change), |request| for_loader(&keys, request));
+    let (first, second, third) = (debian(1)?, debian(2)?, debian(3)?);
+    let reads = "echo 'RELEASE 4'; cat /ballast >/dev/null && echo 'BALLAST READ'";
+    let corrupt = sealed(
+        |change| Chain::tiny("trixie", reads, change),
+        |request| {
+            request.config.image.version = Some("4".parse()?);
             request.config.image.rollback_index = RollbackIndex(4);
-        })?;
-    asked?;
+            for_loader(&keys, request)
+        },
+    )?;
     let stick = stick(&[(2, &second), (3, &third), (4, &corrupt)])?;
     let boot_loader = keys.image_signer().sign(&fs::read(cache::boot_loader("trixie")?)?)?;
     let (disk, report) = first.disk_that_loads(&boot_loader)?;
@@ -86,8 +84,7 @@ fn systemd_boot_counts_the_tries_of_releases_and_comes_back_from_a_corrupt_one()
 
     for (version, slot, next) in [(1, "a", 2), (2, "b", 3), (3, "a", 4)] {
         let (mut shell, status) = running(gateway.machine(), &stick, version)?;
-        let slots = status["slots"]["slots"].as_array().context("two slots")?;
-        let here = slots.iter().find(|one| one["running"] == true).context("one of them runs")?;
+        let here = slot_that_runs(&status, true)?;
         ensure!(here["name"] == slot && here["trial"] == "good", "{status:#}");
         ensure!(loader(&status).contains(&format!("org.example.gateway-{slot}.efi")), "{status:#}");
         println!("{version} to {next}: {}", update(&mut shell, next)?);

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use iofs_policy::{
     manifest::RollbackIndex,
     slots::{Outcome, SlotName},
@@ -19,10 +19,13 @@ use iofs_sign::{
 use serde_json::Value;
 use swtpm_tests::{Disk, Ending, Machine, ScratchDisk, attester, cache, chain::Chain, tools, workshop::Workshop};
 
-use crate::support::{Device, TRIES, as_is};
+use crate::support::{Device, TRIES, as_is, slot_that_runs};
 
 /// A whole Debian takes its time, and the units behind it.
 const COMPLETE: Duration = Duration::from_secs(600);
+/// Where releases are found, as often as it is asked for.
+pub(super) const MOUNT_STICK: &str =
+    "mkdir -p /run/stick; mountpoint -q /run/stick || mount -t erofs /dev/vdb /run/stick";
 /// Later, since the shell's answer would be overtaken by its end.
 const POWER_OFF: &str = "(sleep 1; systemctl poweroff) >/dev/null 2>&1 &";
 
@@ -41,16 +44,14 @@ pub(super) fn debian_with(
     attester::add_mark_good(added.path(), "")?;
     fs::write(added.path().join("etc/version"), format!("{version}\n"))?;
     add(added.path())?;
-    let root = attester::root_with(added.path(), &format!("slots-{version}"))?;
-    let chain = Chain::seal("trixie", &root, |request| {
+    let root = attester::root_with(added.path())?;
+    Chain::seal("trixie", &root, |request| {
         request.config.slots = Some(SlotsSection { tries: TRIES, ..SlotsSection::default() });
         request.config.image.version = Some(version.to_string().parse().expect("valid"));
         request.config.image.rollback_index = RollbackIndex(version);
         request.config.trust.minimum_rollback_index = Some(RollbackIndex(1));
         change(request);
-    })?;
-    fs::remove_file(root)?;
-    Ok(chain)
+    })
 }
 
 /// A stick with releases, each in a folder that is called like its version.
@@ -93,7 +94,7 @@ pub(super) fn running(machine: Machine, stick: &ScratchDisk, version: u64) -> Re
 
 /// Has the running system write a release of the stick into its other slot.
 pub(super) fn update(shell: &mut Workshop, release: u64) -> Result<Value> {
-    shell.run("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick")?;
+    shell.run(MOUNT_STICK)?;
     let updated: Value = serde_json::from_str(&shell.run(&format!("iofs-sign update /run/stick/{release} --json"))?)?;
     ensure!(updated["version"].as_str() == Some(&release.to_string()), "{updated:#}");
     Ok(updated)
@@ -112,15 +113,13 @@ fn a_debian_13_updates_itself_from_slot_to_slot_over_three_releases() -> Result<
     let device = Device::new("slots_debian", debian(1, as_is)?)?;
     for (version, slot, next) in [(1, "a", Some(2)), (2, "b", Some(3)), (3, "a", None)] {
         let (mut shell, status) = running(device.machine(), &stick, version)?;
-        let slots = status["slots"]["slots"].as_array().context("two slots")?;
-        let here = slots.iter().find(|one| one["running"] == true).context("one of them runs")?;
+        let here = slot_that_runs(&status, true)?;
         ensure!(here["name"] == slot && here["trial"] == "good", "{status:#}");
         ensure!(status["slots"]["floor"] == version, "{status:#}");
         if let Some(next) = next {
             println!("{version} to {next}: {}", update(&mut shell, next)?);
         } else {
-            let told = shell
-                .attempt("mkdir -p /run/stick; mount -t erofs /dev/vdb /run/stick; iofs-sign update /run/stick/2")?;
+            let told = shell.attempt(&format!("{MOUNT_STICK}; iofs-sign update /run/stick/2"))?;
             ensure!(told.code == 4, "rollback: an older release is refused: {told:?}");
         }
         shut_down(shell)?;
