@@ -300,6 +300,33 @@ fn a_signed_policy_with_registers_beside_it_opens_by_either_of_the_keys_names() 
     }
 }
 
+#[test]
+fn a_form_of_the_key_that_the_tpm_does_not_take_hides_no_answer() {
+    let software = SoftwareTpm::started();
+    let signer = Signer::with_short_coordinate(&software);
+    let key = signer.key();
+    let mut signatures = PcrSignatures::default();
+    signatures.insert(PcrBank::Sha256, signer.sign(&[7], &register_7()));
+    let mut host = open(&software);
+    let srk = host.provide_srk().unwrap();
+    let pin = pinned(&srk);
+    let mut answer = |name: usize, value| {
+        let eight = [((PcrBank::Sha256, index(8)), value)].into();
+        let policy = PolicyDigest::authorized_by(&key.names()[name]).registers(&eight);
+        let object = Sealed::parse(&host.seal(&srk, SECRET, &policy, None).unwrap()).unwrap();
+        let (bank, registers) = (PcrBank::Sha256, indices(&[7]));
+        let signed = Some(SignedPolicy { bank, registers, key: &key, signatures: &signatures });
+        let policy = UnsealPolicy { signed, registers: sha256(&[8]), ..UnsealPolicy::default() };
+        counted(&software, &UnsealRequest { policy, ..request(&pin, &object, None) }).0
+    };
+    let (now, other) = (PcrDigest::zero(PcrBank::Sha256), PcrDigest::of(PcrBank::Sha256, &[b"other"]));
+    assert_eq!(answer(0, now).unwrap().as_slice(), SECRET);
+    for (name, value) in [(0, other), (1, now)] {
+        let error = answer(name, value).unwrap_err().to_string();
+        assert!(error.contains("expected the values of enrolment in registers sha256:8"), "{error}");
+    }
+}
+
 /// The digests that this crate computes are those of the TPM: tpm2-tools ask it in a trial session.
 #[test]
 fn a_signed_policys_digest_is_the_trial_sessions() {

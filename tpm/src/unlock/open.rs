@@ -71,15 +71,17 @@ impl Opening<'_> {
     /// The object's policy has one of the Names of the key that signs, where there is one.
     fn by_any_name<T: Transport>(&self, tpm: &mut Tpm<T>, salt: &Srk) -> Result<Zeroizing<Vec<u8>>, UnsealError> {
         let Some(signed) = &self.policy.signed else { return self.until_unchanged(tpm, salt, None) };
-        let mut last = UnsealError::OtherPolicy;
+        let mut last = None;
         for public in signed.key.publics().into_iter().filter(|public| self.may_be_by(public)) {
             let authority = Authority { signed, public: &public };
             match self.until_unchanged(tpm, salt, Some(authority)) {
-                Err(error) if is_policy_fail(&error) => last = error,
+                Err(error) if is_policy_fail(&error) => last = Some(error),
+                // Nothing was sealed on this TPM by a form that it does not take: what another form found says more.
+                Err(error) if is_refused_key(&error) => last = last.or(Some(error)),
                 other => return other,
             }
         }
-        Err(last)
+        Err(last.unwrap_or(UnsealError::OtherPolicy))
     }
 
     /// Without registers beside the signed ones the policy's digest is known.
@@ -165,6 +167,11 @@ fn superseded(error: CommandError, limit: CounterLimit) -> UnsealError {
 
 fn is_policy_fail(error: &UnsealError) -> bool {
     matches!(error, UnsealError::Command(error) if matches!(error.code(), Some(ResponseCode::PolicyFail(_))))
+}
+
+/// Some TPMs want the coordinates of a point with their zeros in front, others without.
+fn is_refused_key(error: &UnsealError) -> bool {
+    matches!(error, UnsealError::Command(CommandError::Refused { command: CommandCode::LoadExternal, .. }))
 }
 
 /// Nothing protects the steps of a policy on their way: where one was changed, the digest is another one in the end, and the

@@ -32,6 +32,14 @@ impl<'s> Signer<'s> {
         signer
     }
 
+    /// An ECDSA key with a zero in front of a coordinate, which some programs leave out: one of 128 keys is such a one.
+    pub(crate) fn with_short_coordinate(software: &'s SoftwareTpm) -> Self {
+        (0..10_000)
+            .map(|_| Self::new(software, ECDSA))
+            .find(|signer| signer.key().names().len() > 1)
+            .expect("one of 10,000 keys has a short coordinate")
+    }
+
     fn openssl(&self, arguments: &[&str]) {
         let output = Command::new("openssl").args(arguments).current_dir(self.0.path("")).output().unwrap();
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
