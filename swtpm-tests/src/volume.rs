@@ -9,10 +9,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use iofs_sign::sealed;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{ScratchDisk, attester, cache::target_folder, tools};
+use crate::{
+    ScratchDisk, TpmState, attester,
+    cache::{self, target_folder},
+    chain::Chain,
+    tools,
+};
 
 /// A key derivation that is good for tests alone: formatting and opening take no time.
 pub const QUICK: &str = "--pbkdf pbkdf2 --pbkdf-force-iterations 1000";
@@ -114,6 +120,32 @@ impl VolumeFile {
         let output = child.wait_with_output()?;
         ensure!(output.status.success(), "cryptsetup {words}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(output.stdout)
+    }
+
+    /// Has a TPM open it: `iofs-sign enroll VOLUME` with these words.
+    ///
+    /// # Errors
+    ///
+    /// Where it fails.
+    pub fn enroll(&self, tpm: &TpmState, words: &[&str]) -> Result<()> {
+        let powered = tpm.powered()?;
+        let mut command = Command::new(attester::program("iofs-sign", "iofs-sign")?);
+        command.arg("enroll").arg(self.path()).arg("--unlock-key-file").arg(self.passphrase_file()?);
+        attester::run(command.args(["--tcti", &powered.tcti()]).args(words))?;
+        powered.off()
+    }
+
+    /// The same for what a release measures with this kernel command line, before it was ever booted.
+    ///
+    /// # Errors
+    ///
+    /// Where it fails.
+    pub fn enroll_for(&self, release: &Chain, command_line: &str, tpm: &TpmState, words: &[&str]) -> Result<()> {
+        let key = cache::workspace().join("keys-example/DO-NOT-SHIP-example-1.pub.pem");
+        let release = release.directory().file(sealed::RELEASE);
+        let (release, key) = (release.to_str().context("UTF-8")?, key.to_str().context("UTF-8")?);
+        let bound = ["--release", release, "--key", key, "--command-line", command_line];
+        self.enroll(tpm, &[&bound, words].concat())
     }
 
     /// Its header's UUID.

@@ -22,6 +22,7 @@ use crate::{
     cache,
     chain::Chain,
     tools,
+    volume::{QUICK, SMALL_HEADER, VolumeFile, partitioned},
 };
 
 /// Until the shell answers, on a busy host.
@@ -109,6 +110,23 @@ pub struct Format<'a> {
     pub passphrase: &'a str,
     /// More words for `cryptsetup luksFormat`.
     pub options: &'a str,
+}
+
+/// The size of [`protected`]'s volumes.
+pub const PROTECTED_BYTES: u64 = 24 << 20;
+
+/// An integrity-protected volume with an ext4 in it, which takes a kernel to make.
+///
+/// # Errors
+///
+/// As [`Workshop::open`].
+pub fn protected(tpm: &TpmState, passphrase: &str) -> Result<VolumeFile> {
+    let disk = partitioned(&[("protected", PROTECTED_BYTES)])?;
+    let mut workshop = Workshop::open("workshop_protected", "trixie", tpm, &[&disk])?;
+    let options = format!("{QUICK} {SMALL_HEADER} --integrity hmac-sha256");
+    workshop.format("/dev/vdb1", Format { passphrase, options: &options })?;
+    workshop.close()?;
+    VolumeFile::of_partition(&disk, 0, PROTECTED_BYTES, passphrase)
 }
 
 /// A booted workshop.

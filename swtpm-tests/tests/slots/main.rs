@@ -2,6 +2,7 @@
 
 mod fallback;
 mod keys;
+mod overlay_upper;
 mod rollback;
 mod support;
 mod systemd_boot;

@@ -14,8 +14,8 @@ use swtpm_tests::{
 };
 
 use crate::support::{
-    ASKS_PASSPHRASE, BOOT, Identity, PASSPHRASE, answer, boot_record, by_tpm, command_line, enroll, enroll_for,
-    is_latched, machine, opened, refused, sealed_volumes, told,
+    ASKS_PASSPHRASE, BOOT, Identity, PASSPHRASE, answer, boot_record, by_tpm, command_line, enroll, is_latched,
+    machine, opened, refused, sealed_volumes, told,
 };
 
 /// A whole Debian boot under emulation, on a busy machine.
@@ -73,7 +73,7 @@ fn a_whole_debian_13_finds_its_state_on_an_encrypted_volume_with_nobody_present(
         request.config.tpm.usage = TpmUse::Required;
     })?;
     let (tpm, volume) = (TpmState::new()?, VolumeFile::with_file(PASSPHRASE, "name", "state")?);
-    enroll_for(&line, &volume, &tpm, &chain, &[])?;
+    volume.enroll_for(&chain, &line, &tpm, &[])?;
     let (disk, (root, _)) = (disk_of(&[("state", &volume)])?, chain.disk()?);
     let mut vm = machine("debian_13_with_a_volume", &chain, &root, &disk, &tpm).append(POWER_OFF).start()?;
     told(&vm, &["verify-init: unlocked volume state by the TPM"])?;

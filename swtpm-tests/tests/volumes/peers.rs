@@ -13,8 +13,8 @@ use swtpm_tests::{
 };
 
 use crate::support::{
-    ASKS_PIN, Identity, PASSPHRASE, PIN, answer, boot_record, by_tpm, command_line, enroll, enroll_with, file_with,
-    is_latched, machine, opened, sealed_volumes, with_signatures,
+    ASKS_PIN, Identity, PASSPHRASE, PIN, answer, boot_record, by_tpm, command_line, enroll, file_with, is_latched,
+    machine, opened, sealed_volumes, with_signatures,
 };
 
 /// The registers that a release decides.
@@ -94,7 +94,7 @@ fn enroll_ours(
 ) -> Result<()> {
     enroll(ours, tpm, chain, words)?;
     enroll(ours, tpm, chain, &[words, &["--pin", "--pin-file", pin]].concat())?;
-    enroll_with(ours, tpm, &[words, &["--pcr-policy", &keys.public]].concat())
+    ours.enroll(tpm, &[words, &["--pcr-policy", &keys.public]].concat())
 }
 
 /// What signs policies for registers: made by OpenSSL, as systemd's manual has it.

@@ -1,6 +1,6 @@
 //! What the tests of volumes share.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use iofs_luks::VolumeKey;
@@ -13,8 +13,8 @@ use iofs_policy::{
 use iofs_sign::{seal::config::VolumeSection, sealed};
 use serde_json::{Value, json};
 use swtpm_tests::{
-    BASE_COMMAND_LINE, Disk, Line, Machine, Newc, ScratchDisk, TpmState, Vm, attester::program, cache, chain::Chain,
-    volume::VolumeFile, workshop::Workshop,
+    BASE_COMMAND_LINE, Disk, Line, Machine, Newc, ScratchDisk, TpmState, Vm, chain::Chain, volume::VolumeFile,
+    workshop::Workshop,
 };
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -45,39 +45,9 @@ pub(crate) fn command_line() -> String {
     BASE_COMMAND_LINE.join(" ")
 }
 
-/// `iofs-sign enroll VOLUME` with the TPM that a machine will have, bound to a release before it was ever booted.
+/// Has the TPM that a machine will have open a volume for a release before it was ever booted.
 pub(crate) fn enroll(volume: &VolumeFile, tpm: &TpmState, chain: &Chain, words: &[&str]) -> Result<()> {
-    enroll_for(&command_line(), volume, tpm, chain, words)
-}
-
-/// The same for a kernel command line of its own.
-pub(crate) fn enroll_for(
-    command_line: &str,
-    volume: &VolumeFile,
-    tpm: &TpmState,
-    chain: &Chain,
-    words: &[&str],
-) -> Result<()> {
-    let key = cache::workspace().join("keys-example/DO-NOT-SHIP-example-1.pub.pem");
-    let release = chain.directory().file(sealed::RELEASE);
-    let (release, key) = (release.to_str().context("UTF-8")?, key.to_str().context("UTF-8")?);
-    let bound = ["--release", release, "--key", key, "--command-line", command_line];
-    enroll_with(volume, tpm, &[&bound, words].concat())
-}
-
-/// `iofs-sign enroll VOLUME WORDS`.
-pub(crate) fn enroll_with(volume: &VolumeFile, tpm: &TpmState, words: &[&str]) -> Result<()> {
-    let powered = tpm.powered()?;
-    let ran = Command::new(program("iofs-sign", "iofs-sign")?)
-        .arg("enroll")
-        .arg(volume.path())
-        .arg("--unlock-key-file")
-        .arg(volume.passphrase_file()?)
-        .args(["--tcti", &powered.tcti()])
-        .args(words)
-        .output()?;
-    ensure!(ran.status.success(), "iofs-sign enroll {words:?}: {}", String::from_utf8_lossy(&ran.stderr));
-    powered.off()
+    volume.enroll_for(chain, &command_line(), tpm, words)
 }
 
 /// A file with a text, for a program's option.

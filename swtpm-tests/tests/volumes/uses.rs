@@ -12,14 +12,11 @@ use serde_json::json;
 use swtpm_tests::{
     Disk, Ending, Machine, ScratchDisk, TpmState,
     chain::Chain,
-    volume::{QUICK, SMALL_HEADER, VolumeFile, disk_of, partitioned},
-    workshop::{self, Format, Workshop},
+    volume::{VolumeFile, disk_of},
+    workshop::{self, PROTECTED_BYTES, Workshop},
 };
 
 use crate::support::{BOOT, Identity, PASSPHRASE, boot_record, enroll, is_latched, opened, refused, sealed_volumes};
-
-/// How large the volume for the upper layer is.
-const UPPER_BYTES: u64 = 24 << 20;
 
 /// A Debian 13 of which nothing lies on the disk in clear: the image in one volume, what is written in the other.
 fn device() -> Result<Chain> {
@@ -46,16 +43,6 @@ fn system(chain: &Chain) -> Result<VolumeFile> {
     VolumeFile::holding(plain.path(), PASSPHRASE, "")
 }
 
-/// An integrity-protected volume, which takes a kernel to make.
-fn protected(tpm: &TpmState) -> Result<VolumeFile> {
-    let disk = partitioned(&[("upper", UPPER_BYTES)])?;
-    let mut workshop = Workshop::open("workshop_upper", "trixie", tpm, &[&disk])?;
-    let options = format!("{QUICK} {SMALL_HEADER} --integrity hmac-sha256");
-    workshop.format("/dev/vdb1", Format { passphrase: PASSPHRASE, options: &options })?;
-    workshop.close()?;
-    VolumeFile::of_partition(&disk, 0, UPPER_BYTES, PASSPHRASE)
-}
-
 fn machine(name: &str, chain: &Chain, disk: &ScratchDisk, tpm: &TpmState) -> Machine {
     chain.without_disk(name).memory_mib(1024).tpm(tpm).disk(Disk::raw(disk.path()))
 }
@@ -63,7 +50,7 @@ fn machine(name: &str, chain: &Chain, disk: &ScratchDisk, tpm: &TpmState) -> Mac
 #[test]
 fn overlay_upper_an_image_within_a_volume_keeps_what_is_written_on_a_protected_volume_alone() -> Result<()> {
     let (chain, tpm) = (device()?, TpmState::new()?);
-    let (system, upper) = (system(&chain)?, protected(&tpm)?);
+    let (system, upper) = (system(&chain)?, workshop::protected(&tpm, PASSPHRASE)?);
     enroll(&system, &tpm, &chain, &[])?;
     enroll(&upper, &tpm, &chain, &[])?;
     let disk = disk_of(&[("system", &system), ("upper", &upper)])?;
@@ -97,7 +84,7 @@ fn overlay_upper_an_image_within_a_volume_keeps_what_is_written_on_a_protected_v
 fn a_changed_upper_is_refused(chain: &Chain, disk: &ScratchDisk, system: &VolumeFile, tpm: &TpmState) -> Result<()> {
     let start = (1 << 20) + fs::metadata(system.path())?.len().next_multiple_of(1 << 20);
     // Behind the header, the keyslots, and what dm-integrity keeps of its own.
-    for sector in (start + (8 << 20)..start + UPPER_BYTES).step_by(512) {
+    for sector in (start + (8 << 20)..start + PROTECTED_BYTES).step_by(512) {
         disk.flip_bit(sector, 0)?;
     }
     let mut vm = machine("a_changed_upper", chain, disk, tpm).start()?;
