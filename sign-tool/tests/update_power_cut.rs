@@ -20,7 +20,7 @@ use iofs_sign::{
     slots::{
         source::Source,
         storage::{Disk, Storage},
-        target::{RunningSlot, Target},
+        target::Target,
         update::{UpdateJob, UpdateReport, update},
     },
 };
@@ -34,8 +34,8 @@ use SlotName::{A, B};
 fn run(machine: &Machine, sealed: &Path, storage: &dyn Storage) -> Result<UpdateReport, Failure> {
     let (source, trust) = (Source::open(sealed).unwrap(), machine.trust());
     let record = iofs_sign::status::read(&machine.bench.path("boot.json")).unwrap();
-    let running = Some(RunningSlot::of_boot(&record).unwrap());
-    let target = Target { slot: B, device: machine.slot(B), state: machine.state(), running };
+    let target = Target::of_boot(&record, trust.slots.as_ref().unwrap()).unwrap();
+    assert_eq!((target.slot, &target.device, &target.state), (B, &machine.slot(B), &machine.state()));
     let threads = NonZeroUsize::MIN;
     let output = Output { json: false, quiet: true };
     update(&UpdateJob {

@@ -57,30 +57,34 @@ impl Medium {
     /// Where a maker of file systems is missing or fails.
     pub fn disk(&self, kind: MediumKind) -> Result<ScratchDisk> {
         let disk = ScratchDisk::empty(SIZE)?;
-        self.write(kind, disk.path())?;
+        write(kind, &self.folder.path().join("files"), disk.path())?;
         Ok(disk)
     }
+}
 
-    fn write(&self, kind: MediumKind, path: &Path) -> Result<()> {
-        let files = self.folder.path().join("files");
-        let tool = |name: &str, package: &str| {
-            Ok::<_, anyhow::Error>(Command::new(tools::require(name, &format!("apt-get install {package}"))?))
-        };
-        let run = |command: &mut Command| attester::run(command).map(drop);
-        match kind {
-            MediumKind::Ext4 => {
-                let mut make = tool("mke2fs", "e2fsprogs")?;
-                run(make.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-U", UUID, "-d"]).args([&files, path]))
-            }
-            MediumKind::Erofs => {
-                let mut make = tool("mkfs.erofs", "erofs-utils")?;
-                run(make.args(["-U", UUID]).args([path, &files]))
-            }
-            MediumKind::Vfat => {
-                run(tool("mkfs.vfat", "dosfstools")?.args(["-F", "32", "-i", "12ab34cd"]).arg(path))?;
-                let mut copy = tool("mcopy", "mtools")?;
-                run(copy.args(["-s", "-i"]).arg(path).arg(files.join("iofs")).arg("::/"))
-            }
+/// Makes a file system of what is in a folder, in a file that has its size.
+///
+/// # Errors
+///
+/// Where a maker of file systems is missing or fails.
+pub fn write(kind: MediumKind, files: &Path, path: &Path) -> Result<()> {
+    let tool = |name: &str, package: &str| {
+        Ok::<_, anyhow::Error>(Command::new(tools::require(name, &format!("apt-get install {package}"))?))
+    };
+    let run = |command: &mut Command| attester::run(command).map(drop);
+    match kind {
+        MediumKind::Ext4 => {
+            let mut make = tool("mke2fs", "e2fsprogs")?;
+            run(make.args(["-q", "-F", "-t", "ext4", "-b", "4096", "-U", UUID, "-d"]).args([files, path]))
+        }
+        MediumKind::Erofs => {
+            let mut make = tool("mkfs.erofs", "erofs-utils")?;
+            run(make.args(["-U", UUID]).args([path, files]))
+        }
+        MediumKind::Vfat => {
+            run(tool("mkfs.vfat", "dosfstools")?.args(["-F", "32", "-i", "12ab34cd"]).arg(path))?;
+            let mut copy = tool("mcopy", "mtools")?;
+            run(copy.args(["-s", "-i"]).arg(path).arg(files.join("iofs")).arg("::/"))
         }
     }
 }

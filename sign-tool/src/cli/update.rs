@@ -95,7 +95,8 @@ fn target(arguments: &Arguments, trust: &TrustPolicy) -> Result<Target, Failure>
         let record = record(arguments.boot_record.as_deref().unwrap_or(Path::new(BOOT_RECORD)))?;
         return Target::of_boot(&record, rules::of(trust)?);
     };
-    let running = arguments.boot_record.as_deref().map(|path| RunningSlot::of_boot(&record(path)?)).transpose()?;
+    let running = |path: &Path| RunningSlot::of_boot(&record(path)?, rules::of(trust)?, device);
+    let running = arguments.boot_record.as_deref().map(running).transpose()?;
     if running.as_ref().is_some_and(|running| running.candidate.slot == slot) {
         let fact = format!("--slot: expected the slot that does not run, found {slot}, which does");
         return Err(Failure::new(ExitStatus::Usage, fact).next(format!("write slot {}", slot.other())));

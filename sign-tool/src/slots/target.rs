@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use iofs_policy::{
     boot_record::{BootRecord, BootedSlot},
-    manifest::{Place, ValueError},
+    manifest::{FilePlace, Place, ValueError},
     slots::{Candidate, SlotName, SlotRules},
 };
 
@@ -33,11 +33,11 @@ pub struct RunningSlot {
 }
 
 impl RunningSlot {
-    /// As the boot left it.
+    /// As the boot left it. What runs from a file is read beside the file that is written, where that is mounted.
     ///
     /// # Errors
     /// The boot was from no slot.
-    pub fn of_boot(record: &BootRecord) -> Result<Self, Failure> {
+    pub fn of_boot(record: &BootRecord, rules: &SlotRules, written: &Path) -> Result<Self, Failure> {
         let booted = booted(record)?;
         let version = record.image_version.parse().map_err(|error: ValueError| {
             Failure::new(ExitStatus::BadInput, format!("boot record: {error}"))
@@ -45,8 +45,24 @@ impl RunningSlot {
         })?;
         let (manifest, rollback_index) = (record.manifest_digest, record.rollback_index);
         let candidate = Candidate { slot: booted.name, manifest, version, rollback_index };
-        Ok(Self { candidate, device: device(booted, booted.name).map(Path::to_owned) })
+        let device = match (rules.place(booted.name), rules.place(booted.name.other())) {
+            (Place::File(runs), Place::File(other)) if runs.on == other.on => {
+                beside(written, other, runs).filter(|path| path.exists())
+            }
+            // Its device is the one that the file system is on.
+            (Place::File(_), _) => None,
+            _ => device(booted, booted.name).map(Path::to_owned),
+        };
+        Ok(Self { candidate, device })
     }
+}
+
+/// The path of one file, by the path that another one of the same file system has where that is mounted.
+fn beside(written: &Path, other: &FilePlace, wanted: &FilePlace) -> Option<PathBuf> {
+    let within = |file: &FilePlace| PathBuf::from(file.path.as_str().trim_start_matches('/'));
+    let other = within(other);
+    let mounted = written.ancestors().nth(other.components().count()).filter(|_| written.ends_with(&other))?;
+    Some(mounted.join(within(wanted)))
 }
 
 fn booted(record: &BootRecord) -> Result<&BootedSlot, Failure> {
@@ -66,7 +82,7 @@ impl Target {
     /// # Errors
     /// The boot was from no slot, the other one is not there, or is a file, whose path only the sealed place tells.
     pub fn of_boot(record: &BootRecord, rules: &SlotRules) -> Result<Self, Failure> {
-        let (booted, running) = (booted(record)?, RunningSlot::of_boot(record)?);
+        let booted = booted(record)?;
         let slot = booted.name.other();
         let place = rules.place(slot);
         if let Place::File(file) = place {
@@ -78,7 +94,27 @@ impl Target {
             let fact = format!("slot {slot}: expected its partition ({place}), found none at this boot");
             Failure::new(ExitStatus::Missing, fact).next("make the partition again, then boot, then update")
         })?;
-        let state = PathBuf::from(&booted.state_device);
-        Ok(Self { slot, device: device.to_owned(), state, running: Some(running) })
+        let running = RunningSlot::of_boot(record, rules, device)?;
+        Ok(Self { slot, device: device.to_owned(), state: PathBuf::from(&booted.state_device), running: Some(running) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_beside_the_other_one_where_their_file_system_is_mounted() {
+        let place = |text: &str| match text.parse() {
+            Ok(Place::File(file)) => file,
+            other => panic!("{text}: {other:?}"),
+        };
+        let (a, b) = (place("vfat:PARTLABEL=boot:/iofs/a"), place("vfat:PARTLABEL=boot:/deep/er/b"));
+        let found = |written: &str| beside(Path::new(written), &b, &a);
+        assert_eq!(found("/mnt/deep/er/b").as_deref(), Some(Path::new("/mnt/iofs/a")));
+        assert_eq!(found("/deep/er/b").as_deref(), Some(Path::new("/iofs/a")));
+        for other in ["/mnt/er/b", "/mnt/deep/er/c", "b", ""] {
+            assert_eq!(found(other), None, "{other}");
+        }
     }
 }

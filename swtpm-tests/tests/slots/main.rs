@@ -1,6 +1,7 @@
 //! Two slots on a disk: real kernels choose, try, fall back and refuse.
 
 mod fallback;
+mod files;
 mod keys;
 mod overlay_upper;
 mod rollback;

@@ -89,7 +89,7 @@ impl<'a> Device<'a> {
     }
 
     pub(super) fn record(&self) -> Result<SlotRecord> {
-        Ok(SlotRecord::newest(&self.state()?).0?)
+        record_in(&self.disk, self.partition("iofs_state")?.offset)
     }
 
     /// Keeps the keys that a release moved, as `mark-good` does besides.
@@ -132,6 +132,11 @@ impl<'a> Device<'a> {
 
 pub(super) fn find<'a>(report: &'a DiskReport, label: &str) -> Result<&'a DiskPartition> {
     report.partitions.iter().find(|one| one.label == label).with_context(|| format!("a partition {label}"))
+}
+
+/// The record of tries in the partition that begins there.
+pub(super) fn record_in(disk: &ScratchDisk, offset: u64) -> Result<SlotRecord> {
+    Ok(SlotRecord::newest(&disk.read(offset, 2 * RECORD_SIZE)?).0?)
 }
 
 /// The release whose root was reached.
