@@ -79,6 +79,9 @@ fn overlay_upper_what_a_device_wrote_lasts_across_an_update_and_back() -> Result
         let found = shell.run(&format!("echo {boot} >>/etc/own/boots; sync; {READ}"))?;
         let boots: String = (1..=boot).map(|boot| format!("{boot}\n")).collect();
         ensure!(found == format!("changed\n{boots}gone"), "boot {boot}: {found}");
+        let told = shell.run("iofs-sign status")?;
+        let gave_up = told.contains("slot b:    2 (rollback index 2), not confirmed, no tries left");
+        ensure!(gave_up == (slot == "a"), "{told}");
         shell.close()?;
     }
     Ok(())

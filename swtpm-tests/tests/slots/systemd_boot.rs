@@ -14,7 +14,10 @@ use iofs_sign::{
     seal::{SealRequest, config::SlotsSection},
 };
 use serde_json::{Value, json};
-use swtpm_tests::{Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, cache, chain::Chain};
+use swtpm_tests::{
+    Disk, Ending, FirmwareImage, Line, Machine, ScratchDisk, SecureBoot, TpmState, attester::SHELL_INIT, cache,
+    chain::Chain, workshop::Workshop,
+};
 
 use crate::{
     support::{BOOT, TRIES, find, reached, sealed, slot_that_runs},
@@ -35,6 +38,18 @@ fn for_loader(keys: &SecureBoot, request: &mut SealRequest) -> Result<()> {
     Ok(())
 }
 
+/// A tiny root of this version that does what `script` says.
+fn tiny(keys: &SecureBoot, version: u64, script: &str) -> Result<Chain> {
+    sealed(
+        |change| Chain::tiny("trixie", &format!("echo 'RELEASE {version}'\n{script}"), change),
+        |request| {
+            request.config.image.version = Some(version.to_string().parse()?);
+            request.config.image.rollback_index = RollbackIndex(version);
+            for_loader(keys, request)
+        },
+    )
+}
+
 /// Mounts the EFI system partition where `update` and `mark-good` look for it.
 fn add_mount(added: &Path) -> Result<()> {
     let units = added.join("etc/systemd/system");
@@ -44,6 +59,7 @@ fn add_mount(added: &Path) -> Result<()> {
 }
 
 struct Gateway {
+    name: &'static str,
     keys: SecureBoot,
     tpm: TpmState,
     disk: ScratchDisk,
@@ -51,8 +67,15 @@ struct Gateway {
 }
 
 impl Gateway {
+    /// With its first release in slot a.
+    fn new(name: &'static str, keys: SecureBoot, first: &Chain) -> Result<Self> {
+        let boot_loader = keys.image_signer().sign(&fs::read(cache::boot_loader("trixie")?)?)?;
+        let (disk, report) = first.disk_that_loads(&boot_loader)?;
+        Ok(Self { name, tpm: TpmState::new()?, keys, disk, report })
+    }
+
     fn machine(&self) -> Machine {
-        Machine::named("slots_systemd_boot").disk(Disk::raw(self.disk.path())).secure_boot(&self.keys).tpm(&self.tpm)
+        Machine::named(self.name).disk(Disk::raw(self.disk.path())).secure_boot(&self.keys).tpm(&self.tpm)
     }
 }
 
@@ -68,19 +91,9 @@ fn systemd_boot_counts_the_tries_of_releases_and_comes_back_from_a_corrupt_one()
     let debian =
         |version| sealed(|change| debian_with(version, add_mount, change), |request| for_loader(&keys, request));
     let (first, second, third) = (debian(1)?, debian(2)?, debian(3)?);
-    let reads = "echo 'RELEASE 4'; cat /ballast >/dev/null && echo 'BALLAST READ'";
-    let corrupt = sealed(
-        |change| Chain::tiny("trixie", reads, change),
-        |request| {
-            request.config.image.version = Some("4".parse()?);
-            request.config.image.rollback_index = RollbackIndex(4);
-            for_loader(&keys, request)
-        },
-    )?;
+    let corrupt = tiny(&keys, 4, "cat /ballast >/dev/null && echo 'BALLAST READ'")?;
     let stick = stick(&[(2, &second), (3, &third), (4, &corrupt)])?;
-    let boot_loader = keys.image_signer().sign(&fs::read(cache::boot_loader("trixie")?)?)?;
-    let (disk, report) = first.disk_that_loads(&boot_loader)?;
-    let gateway = Gateway { tpm: TpmState::new()?, keys, disk, report };
+    let gateway = Gateway::new("slots_systemd_boot", keys, &first)?;
 
     for (version, slot, next) in [(1, "a", 2), (2, "b", 3), (3, "a", 4)] {
         let (mut shell, status) = running(gateway.machine(), &stick, version)?;
@@ -117,4 +130,54 @@ fn systemd_boot_counts_the_tries_of_releases_and_comes_back_from_a_corrupt_one()
     ];
     ensure!(told == expected, "{told:#?}");
     shut_down(shell)
+}
+
+/// The first release, as firmware starts it right into a shell; and what `status` says.
+fn shell(gateway: &Gateway, stick: &ScratchDisk) -> Result<(Workshop, Value)> {
+    let vm = gateway.machine().disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
+    let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
+    ensure!(shell.run("cat /etc/version")? == "1");
+    shell.run("mkdir -p /boot && mount -t vfat $(findfs PARTLABEL=esp) /boot")?;
+    let status = serde_json::from_str(&shell.run("iofs-sign status --json")?)?;
+    Ok((shell, status))
+}
+
+#[test]
+fn systemd_boot_falls_back_from_a_release_that_crashes_and_from_one_that_nobody_confirms() -> Result<()> {
+    let keys = SecureBoot::new()?;
+    let first = sealed(
+        |change| debian_with(1, |_| Ok(()), change),
+        |request| {
+            for_loader(&keys, request)?;
+            request.config.boot.init = Some(SHELL_INIT.parse()?);
+            Ok(())
+        },
+    )?;
+    let (crashes, never) = (tiny(&keys, 2, "exit 1")?, tiny(&keys, 3, "")?);
+    let stick = stick(&[(2, &crashes), (3, &never)])?;
+    let gateway = Gateway::new("slots_firmware_fallback", keys, &first)?;
+
+    let (mut device, _) = shell(&gateway, &stick)?;
+    device.run("iofs-sign mark-good")?;
+    for (version, panics) in [(2, true), (3, false)] {
+        println!("1 to {version}: {}", update(&mut device, version)?);
+        device.run("umount /boot")?;
+        device.close()?;
+        for _ in 0..TRIES {
+            let mut vm = gateway.machine().start()?;
+            let ending = vm.wait_for_end(BOOT)?;
+            ensure!(
+                if panics { matches!(ending, Ending::Panicked(_)) } else { ending == Ending::PoweredOff },
+                "{ending:?}"
+            );
+            ensure!(reached(&vm) == Some(version.to_string()));
+        }
+        let status;
+        (device, status) = shell(&gateway, &stick)?;
+        ensure!(loader(&status) == ["org.example.gateway-a.efi", "org.example.gateway-b+0-2.efi"], "{status:#}");
+        let told = device.run("iofs-sign status")?;
+        let gave_up = format!("slot b:    {version} (rollback index {version}), not confirmed, no tries left");
+        ensure!(told.contains(&gave_up), "{told}");
+    }
+    device.close()
 }
