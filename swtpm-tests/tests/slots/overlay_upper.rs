@@ -81,7 +81,7 @@ fn overlay_upper_what_a_device_wrote_lasts_across_an_update_and_back() -> Result
         ensure!(found == format!("changed\n{boots}gone"), "boot {boot}: {found}");
         let told = shell.run("iofs-sign status")?;
         let gave_up = told.contains("slot b:    2 (rollback index 2), not confirmed, no tries left");
-        ensure!(gave_up == (slot == "a"), "{told}");
+        ensure!(gave_up || slot == "b", "{told}");
         shell.close()?;
     }
     Ok(())
