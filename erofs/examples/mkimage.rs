@@ -1,0 +1,67 @@
+//! Makes an image of a directory: `mkimage DIR IMAGE [--compression none|lz4|lz4hc|zstd] [--level N] [--threads N]
+//! [--cluster BYTES]`.
+
+use std::{
+    error::Error,
+    fs::File,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use erofs_image::{
+    Compression, ImageWriter, Options,
+    source::directory,
+    write::{FileSink, KernelRelease},
+};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("mkimage: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let mut places: Vec<PathBuf> = Vec::new();
+    let (mut name, mut level, mut options) = ("none".to_owned(), None, Options::default());
+    while let Some(argument) = arguments.next() {
+        let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
+        match argument.as_str() {
+            "--compression" => name = value()?,
+            "--level" => level = Some(value()?.parse()?),
+            "--threads" => options.threads = value()?.parse()?,
+            "--cluster" => options.cluster_size = value()?.parse()?,
+            _ => places.push(argument.into()),
+        }
+    }
+    let [directory, image] = places.as_slice() else { return Err("usage: mkimage DIR IMAGE [OPTION]...".into()) };
+    options.compression = compression(&name, level)?;
+    if name == "zstd" {
+        options.kernel = KernelRelease::new(6, 10);
+    }
+    write(directory, image, options)
+}
+
+fn compression(name: &str, level: Option<i32>) -> Result<Compression, String> {
+    Ok(match name {
+        "none" => Compression::None,
+        "lz4" => Compression::Lz4,
+        "lz4hc" => Compression::Lz4hc { level: level.unwrap_or(9) },
+        "zstd" => Compression::Zstd { level: level.unwrap_or(3) },
+        _ => return Err(format!("unknown compression '{name}': none, lz4, lz4hc or zstd")),
+    })
+}
+
+fn write(directory: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Error>> {
+    let tree = directory::load(directory)?;
+    let written = ImageWriter::new(options, FileSink(File::create(image)?))?.finish(tree)?;
+    println!(
+        "{} blocks, {} inodes, {} files of the same content as others",
+        written.blocks, written.inodes, written.duplicates
+    );
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! A tree from a directory.
+
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    fs::{File, OpenOptions},
+    io,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{OFlags, SeekFrom, lgetxattr, llistxattr, major, minor, seek},
+    io::Errno,
+};
+
+use crate::tree::{
+    Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Time, Tree, TreeError, Xattrs,
+};
+
+/// A directory that cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// A call failed.
+    #[error("{call} {}: {source}; check that it exists and may be read", .path.display())]
+    Io {
+        /// What was tried.
+        call: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// An entry cannot be in an image.
+    #[error(transparent)]
+    Tree(#[from] TreeError),
+    /// An entry is of a kind that images do not have.
+    #[error("{}: expected a file, directory, link, device, pipe or socket; found another kind; remove it", .path.display())]
+    UnknownKind {
+        /// The entry.
+        path: PathBuf,
+    },
+}
+
+/// Takes `root` as it is: owners, modes, times, attributes, hard links and holes, following no link. What the caller may
+/// not see, such as `trusted.` attributes without root's rights, is not there.
+///
+/// # Errors
+/// When something cannot be read, or no image can hold it.
+pub fn load(root: &Path) -> Result<Tree, DirectoryError> {
+    let metadata = root.symlink_metadata().map_err(|source| io_error("stat", root, source))?;
+    let mut loader = Loader { tree: Tree::new(common(root, &metadata)?), seen: HashMap::new() };
+    let mut waiting = vec![(root.to_path_buf(), Vec::new(), Tree::ROOT)];
+    while let Some((path, inside, id)) = waiting.pop() {
+        // Depth first, and the first name first.
+        waiting.extend(loader.directory(&path, &inside, id)?.into_iter().rev());
+    }
+    Ok(loader.tree)
+}
+
+fn io_error(call: &'static str, path: &Path, source: io::Error) -> DirectoryError {
+    DirectoryError::Io { call, path: path.to_owned(), source }
+}
+
+type Waiting = (PathBuf, Vec<u8>, InodeId);
+
+struct Loader {
+    tree: Tree,
+    /// Inodes with several names, by device and number.
+    seen: HashMap<(u64, u64), InodeId>,
+}
+
+impl Loader {
+    /// Adds what is in a directory, and returns the directories among it.
+    fn directory(&mut self, path: &Path, inside: &[u8], id: InodeId) -> Result<Vec<Waiting>, DirectoryError> {
+        let mut below = Vec::new();
+        for name in names(path)? {
+            let child = path.join(OsStr::from_bytes(&name));
+            let inside = if inside.is_empty() { name.clone() } else { [inside, &name].join(&b'/') };
+            let refused = |problem: Problem| problem.of(&inside);
+            let metadata = child.symlink_metadata().map_err(|source| io_error("stat", &child, source))?;
+            let key = (metadata.dev(), metadata.ino());
+            let several = metadata.nlink() > 1 && !metadata.is_dir();
+            if let Some(first) = self.seen.get(&key).filter(|_| several) {
+                self.tree.link_child(id, &name, *first).map_err(refused)?;
+                continue;
+            }
+            let node = Node { metadata: common(&child, &metadata)?, kind: kind(&child, &metadata)? };
+            let added = self.tree.add_child(id, &name, node).map_err(refused)?;
+            if several {
+                self.seen.insert(key, added);
+            }
+            if metadata.is_dir() {
+                below.push((child, inside, added));
+            }
+        }
+        Ok(below)
+    }
+}
+
+/// Sorted, so that nothing depends on how the file system lists them.
+fn names(path: &Path) -> Result<Vec<Vec<u8>>, DirectoryError> {
+    let entries = path.read_dir().map_err(|source| io_error("list", path, source))?;
+    let names = entries.map(|entry| entry.map(|entry| entry.file_name().as_bytes().to_vec()));
+    let mut names: Vec<_> = names.collect::<Result<_, _>>().map_err(|source| io_error("list", path, source))?;
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn common(path: &Path, metadata: &std::fs::Metadata) -> Result<Metadata, DirectoryError> {
+    Ok(Metadata {
+        mode: (metadata.mode() & 0o7777) as u16,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        mtime: Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 },
+        xattrs: xattrs(path)?,
+    })
+}
+
+fn kind(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind, DirectoryError> {
+    let kind = metadata.file_type();
+    let device = Device { major: major(metadata.rdev()), minor: minor(metadata.rdev()) };
+    Ok(if kind.is_dir() {
+        Kind::Directory
+    } else if kind.is_file() {
+        let sparse = metadata.blocks().saturating_mul(512) < metadata.len();
+        let content = FileInDirectory { path: path.to_owned(), size: metadata.len(), sparse };
+        return Ok(Node::file(Metadata::default(), content).kind);
+    } else if kind.is_symlink() {
+        let target = path.read_link().map_err(|source| io_error("read the link", path, source))?;
+        Kind::Symlink(target.as_os_str().as_bytes().to_vec())
+    } else if kind.is_char_device() {
+        Kind::CharacterDevice(device)
+    } else if kind.is_block_device() {
+        Kind::BlockDevice(device)
+    } else if kind.is_fifo() {
+        Kind::Fifo
+    } else if kind.is_socket() {
+        Kind::Socket
+    } else {
+        return Err(DirectoryError::UnknownKind { path: path.to_owned() });
+    })
+}
+
+/// Linux' `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`: no list and no value is longer.
+const XATTR_LIMIT: usize = 65536;
+
+fn xattrs(path: &Path) -> Result<Xattrs, DirectoryError> {
+    let fail = |call| move |errno: Errno| io_error(call, path, errno.into());
+    // Most files have none, which an empty buffer tells.
+    let size = match llistxattr(path, &mut [0_u8; 0][..]) {
+        Err(Errno::OPNOTSUPP) | Ok(0) => return Ok(Xattrs::new()),
+        other => other.map_err(fail("list the attributes of"))?,
+    };
+    let mut list = vec![0; size.max(XATTR_LIMIT)];
+    let length = llistxattr(path, &mut list[..]).map_err(fail("list the attributes of"))?;
+    let mut value = vec![0; XATTR_LIMIT];
+    let mut found = Xattrs::new();
+    for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+        let length = lgetxattr(path, OsStr::from_bytes(name), &mut value[..]).map_err(fail("read an attribute of"))?;
+        found.insert(name.to_vec(), value[..length].to_vec());
+    }
+    Ok(found)
+}
+
+/// A file where it lies.
+#[derive(Debug)]
+struct FileInDirectory {
+    path: PathBuf,
+    size: u64,
+    /// It has fewer blocks than its size, so that holes are worth asking for.
+    sparse: bool,
+}
+
+impl FileInDirectory {
+    /// Refuses links, and files that another program has changed since they were listed.
+    fn open_file(&self) -> io::Result<File> {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&self.path)?;
+        let found = file.metadata()?;
+        if !found.is_file() || found.len() != self.size {
+            let text = format!("expected a file of {} bytes as listed before, found {}", self.size, found.len());
+            return Err(io::Error::other(text + "; let nothing change the tree meanwhile"));
+        }
+        Ok(file)
+    }
+}
+
+impl Content for FileInDirectory {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn data(&self) -> io::Result<Vec<Extent>> {
+        if !self.sparse {
+            return Ok(vec![Extent { start: 0, length: self.size }]);
+        }
+        data_extents(&self.open_file()?, self.size)
+    }
+
+    fn open(&self) -> io::Result<Box<dyn ContentReader + '_>> {
+        Ok(Box::new(self.open_file()?))
+    }
+
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+fn data_extents(file: &File, size: u64) -> io::Result<Vec<Extent>> {
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while at < size {
+        let start = match seek(file, SeekFrom::Data(at)) {
+            Err(Errno::NXIO) => break,
+            other => other?.min(size),
+        };
+        let end = seek(file, SeekFrom::Hole(start))?.min(size);
+        if end <= start {
+            break;
+        }
+        extents.push(Extent { start, length: end - start });
+        at = end;
+    }
+    Ok(extents)
+}

@@ -1,0 +1,3 @@
+//! Where trees come from.
+
+pub mod directory;

@@ -1,0 +1,109 @@
+//! Content of files, opened when it is written.
+
+use std::{fmt, io};
+
+/// Bytes of a file, from `start` on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The first.
+    pub start: u64,
+    /// How many.
+    pub length: u64,
+}
+
+/// Something that can be read at any place, from any thread.
+pub trait ContentReader: Send + Sync {
+    /// Fills `target` from `offset` on.
+    ///
+    /// # Errors
+    /// When it cannot be read, or ends before.
+    fn read_exact_at(&self, target: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// A handle of a file's content. It is cheap to keep, and opened when it is needed, perhaps more than once.
+pub trait Content: fmt::Debug + Send + Sync {
+    /// Bytes of the file.
+    fn size(&self) -> u64;
+
+    /// Where there is data, in order and apart. All else is zeros. By default all is data.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    fn data(&self) -> io::Result<Vec<Extent>> {
+        Ok(vec![Extent { start: 0, length: self.size() }])
+    }
+
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When it cannot be opened, or its size is no longer [`Content::size`].
+    fn open(&self) -> io::Result<Box<dyn ContentReader + '_>>;
+
+    /// What people call it in messages.
+    fn name(&self) -> String;
+}
+
+impl ContentReader for &[u8] {
+    fn read_exact_at(&self, target: &mut [u8], offset: u64) -> io::Result<()> {
+        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::UnexpectedEof)?;
+        let end = start.checked_add(target.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        target.copy_from_slice(self.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+}
+
+impl Content for Vec<u8> {
+    fn size(&self) -> u64 {
+        self.len() as u64
+    }
+
+    fn open(&self) -> io::Result<Box<dyn ContentReader + '_>> {
+        Ok(Box::new(self.as_slice()))
+    }
+
+    fn name(&self) -> String {
+        format!("{} bytes in memory", self.len())
+    }
+}
+
+impl ContentReader for std::fs::File {
+    fn read_exact_at(&self, target: &mut [u8], offset: u64) -> io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(self, target, offset)
+    }
+}
+
+/// A part of an open file, such as an entry of an archive that is not compressed.
+#[derive(Debug, Clone)]
+pub struct Region {
+    /// The file.
+    pub file: std::sync::Arc<std::fs::File>,
+    /// The part.
+    pub extent: Extent,
+    /// What people call it.
+    pub name: String,
+}
+
+impl Content for Region {
+    fn size(&self) -> u64 {
+        self.extent.length
+    }
+
+    fn open(&self) -> io::Result<Box<dyn ContentReader + '_>> {
+        Ok(Box::new(RegionReader(self)))
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+struct RegionReader<'a>(&'a Region);
+
+impl ContentReader for RegionReader<'_> {
+    fn read_exact_at(&self, target: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(target.len() as u64).filter(|end| *end <= self.0.extent.length);
+        end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let start = self.0.extent.start.checked_add(offset).ok_or(io::ErrorKind::UnexpectedEof)?;
+        std::os::unix::fs::FileExt::read_exact_at(&*self.0.file, target, start)
+    }
+}

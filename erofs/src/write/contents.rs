@@ -1,0 +1,433 @@
+//! The data of files: read and compressed in pieces by the pool, written in order.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io::Read,
+    sync::Arc,
+};
+
+use super::{
+    BlockSink, WriteError,
+    clusters::Cluster,
+    options::{Compression, Options},
+    output::Output,
+    pool::{Input, Job, Piece, Pool, Promise, content_error, read},
+    tails::{Tail, Tails},
+};
+use crate::{
+    format::{
+        compressed::CompactParts,
+        inode::NO_BLOCK,
+        units::{BLOCK_SIZE, Block, SLOT_SIZE},
+    },
+    tree::{Content, Extent},
+};
+
+/// Files are cut into pieces of this size. Where they are cut shows in the image, so it never depends on anything.
+pub(super) const PIECE_SIZE: u64 = 1 << 20;
+/// The longest tail that finds a place behind any inode: inodes start at multiples of 32, so that so much of a block may
+/// be out of reach.
+const TAIL_LIMIT: usize = BLOCK_SIZE - SLOT_SIZE;
+/// Small files under way at once.
+const QUEUE_LIMIT: usize = 512;
+
+/// Content that an image holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoredContent(usize);
+
+/// Where and how the content of a file lies.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) size: u64,
+    pub(super) digest: blake3::Hash,
+    pub(super) data: Data,
+}
+
+/// How the content of a file lies.
+#[derive(Debug)]
+pub(super) enum Data {
+    /// Consecutive blocks, and what follows the inode.
+    Flat { first: Block, tail: Tail },
+    /// Chunks of `1 << bits` blocks with their first blocks.
+    Chunks { bits: u8, blocks: Vec<u32> },
+    /// Consecutive physical clusters.
+    Compressed { first: Block, clusters: Vec<Cluster> },
+}
+
+/// Those that hold data.
+type Parts = Vec<Extent>;
+
+/// A file of which not all pieces are written.
+#[derive(Debug)]
+struct Pending {
+    index: usize,
+    size: u64,
+    /// `None` while the first piece is not there.
+    data: Option<Data>,
+    /// Chunks with holes, made out before.
+    chunks: Option<(u8, Vec<u32>)>,
+    pieces: usize,
+    hasher: blake3::Hasher,
+}
+
+#[derive(Debug)]
+struct Queued {
+    promise: Promise,
+    extent: Extent,
+    last: bool,
+}
+
+/// All contents of an image.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pool: Pool,
+    compress: bool,
+    stored: Vec<Option<Arc<Stored>>>,
+    by_digest: HashMap<(u64, blake3::Hash), Arc<Stored>>,
+    /// The sizes of files of several pieces: another of such a size may be the same.
+    long_sizes: HashSet<u64>,
+    pending: VecDeque<Pending>,
+    queue: VecDeque<Queued>,
+    queued_bytes: u64,
+    pub(super) tails: Tails,
+    pub(super) duplicates: u64,
+}
+
+impl Contents {
+    pub(super) fn new(options: &Options) -> Self {
+        Self {
+            pool: Pool::new(options),
+            compress: options.compression != Compression::None,
+            stored: Vec::new(),
+            by_digest: HashMap::new(),
+            long_sizes: HashSet::new(),
+            pending: VecDeque::new(),
+            queue: VecDeque::new(),
+            queued_bytes: 0,
+            tails: Tails::default(),
+            duplicates: 0,
+        }
+    }
+
+    /// What was stored, in order; each content once for each time that it was stored.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Stored>> {
+        self.stored.iter().flatten()
+    }
+
+    pub(super) fn get(&self, content: StoredContent) -> Option<&Arc<Stored>> {
+        self.stored.get(content.0)?.as_ref()
+    }
+
+    /// Stores content that can be opened, and opened again.
+    pub(super) fn store<S: BlockSink>(
+        &mut self,
+        content: &Arc<dyn Content>,
+        output: &mut Output<S>,
+    ) -> Result<StoredContent, WriteError> {
+        let size = content.size();
+        let data = content.data().map_err(|source| content_error(&**content, source))?;
+        let sparse = sparse(size, &data, self.compress);
+        let long = size > PIECE_SIZE && sparse.is_none();
+        if long && self.long_sizes.contains(&size) {
+            self.drain(output)?;
+            let digest = long_digest(&**content).map_err(|source| content_error(&**content, source))?;
+            if let Some(found) = self.by_digest.get(&(size, digest)) {
+                let found = Arc::clone(found);
+                return Ok(self.duplicate(found));
+            }
+        }
+        let (chunks, parts) = match sparse {
+            Some((bits, parts)) => (Some(bits), parts),
+            None => (None, vec![Extent { start: 0, length: size }]),
+        };
+        let stored = self.begin(size, chunks);
+        let compress = self.compress && size > BLOCK_SIZE as u64 && chunks.is_none();
+        let pieces: Vec<Extent> = parts.iter().flat_map(|part| pieces(*part)).collect();
+        if pieces.is_empty() {
+            self.drain(output)?;
+            self.pending.pop_back().into_iter().for_each(|file| self.complete(file));
+        }
+        for (number, extent) in pieces.iter().enumerate() {
+            let compress = compress && !self.is_plain(stored);
+            let job = Job { name: None, input: Input::Content(Arc::clone(content), *extent), compress };
+            self.submit(job, *extent, number + 1 == pieces.len(), output)?;
+        }
+        Ok(stored)
+    }
+
+    /// Stores content that comes once.
+    pub(super) fn store_stream<S: BlockSink>(
+        &mut self,
+        name: &str,
+        size: u64,
+        content: &mut dyn Read,
+        output: &mut Output<S>,
+    ) -> Result<StoredContent, WriteError> {
+        let stored = self.begin(size, None);
+        if size == 0 {
+            self.drain(output)?;
+            self.pending.pop_back().into_iter().for_each(|file| self.complete(file));
+        }
+        for extent in pieces(Extent { start: 0, length: size }) {
+            let mut bytes = vec![0; extent.length as usize];
+            let fail = |source| WriteError::Content { name: name.to_owned(), source };
+            content.read_exact(&mut bytes).map_err(fail)?;
+            let compress = self.compress && size > BLOCK_SIZE as u64 && !self.is_plain(stored);
+            let job = Job { name: Some(name.to_owned()), input: Input::Bytes(bytes), compress };
+            self.submit(job, extent, extent.start + extent.length == size, output)?;
+        }
+        Ok(stored)
+    }
+
+    /// Writes all that is under way.
+    pub(super) fn drain<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
+        while !self.queue.is_empty() {
+            self.take(output)?;
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, size: u64, chunk_bits: Option<u8>) -> StoredContent {
+        let index = self.stored.len();
+        self.stored.push(None);
+        let chunks = chunk_bits.map(|bits| {
+            let count = size.div_ceil((BLOCK_SIZE as u64) << bits);
+            (bits, vec![NO_BLOCK; count as usize])
+        });
+        let hasher = blake3::Hasher::new_derive_key("erofs-image: digests of the pieces of a file");
+        self.pending.push_back(Pending { index, size, data: None, chunks, pieces: 0, hasher });
+        StoredContent(index)
+    }
+
+    fn duplicate(&mut self, found: Arc<Stored>) -> StoredContent {
+        self.duplicates += 1;
+        self.stored.push(Some(found));
+        StoredContent(self.stored.len() - 1)
+    }
+
+    /// Its first piece did not shrink, so that there is no use in compressing others.
+    fn is_plain(&self, stored: StoredContent) -> bool {
+        let first = self.pending.front().filter(|file| file.index == stored.0);
+        first.is_some_and(|file| matches!(file.data, Some(Data::Flat { .. })))
+    }
+
+    fn submit<S: BlockSink>(
+        &mut self,
+        job: Job,
+        extent: Extent,
+        last: bool,
+        output: &mut Output<S>,
+    ) -> Result<(), WriteError> {
+        let promise = self.pool.submit(job);
+        self.queue.push_back(Queued { promise, extent, last });
+        self.queued_bytes += extent.length;
+        while self.queued_bytes > self.pool.depth() as u64 * PIECE_SIZE || self.queue.len() > QUEUE_LIMIT {
+            self.take(output)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the piece that is next.
+    fn take<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
+        let Some(next) = self.queue.pop_front() else { return Ok(()) };
+        self.queued_bytes -= next.extent.length;
+        let piece = next.promise.wait()?;
+        let Some(mut file) = self.pending.pop_front() else { return Ok(()) };
+        let whole = next.last && file.pieces == 0 && file.chunks.is_none();
+        if whole && let Some(found) = self.by_digest.get(&(file.size, piece.digest)) {
+            self.stored[file.index] = Some(Arc::clone(found));
+            self.duplicates += 1;
+            return Ok(());
+        }
+        file.hasher.update(piece.digest.as_bytes());
+        file.pieces += 1;
+        let digest = whole.then_some(piece.digest);
+        if file.chunks.is_some() {
+            write_chunks(&mut file, next.extent, &piece.raw, output)?;
+        } else {
+            let data = match file.data.take() {
+                Some(data) => data,
+                None => first_data(&piece, next.last, output.next()?),
+            };
+            file.data = Some(self.write_piece(data, piece, next.last, output)?);
+        }
+        if !next.last {
+            self.pending.push_front(file);
+            return Ok(());
+        }
+        self.complete_as(file, digest);
+        Ok(())
+    }
+
+    fn write_piece<S: BlockSink>(
+        &mut self,
+        data: Data,
+        piece: Piece,
+        last: bool,
+        output: &mut Output<S>,
+    ) -> Result<Data, WriteError> {
+        Ok(match (data, piece.encoded) {
+            (Data::Compressed { first, mut clusters }, Some(encoded)) => {
+                output.push(&encoded.bytes)?;
+                clusters.extend_from_slice(&encoded.clusters);
+                Data::Compressed { first, clusters }
+            }
+            (Data::Flat { first, .. }, _) => {
+                let tail = if last { tail_of(piece.raw.len()) } else { 0 };
+                let (blocks, rest) = piece.raw.split_at(piece.raw.len() - tail);
+                output.push(blocks)?;
+                output.pad()?;
+                let sink = |source| WriteError::Sink { what: "a temporary file".into(), source };
+                Data::Flat { first, tail: self.tails.keep(rest).map_err(sink)? }
+            }
+            (other, _) => other,
+        })
+    }
+
+    fn complete(&mut self, file: Pending) {
+        self.complete_as(file, None);
+    }
+
+    fn complete_as(&mut self, file: Pending, digest: Option<blake3::Hash>) {
+        let sparse = file.chunks.is_some();
+        let data = match file.chunks {
+            Some((bits, blocks)) => Data::Chunks { bits, blocks },
+            None => file.data.unwrap_or(Data::Flat { first: Block(0), tail: Tail::default() }),
+        };
+        let digest = digest.unwrap_or_else(|| file.hasher.finalize());
+        let stored = Arc::new(Stored { size: file.size, digest, data });
+        if !sparse && file.size > 0 {
+            self.by_digest.insert((file.size, digest), Arc::clone(&stored));
+            if file.size > PIECE_SIZE {
+                self.long_sizes.insert(file.size);
+            }
+        }
+        self.stored[file.index] = Some(stored);
+    }
+}
+
+/// How a file is stored, by its first piece.
+fn first_data(piece: &Piece, last: bool, next: Block) -> Data {
+    let flat = Data::Flat { first: next, tail: Tail::default() };
+    let Some(encoded) = &piece.encoded else { return flat };
+    let index = CompactParts::new(0, 0, 0).size(piece.raw.len().div_ceil(BLOCK_SIZE) as u64) as usize;
+    let tail = if last { tail_of(piece.raw.len()) } else { 0 };
+    let plain = (piece.raw.len() - tail).next_multiple_of(BLOCK_SIZE) + tail;
+    if encoded.bytes.len() + index < plain { Data::Compressed { first: next, clusters: Vec::new() } } else { flat }
+}
+
+/// How much of the end of so many bytes goes behind the inode.
+fn tail_of(length: usize) -> usize {
+    let tail = length % BLOCK_SIZE;
+    if tail <= TAIL_LIMIT { tail } else { 0 }
+}
+
+fn pieces(part: Extent) -> impl Iterator<Item = Extent> {
+    (0..part.length.div_ceil(PIECE_SIZE)).map(move |number| {
+        let start = number * PIECE_SIZE;
+        Extent { start: part.start + start, length: PIECE_SIZE.min(part.length - start) }
+    })
+}
+
+fn long_digest(content: &dyn Content) -> std::io::Result<blake3::Hash> {
+    let mut hasher = blake3::Hasher::new_derive_key("erofs-image: digests of the pieces of a file");
+    for extent in pieces(Extent { start: 0, length: content.size() }) {
+        hasher.update(blake3::hash(&read(content, extent)?).as_bytes());
+    }
+    Ok(hasher.finalize())
+}
+
+fn write_chunks<S: BlockSink>(
+    file: &mut Pending,
+    extent: Extent,
+    bytes: &[u8],
+    output: &mut Output<S>,
+) -> Result<(), WriteError> {
+    let Some((bits, blocks)) = &mut file.chunks else { return Ok(()) };
+    let first = output.next()?;
+    let chunk = (BLOCK_SIZE as u64) << *bits;
+    let end = extent.start + extent.length;
+    for number in extent.start.div_ceil(chunk)..end.div_ceil(chunk) {
+        let ahead = (number * chunk - extent.start) / BLOCK_SIZE as u64;
+        blocks[number as usize] = first.0.checked_add(ahead as u32).ok_or(WriteError::TooLarge)?;
+    }
+    output.push(bytes)?;
+    output.pad()
+}
+
+/// No chunk is larger than 1 GiB.
+const CHUNK_BITS_LIMIT: u8 = 18;
+/// A file with holes has at most so many chunks, each of which takes 4 bytes of metadata.
+const CHUNK_COUNT_LIMIT: u64 = 1 << 20;
+
+/// Whether a file should be stored as chunks with holes, of which size, and what then is data. With compression, holes
+/// cost little; only a file that is mostly holes is not worth compressing.
+fn sparse(size: u64, data: &[Extent], compress: bool) -> Option<(u8, Parts)> {
+    let block = BLOCK_SIZE as u64;
+    let covered: u64 = merge(size, data, block).iter().map(|part| part.length).sum();
+    let holes = size.saturating_sub(covered);
+    if holes < block || compress && holes < size / 2 {
+        return None;
+    }
+    let bits = chunk_bits(size, &merge(size, data, block));
+    Some((bits, merge(size, data, block << bits)))
+}
+
+/// The largest chunks at whose boundaries all data starts and ends.
+fn chunk_bits(size: u64, parts: &[Extent]) -> u8 {
+    let boundaries = parts.iter().flat_map(|part| [part.start, part.start + part.length]);
+    let inner = boundaries.filter(|at| *at != 0 && *at < size).map(|at| at / BLOCK_SIZE as u64);
+    let natural = inner.map(u64::trailing_zeros).min().unwrap_or(u32::from(CHUNK_BITS_LIMIT));
+    let whole = size.div_ceil(BLOCK_SIZE as u64).next_power_of_two().trailing_zeros();
+    let mut bits = natural.min(whole).min(u32::from(CHUNK_BITS_LIMIT)) as u8;
+    while size.div_ceil((BLOCK_SIZE as u64) << bits) > CHUNK_COUNT_LIMIT && bits < CHUNK_BITS_LIMIT {
+        bits += 1;
+    }
+    bits
+}
+
+/// Data in whole units, the last one up to the end of the file.
+fn merge(size: u64, data: &[Extent], unit: u64) -> Parts {
+    let mut parts: Parts = Vec::new();
+    for extent in data.iter().filter(|extent| extent.length > 0 && extent.start < size) {
+        let start = extent.start / unit * unit;
+        let end = extent.start.saturating_add(extent.length).div_ceil(unit).saturating_mul(unit).min(size);
+        match parts.last_mut() {
+            Some(last) if last.start + last.length >= start => last.length = last.length.max(end - last.start),
+            _ => parts.push(Extent { start, length: end - start }),
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u64, length: u64) -> Extent {
+        Extent { start, length }
+    }
+
+    #[test]
+    fn chunks_are_as_large_as_the_holes_allow() {
+        let data = [extent(1 << 20, 5000), extent(5 << 20, 4096)];
+        let (bits, parts) = sparse(6 << 20, &data, false).unwrap();
+        assert_eq!(bits, 0);
+        assert_eq!(parts, [extent(1 << 20, 8192), extent(5 << 20, 4096)]);
+        let (bits, parts) = sparse(8 << 30, &[extent(4 << 30, 1 << 20)], false).unwrap();
+        assert_eq!((bits, parts), (8, vec![extent(4 << 30, 1 << 20)]));
+        assert_eq!(sparse(3 << 20, &[], false), Some((10, vec![])));
+        // So many chunks of a block would need too large an index: they grow, and what they touch is data.
+        let (bits, parts) = sparse(1 << 40, &[extent(4096, 4096)], true).unwrap();
+        assert_eq!((bits, parts), (8, vec![extent(0, 1 << 20)]));
+    }
+
+    #[test]
+    fn few_holes_are_left_to_compression() {
+        assert_eq!(sparse(1 << 20, &[extent(0, 1 << 19)], true).map(|(bits, _)| bits), Some(7));
+        assert_eq!(sparse(1 << 20, &[extent(0, (1 << 19) + 1)], true), None);
+        assert_eq!(sparse(8193, &[extent(0, 100)], false), Some((0, vec![extent(0, 4096)])));
+        assert_eq!(sparse(5000, &[extent(0, 100)], false), None);
+        assert_eq!(sparse(5000, &[extent(0, 5000)], false), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! Blocks on their way out.
+
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use super::WriteError;
+use crate::format::units::{BLOCK_SIZE, Block};
+
+/// Takes the blocks of an image.
+///
+/// Blocks come in order from block 1 on, each once; block 0 comes last.
+pub trait BlockSink {
+    /// Takes blocks from `first` on; `bytes` is a multiple of 4096.
+    ///
+    /// # Errors
+    /// When they cannot be kept.
+    fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()>;
+}
+
+impl<S: BlockSink + ?Sized> BlockSink for &mut S {
+    fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()> {
+        (**self).write(first, bytes)
+    }
+}
+
+/// An image in memory.
+impl BlockSink for Vec<u8> {
+    fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()> {
+        let start = first.0 as usize * BLOCK_SIZE;
+        if self.len() < start + bytes.len() {
+            self.resize(start + bytes.len(), 0);
+        }
+        self[start..start + bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// An image in a file, from its start on.
+#[derive(Debug)]
+pub struct FileSink(pub File);
+
+impl BlockSink for FileSink {
+    fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(bytes, u64::from(first.0) * BLOCK_SIZE as u64)
+    }
+}
+
+/// So many bytes go to the sink at once.
+const BUFFER_SIZE: usize = 256 << 10;
+
+/// Numbers blocks, and gathers them.
+#[derive(Debug)]
+pub(super) struct Output<S> {
+    sink: S,
+    /// The block at which `buffer` starts.
+    first: Block,
+    buffer: Vec<u8>,
+}
+
+impl<S: BlockSink> Output<S> {
+    pub(super) fn new(sink: S) -> Self {
+        Self { sink, first: Block(1), buffer: Vec::with_capacity(2 * BUFFER_SIZE) }
+    }
+
+    /// The number of the next block. What was pushed last must have been padded.
+    pub(super) fn next(&self) -> Result<Block, WriteError> {
+        debug_assert_eq!(self.buffer.len() % BLOCK_SIZE, 0);
+        self.number(self.buffer.len())
+    }
+
+    /// Adds bytes to the current block and those after it.
+    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
+        while !bytes.is_empty() {
+            let (now, rest) = bytes.split_at(bytes.len().min(2 * BUFFER_SIZE - self.buffer.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = rest;
+            if self.buffer.len() >= BUFFER_SIZE {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills the current block with zeros.
+    pub(super) fn pad(&mut self) -> Result<(), WriteError> {
+        self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK_SIZE), 0);
+        if self.buffer.len() >= BUFFER_SIZE { self.flush() } else { Ok(()) }
+    }
+
+    /// Hands over whole blocks.
+    fn flush(&mut self) -> Result<(), WriteError> {
+        let whole = self.buffer.len() / BLOCK_SIZE * BLOCK_SIZE;
+        if whole == 0 {
+            return Ok(());
+        }
+        let next = self.number(whole)?;
+        let sink = |source| WriteError::Sink { what: self.first.to_string(), source };
+        self.sink.write(self.first, &self.buffer[..whole]).map_err(sink)?;
+        self.buffer.drain(..whole);
+        self.first = next;
+        Ok(())
+    }
+
+    /// The last: block 0.
+    pub(super) fn finish(&mut self, block_zero: &[u8]) -> Result<(), WriteError> {
+        self.pad()?;
+        self.flush()?;
+        let sink = |source| WriteError::Sink { what: "the superblock".into(), source };
+        self.sink.write(Block(0), block_zero).map_err(sink)
+    }
+
+    fn number(&self, ahead: usize) -> Result<Block, WriteError> {
+        let number = u64::from(self.first.0) + (ahead / BLOCK_SIZE) as u64;
+        // The last number stands for a hole.
+        u32::try_from(number).ok().filter(|number| *number != u32::MAX).map(Block).ok_or(WriteError::TooLarge)
+    }
+}
