@@ -5,7 +5,7 @@ mod tree_common;
 use std::path::Path;
 
 use iofs_sign::{
-    erofs::{ImageOptions, ImageWriter, mkfs::MkfsErofs},
+    erofs::{self, ImageOptions},
     report::Progress,
     tree::{Source, compare::Ignore},
 };
@@ -58,11 +58,5 @@ fn every_entry_of_dracut_s_initramfs_survives() {
     assert_eq!(walkdir::WalkDir::new(tree.path()).into_iter().count(), count);
     assert!(count > 500, "an initramfs of {count} entries proves nothing");
 
-    let written = MkfsErofs::find().unwrap().write(
-        &tree.path(),
-        &work.path().join("image"),
-        &ImageOptions::default(),
-        &Progress::hidden(),
-    );
-    written.unwrap();
+    erofs::write(&tree.path(), &work.path().join("image"), &ImageOptions::default(), &Progress::hidden()).unwrap();
 }

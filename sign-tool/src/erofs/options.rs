@@ -14,7 +14,7 @@ pub enum ImageCompression {
     None,
     /// LZ4, fast to write.
     Lz4,
-    /// LZ4, smaller and just as fast to read: level 0 to 12, default 9.
+    /// LZ4, smaller and just as fast to read: level 3 to 12, default 9.
     Lz4Hc(Option<u32>),
     /// Zstandard: level 1 to 22, default 3.
     Zstd(Option<u32>),
@@ -27,16 +27,6 @@ impl ImageCompression {
             Self::None => None,
             Self::Lz4 | Self::Lz4Hc(_) => Some(Algorithm::Lz4),
             Self::Zstd(_) => Some(Algorithm::Zstd),
-        }
-    }
-
-    /// The compressor's name for `mkfs.erofs`, with its level.
-    pub(super) fn compressor(self) -> Option<(&'static str, Option<u32>)> {
-        match self {
-            Self::None => None,
-            Self::Lz4 => Some(("lz4", None)),
-            Self::Lz4Hc(level) => Some(("lz4hc", level)),
-            Self::Zstd(level) => Some(("zstd", level)),
         }
     }
 }
@@ -86,6 +76,8 @@ pub struct ImageOptions {
     pub clamp: TimeClamp,
     /// The kernel that shall read it, if known.
     pub kernel: Option<KernelRelease>,
+    /// The most threads that compress; 0 takes one for each processor. The bytes do not depend on it.
+    pub threads: usize,
 }
 
 impl Default for ImageOptions {
@@ -95,6 +87,7 @@ impl Default for ImageOptions {
             cluster_size: 64 * 1024,
             clamp: TimeClamp::Newest,
             kernel: None,
+            threads: 0,
         }
     }
 }
@@ -109,7 +102,7 @@ impl ImageOptions {
             _ => Ok(()),
         };
         match self.compression {
-            ImageCompression::Lz4Hc(given) => level("lz4hc level", "0 to 12", given, 0..=12)?,
+            ImageCompression::Lz4Hc(given) => level("lz4hc level", "3 to 12", given, 3..=12)?,
             ImageCompression::Zstd(given) => level("zstd level", "1 to 22", given, 1..=22)?,
             ImageCompression::None | ImageCompression::Lz4 => {}
         }
@@ -121,11 +114,11 @@ impl ImageOptions {
     }
 
     fn check_kernel(&self) -> Result<(), Unsupported> {
-        let (Some(kernel), Some(algorithm)) = (self.kernel, self.compression.algorithm()) else { return Ok(()) };
-        supported(kernel, algorithm)?;
-        let least = KernelRelease::new(5, 13);
-        if self.cluster_size > 4096 && kernel < least {
-            return Err(Unsupported { kernel, least, feature: "clusters of more than 4096 bytes" });
+        let Some(kernel) = self.kernel else { return Ok(()) };
+        self.compression.algorithm().map_or(Ok(()), |algorithm| supported(kernel, algorithm))?;
+        let least = KernelRelease::new(5, 15);
+        if kernel < least {
+            return Err(Unsupported { kernel, least, feature: "big clusters and chunks" });
         }
         Ok(())
     }

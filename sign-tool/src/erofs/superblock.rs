@@ -203,16 +203,6 @@ fn check(found: &Superblock, size: u64) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// Sets id and checksum in the bytes from [`OFFSET`] to the end of the first block.
-pub(super) fn set_uuid(bytes: &mut [u8], uuid: Uuid) {
-    bytes[UUID..UUID + 16].copy_from_slice(uuid.as_bytes());
-    bytes[CHECKSUM..CHECKSUM + 4].fill(0);
-    if u32_at(bytes, 8) & COMPAT_CHECKSUM != 0 {
-        let sum = checksum(bytes);
-        bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_le_bytes());
-    }
-}
-
 /// The kernel's crc32c leaves out the last inversion.
 fn checksum(bytes: &[u8]) -> u32 {
     !crc32c::crc32c(bytes)
@@ -253,7 +243,9 @@ mod tests {
         bytes[36] = 7;
         bytes[80] = 3;
         bytes[84] = 0b1001;
-        set_uuid(&mut bytes, Uuid::from_bytes([7; 16]));
+        bytes[UUID..UUID + 16].fill(7);
+        let sum = checksum(&bytes);
+        bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 

@@ -22,10 +22,7 @@ use super::{
     survey::survey,
     sysroot::Sysroot,
 };
-use crate::{
-    erofs::mkfs::MkfsErofs,
-    report::{ExitStatus, Failure, Output},
-};
+use crate::report::{ExitStatus, Failure, Output};
 
 /// What to install, and how.
 #[derive(Debug)]
@@ -74,7 +71,6 @@ pub fn install(request: &InstallRequest, output: Output) -> Result<Installed, Fa
         let plan = Plan { steps: Vec::new(), remarks: Vec::new(), loader: loader.kind(), folder };
         return Ok(Installed { applied: false, plan, sizes: BTreeMap::new() });
     }
-    MkfsErofs::find().map_err(Failure::from)?;
     let survey = survey(sysroot, loader, &request.kernels)?;
     survey.check_keys(sysroot, settings.private_files())?;
     let state = State::read(sysroot)?;

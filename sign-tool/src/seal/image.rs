@@ -17,7 +17,7 @@ use super::{SealRequest, config::Config, copy, os_release::OsRelease};
 use crate::{
     atomic::AtomicDirectory,
     epoch::source_date_epoch,
-    erofs::{self, ImageOptions, ImageWriter, TimeClamp},
+    erofs::{self, ImageOptions, TimeClamp},
     initramfs::kernel::KernelImage,
     report::{Failure, Output},
     sealed::{self, digest_file},
@@ -47,7 +47,7 @@ pub(super) fn write_image(
     output: Output,
 ) -> Result<(Content, OsRelease), Failure> {
     let image = directory.file(sealed::IMAGE);
-    let options = image_options(&request.config, kernel)?;
+    let options = ImageOptions { threads: request.threads.get(), ..image_options(&request.config, kernel)? };
     let source = Source::open(&request.root)?;
     let progress = output.progress("unpacking the root tree", source.size());
     let tree = source.stage(Some(directory.path()), &progress)?;
@@ -56,7 +56,7 @@ pub(super) fn write_image(
         Some(tree) => {
             tree.remarks().iter().for_each(|remark| output.warn(remark));
             let progress = output.spinner("writing the erofs image");
-            erofs::mkfs::MkfsErofs::find()?.write(&tree.path(), &image, &options, &progress)?;
+            erofs::write(&tree.path(), &image, &options, &progress)?;
             progress.finish();
             OsRelease::read(&tree.path())
         }
@@ -138,5 +138,6 @@ pub(super) fn image_options(config: &Config, kernel: Option<&KernelImage>) -> Re
             let (major, minor) = kernel.release.version();
             erofs::KernelRelease::new(major.into(), minor.into())
         }),
+        threads: 0,
     })
 }
