@@ -6,7 +6,10 @@ use std::fs;
 
 use common::{EXACT, FSCK, assert_same, extract, listing, odd, read, tool, write};
 use erofs_image::{
-    Compression, Metadata, Node, Options, Time, Tree, source::directory, tree::Kind, write::KernelRelease,
+    Compression, Metadata, Node, Options, Time, Tree,
+    source::directory,
+    tree::{Device, FileContent, Kind},
+    write::KernelRelease,
 };
 
 fn compressions() -> [(Compression, usize); 6] {
@@ -37,6 +40,22 @@ fn a_tree_of_all_odd_entries_is_read_as_it_was() {
         assert_eq!(compression == Compression::None, written.compressed == 0);
         assert_same(&expected, &listing(&read(bytes), EXACT), &format!("{compression:?}, {cluster_size}"));
     }
+}
+
+#[test]
+fn a_directory_is_taken_with_attributes_links_devices_and_holes() {
+    let folder = tempfile::tempdir().unwrap();
+    odd::build(folder.path(), false);
+    let tree = directory::load(folder.path()).unwrap();
+    let node = |path: &str| tree.node(tree.find(path.as_bytes()).unwrap());
+    assert_eq!(node("noise-4065").metadata.xattrs.len(), 5);
+    assert_eq!(node("sizes-4095").metadata.xattrs[&b"security.capability"[..]].len(), 20);
+    assert_eq!(node("d").metadata.xattrs[&b"system.posix_acl_default"[..]].len(), 52);
+    assert_eq!(tree.links(tree.find(b"d/e/linked").unwrap()), 3);
+    assert_eq!((node("owned").metadata.mode, node("owned").metadata.uid), (0o4711, 4_000_000_000));
+    assert!(matches!(node("block").kind, Kind::BlockDevice(Device { major: 259, minor: 1_048_575 })));
+    let Kind::File(FileContent::Source(sparse)) = &node("sparse").kind else { panic!("no file") };
+    assert_eq!(sparse.data().unwrap().len(), 2);
 }
 
 #[test]

@@ -52,7 +52,9 @@ pub enum DirectoryError {
 /// When something cannot be read, or no image can hold it.
 pub fn load(root: &Path) -> Result<Tree, DirectoryError> {
     let metadata = root.symlink_metadata().map_err(|source| io_error("stat", root, source))?;
-    let mut loader = Loader { tree: Tree::new(common(root, &metadata)?), seen: HashMap::new() };
+    let mut xattrs = XattrReader::new();
+    let tree = Tree::new(common(root, &metadata, &mut xattrs)?);
+    let mut loader = Loader { tree, seen: HashMap::new(), xattrs };
     let mut waiting = vec![(root.to_path_buf(), Vec::new(), Tree::ROOT)];
     while let Some((path, inside, id)) = waiting.pop() {
         // Depth first, and the first name first.
@@ -71,6 +73,7 @@ struct Loader {
     tree: Tree,
     /// Inodes with several names, by device and number.
     seen: HashMap<(u64, u64), InodeId>,
+    xattrs: XattrReader,
 }
 
 impl Loader {
@@ -88,7 +91,7 @@ impl Loader {
                 self.tree.link_child(id, &name, *first).map_err(refused)?;
                 continue;
             }
-            let node = Node { metadata: common(&child, &metadata)?, kind: kind(&child, &metadata)? };
+            let node = Node { metadata: common(&child, &metadata, &mut self.xattrs)?, kind: kind(&child, &metadata)? };
             let added = self.tree.add_child(id, &name, node).map_err(refused)?;
             if several {
                 self.seen.insert(key, added);
@@ -110,13 +113,13 @@ fn names(path: &Path) -> Result<Vec<Vec<u8>>, DirectoryError> {
     Ok(names)
 }
 
-fn common(path: &Path, metadata: &std::fs::Metadata) -> Result<Metadata, DirectoryError> {
+fn common(path: &Path, metadata: &std::fs::Metadata, xattrs: &mut XattrReader) -> Result<Metadata, DirectoryError> {
     Ok(Metadata {
         mode: (metadata.mode() & 0o7777) as u16,
         uid: metadata.uid(),
         gid: metadata.gid(),
         mtime: Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 },
-        xattrs: xattrs(path)?,
+        xattrs: xattrs.read(path)?,
     })
 }
 
@@ -148,22 +151,32 @@ fn kind(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind, DirectoryErro
 /// Linux' `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`: no list and no value is longer.
 const XATTR_LIMIT: usize = 65536;
 
-fn xattrs(path: &Path) -> Result<Xattrs, DirectoryError> {
-    let fail = |call| move |errno: Errno| io_error(call, path, errno.into());
-    // Most files have none, which an empty buffer tells.
-    let size = match llistxattr(path, &mut [0_u8; 0][..]) {
-        Err(Errno::OPNOTSUPP) | Ok(0) => return Ok(Xattrs::new()),
-        other => other.map_err(fail("list the attributes of"))?,
-    };
-    let mut list = vec![0; size.max(XATTR_LIMIT)];
-    let length = llistxattr(path, &mut list[..]).map_err(fail("list the attributes of"))?;
-    let mut value = vec![0; XATTR_LIMIT];
-    let mut found = Xattrs::new();
-    for name in list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
-        let length = lgetxattr(path, OsStr::from_bytes(name), &mut value[..]).map_err(fail("read an attribute of"))?;
-        found.insert(name.to_vec(), value[..length].to_vec());
+/// Reads attributes, into buffers that serve for all files.
+struct XattrReader {
+    list: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl XattrReader {
+    fn new() -> Self {
+        Self { list: vec![0; XATTR_LIMIT], value: vec![0; XATTR_LIMIT] }
     }
-    Ok(found)
+
+    fn read(&mut self, path: &Path) -> Result<Xattrs, DirectoryError> {
+        let fail = |call| move |errno: Errno| io_error(call, path, errno.into());
+        // Not by an empty buffer, which tells the size: not all systems answer it.
+        let length = match llistxattr(path, &mut self.list[..]) {
+            Err(Errno::OPNOTSUPP) => return Ok(Xattrs::new()),
+            other => other.map_err(fail("list the attributes of"))?,
+        };
+        let mut found = Xattrs::new();
+        for name in self.list[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
+            let length = lgetxattr(path, OsStr::from_bytes(name), &mut self.value[..]);
+            let length = length.map_err(fail("read an attribute of"))?;
+            found.insert(name.to_vec(), self.value[..length].to_vec());
+        }
+        Ok(found)
+    }
 }
 
 /// A file where it lies.
