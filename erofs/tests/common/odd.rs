@@ -173,3 +173,16 @@ fn set_time(path: &Path, seconds: i64, nanoseconds: i64) {
     let times = Timestamps { last_access: time, last_modification: time };
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).unwrap();
 }
+
+/// Gives everything below `to` the times that it has below `from`.
+pub fn copy_times(from: &Path, to: &Path) {
+    use std::os::unix::fs::MetadataExt;
+    let mut waiting = vec![std::path::PathBuf::new()];
+    while let Some(path) = waiting.pop() {
+        let found = from.join(&path).symlink_metadata().unwrap();
+        if found.is_dir() {
+            waiting.extend(fs::read_dir(from.join(&path)).unwrap().map(|entry| path.join(entry.unwrap().file_name())));
+        }
+        set_time(&to.join(&path), found.mtime(), found.mtime_nsec());
+    }
+}

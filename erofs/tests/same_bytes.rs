@@ -1,0 +1,117 @@
+//! The bytes of an image follow from the tree and the options alone.
+
+mod common;
+
+use std::fs;
+
+use common::{odd, write};
+use erofs_image::{
+    BlockSink, Compression, ImageWriter, Metadata, Node, Options, Tree, format::units::Block, source::directory,
+};
+
+fn all() -> [Options; 4] {
+    let with = |compression| Options { compression, ..Options::default() };
+    let zstd = with(Compression::Zstd { level: 1 });
+    let kernel = erofs_image::write::KernelRelease::new(6, 12);
+    [with(Compression::None), with(Compression::Lz4), with(Compression::Lz4hc { level: 4 }), Options { kernel, ..zstd }]
+}
+
+#[test]
+fn one_two_and_eight_threads_make_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    odd::build(folder.path(), false);
+    let tree = directory::load(folder.path()).unwrap();
+    for options in all() {
+        let images = [1, 2, 8].map(|threads| write(&tree, &Options { threads, ..options.clone() }));
+        assert!(images[0] == images[1] && images[0] == images[2], "{options:?}");
+    }
+}
+
+#[test]
+fn another_folder_and_order_of_entries_make_the_same_bytes() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    odd::build(first.path(), false);
+    // The same tree, filled in the reverse order on another file system, with the times of the first.
+    odd::build(second.path(), true);
+    odd::copy_times(first.path(), second.path());
+    let names = |path: &std::path::Path| -> Vec<_> {
+        fs::read_dir(path.join("many")).unwrap().map(|entry| entry.unwrap().file_name()).collect()
+    };
+    assert_ne!(names(first.path()), names(second.path()), "the file systems list alike, which proves nothing");
+    let trees = [&first, &second].map(|folder| directory::load(folder.path()).unwrap());
+    for options in all() {
+        let images = trees.each_ref().map(|tree| write(tree, &options));
+        assert!(images[0] == images[1], "{options:?}");
+    }
+}
+
+#[test]
+fn any_change_changes_the_uuid() {
+    let tree = |mode, bytes: &[u8]| {
+        let mut tree = Tree::new(Metadata::with_mode(0o755));
+        tree.add(b"f", Node::file(Metadata::with_mode(mode), bytes.to_vec())).unwrap();
+        tree
+    };
+    let uuid = |tree: &Tree| write(tree, &Options::default()).1.uuid;
+    let first = uuid(&tree(0o644, &[1; 5000]));
+    assert_eq!(first, uuid(&tree(0o644, &[1; 5000])));
+    assert_ne!(first, uuid(&tree(0o600, &[1; 5000])));
+    assert_ne!(first, uuid(&tree(0o644, &[2; 5000])));
+}
+
+/// Counts how often each block comes.
+#[derive(Default)]
+struct Counting {
+    counts: Vec<u32>,
+    bytes: Vec<u8>,
+}
+
+impl BlockSink for Counting {
+    fn write(&mut self, first: Block, bytes: &[u8]) -> std::io::Result<()> {
+        assert_eq!(bytes.len() % 4096, 0);
+        let end = first.0 as usize + bytes.len() / 4096;
+        self.counts.resize(end.max(self.counts.len()), 0);
+        self.counts[first.0 as usize..end].iter_mut().for_each(|count| *count += 1);
+        self.bytes.write(first, bytes)
+    }
+}
+
+#[test]
+fn each_block_leaves_once() {
+    let folder = tempfile::tempdir().unwrap();
+    odd::build(folder.path(), false);
+    let tree = directory::load(folder.path()).unwrap();
+    for options in all() {
+        let mut sink = Counting::default();
+        let written = ImageWriter::new(options, &mut sink).unwrap().finish(tree.clone()).unwrap();
+        assert_eq!(sink.counts.len(), written.blocks as usize);
+        assert!(sink.counts.iter().all(|count| *count == 1));
+    }
+}
+
+#[test]
+fn content_that_is_streamed_is_the_same_as_content_that_is_opened() {
+    let contents: Vec<Vec<u8>> = vec![odd::text(3_000_000, 1), Vec::new(), odd::text(70_000, 2), odd::noise(9000, 3)];
+    for options in all() {
+        let mut tree = Tree::new(Metadata::default());
+        let mut streamed_tree = tree.clone();
+        let mut bytes = Vec::new();
+        let mut writer = ImageWriter::new(options.clone(), &mut bytes).unwrap();
+        for (number, content) in contents.iter().enumerate() {
+            let name = format!("f{number}").into_bytes();
+            tree.add(&name, Node::file(Metadata::default(), content.clone())).unwrap();
+            let stored = writer.store("f", content.len() as u64, &mut content.as_slice()).unwrap();
+            streamed_tree.add(&name, Node::stored(Metadata::default(), stored)).unwrap();
+        }
+        writer.finish(streamed_tree).unwrap();
+        assert!(bytes == write(&tree, &options).0, "{options:?}");
+    }
+}
+
+#[test]
+fn content_that_ends_early_is_an_error_with_its_name() {
+    let mut bytes = Vec::new();
+    let mut writer = ImageWriter::new(Options::default(), &mut bytes).unwrap();
+    let error = writer.store("archive.tar: etc/motd", 100, &mut &b"short"[..]).unwrap_err().to_string();
+    assert!(error.starts_with("read archive.tar: etc/motd: "), "{error}");
+}
