@@ -6,7 +6,7 @@ use std::fs;
 
 use common::{odd, write};
 use erofs_image::{
-    BlockSink, Compression, ImageWriter, Metadata, Node, Options, Tree, format::units::Block, source::directory,
+    BlockSink, Compression, ImageWriter, Metadata, Node, Options, Time, Tree, format::units::Block, source::directory,
 };
 
 fn all() -> [Options; 4] {
@@ -42,6 +42,23 @@ fn another_folder_and_order_of_entries_make_the_same_bytes() {
     for options in all() {
         let images = trees.each_ref().map(|tree| write(tree, &options));
         assert!(images[0] == images[1], "{options:?}");
+    }
+}
+
+#[test]
+fn a_file_with_holes_is_stored_alike_wherever_its_file_system_sees_them() {
+    use std::os::unix::fs::FileExt;
+    let image = |zeros: &[(u64, usize)], options: &Options| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = fs::File::create_new(folder.path().join("f")).unwrap();
+        file.set_len(9 << 20).unwrap();
+        zeros.iter().for_each(|(place, size)| file.write_all_at(&vec![0; *size], *place).unwrap());
+        file.write_all_at(&odd::text(10_000, 1), (2 << 20) + 5).unwrap();
+        let options = Options { same_time: Some(Time::default()), ..options.clone() };
+        write(&directory::load(folder.path()).unwrap(), &options).0
+    };
+    for options in all() {
+        assert!(image(&[], &options) == image(&[(0, 70_000), (8 << 20, 4096)], &options), "{options:?}");
     }
 }
 

@@ -107,3 +107,26 @@ impl ContentReader for RegionReader<'_> {
         std::os::unix::fs::FileExt::read_exact_at(&*self.0.file, target, start)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_region_ends_where_it_ends() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"before, content, after").unwrap();
+        let extent = Extent { start: 8, length: 7 };
+        let region = Region { file: std::sync::Arc::new(file), extent, name: "an entry".into() };
+        let opened = region.open().unwrap();
+        let mut bytes = [0; 7];
+        opened.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"content");
+        opened.read_exact_at(&mut bytes[..3], 4).unwrap();
+        assert_eq!(&bytes[..3], b"ent");
+        assert!(opened.read_exact_at(&mut bytes, 1).is_err());
+        assert!(opened.read_exact_at(&mut bytes[..1], u64::MAX).is_err());
+    }
+}

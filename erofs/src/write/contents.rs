@@ -125,7 +125,7 @@ impl Contents {
         output: &mut Output<S>,
     ) -> Result<StoredContent, WriteError> {
         let size = content.size();
-        let data = content.data().map_err(|source| content_error(&**content, source))?;
+        let data = data(&**content).map_err(|source| content_error(&**content, source))?;
         let sparse = sparse(size, &data, self.compress);
         let long = size > PIECE_SIZE && sparse.is_none();
         if long && !self.long_sizes.insert(size) {
@@ -335,6 +335,26 @@ fn long_digest(content: &dyn Content) -> std::io::Result<blake3::Hash> {
         hasher.update(blake3::hash(&read(content, extent)?).as_bytes());
     }
     Ok(hasher.finalize())
+}
+
+/// Where there is data. A file system tells more than that, by units of its own: blocks of zeros are taken out, so that
+/// what is stored does not depend on where a file with holes lies.
+fn data(content: &dyn Content) -> std::io::Result<Parts> {
+    let (size, told) = (content.size(), content.data()?);
+    if told == [Extent { start: 0, length: size }] {
+        return Ok(told);
+    }
+    let mut found = Parts::new();
+    for extent in merge(size, &told, BLOCK_SIZE as u64).into_iter().flat_map(pieces) {
+        let bytes = read(content, extent)?;
+        for (number, block) in bytes.chunks(BLOCK_SIZE).enumerate() {
+            if block.iter().any(|byte| *byte != 0) {
+                let start = extent.start + (number * BLOCK_SIZE) as u64;
+                found.push(Extent { start, length: block.len() as u64 });
+            }
+        }
+    }
+    Ok(merge(size, &found, BLOCK_SIZE as u64))
 }
 
 fn write_chunks<S: BlockSink>(
