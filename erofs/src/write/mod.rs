@@ -9,6 +9,7 @@ mod contents;
 mod directory;
 mod encoder;
 mod error;
+mod holes;
 mod index;
 mod inode;
 mod metadata;
