@@ -20,7 +20,7 @@ fn image(compression: Compression) -> Vec<u8> {
     for number in 0..200 {
         tree.add(format!("d/name-{number}").as_bytes(), Node::other(Metadata::default(), Kind::Fifo)).unwrap();
     }
-    tree.add(b"text", Node::file(metadata.clone(), odd::text(300_000, 1))).unwrap();
+    tree.add(b"text", Node::file(metadata.clone(), odd::text(60_000, 1))).unwrap();
     tree.add(b"noise", Node::file(metadata.clone(), odd::noise(10_000, 1))).unwrap();
     tree.add(b"link", Node::symlink(metadata, b"target")).unwrap();
     tree.link(b"d/text", b"text").unwrap();

@@ -99,29 +99,6 @@ fn a_directory_of_100000_entries_is_accepted_and_read() {
 }
 
 #[test]
-fn a_sparse_file_of_more_than_4_gib_takes_little_and_is_read_as_it_was() {
-    use std::os::unix::fs::FileExt;
-    let folder = tempfile::tempdir().unwrap();
-    let root = folder.path().join("root");
-    fs::create_dir(&root).unwrap();
-    let size = (4 << 30) + 12_345;
-    let file = fs::File::create(root.join("large")).unwrap();
-    file.write_all_at(b"near the end", size - 1000).unwrap();
-    file.write_all_at(&odd::text(100_000, 2), 3 << 30).unwrap();
-    file.set_len(size).unwrap();
-    let tree = directory::load(&root).unwrap();
-    let expected = listing(&tree, EXACT);
-    for compression in [Compression::None, Compression::Lz4] {
-        let (bytes, _) = write(&tree, &options(compression, 65536));
-        assert!(bytes.len() < 1 << 20, "{} bytes", bytes.len());
-        let image = folder.path().join("image");
-        fs::write(&image, &bytes).unwrap();
-        tool("fsck.erofs", &[image.to_str().unwrap()]);
-        assert_same(&expected, &listing(&read(bytes), EXACT), "4 GiB");
-    }
-}
-
-#[test]
 fn one_time_for_all_needs_no_extended_inode() {
     let folder = tempfile::tempdir().unwrap();
     odd::build(folder.path(), false);
