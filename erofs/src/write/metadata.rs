@@ -17,6 +17,9 @@ use crate::{
     tree::{InodeId, Kind, Time, Tree},
 };
 
+/// Bytes of attributes' header, which fsck.erofs 1.5 reads behind each inode, also where there is none.
+const XATTR_HEADER_SIZE: usize = 12;
+
 /// Writes it. `stored` tells the content of each regular file.
 pub(super) fn write<S: BlockSink>(
     tree: &Tree,
@@ -143,6 +146,9 @@ impl<S: BlockSink> Writer<'_, S> {
             bytes.extend_from_slice(&inode);
             self.push(&bytes)?;
             written = place + inode.len();
+        }
+        if written.next_multiple_of(BLOCK_SIZE) - written < XATTR_HEADER_SIZE {
+            self.push(&[0; XATTR_HEADER_SIZE])?;
         }
         self.output.pad()?;
         Ok(meta)
