@@ -65,8 +65,7 @@ fn fsck_extracts_a_tree_of_all_odd_entries_as_it_was() {
     fs::create_dir(&root).unwrap();
     odd::build(&root, false);
     // fsck.erofs 1.5 leaves holes out and shortens the file.
-    fs::remove_file(root.join("hole")).unwrap();
-    fs::remove_file(root.join("sparse")).unwrap();
+    ["hole", "sparse", "zeros"].iter().for_each(|name| fs::remove_file(root.join(name)).unwrap());
     let tree = directory::load(&root).unwrap();
     let expected = listing(&tree, FSCK);
     for (compression, cluster_size) in compressions() {

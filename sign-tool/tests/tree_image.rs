@@ -78,6 +78,8 @@ fn another_content_has_another_id() {
 fn tools_accept_the_image_and_extract_the_tree() {
     let work = work();
     let tree = odd(work.path(), TARABLE);
+    // 1.5 leaves holes out when it extracts, and shortens the file.
+    ["hole", "sparse"].iter().for_each(|name| std::fs::remove_file(tree.join(name)).unwrap());
     let old = KernelRelease::new(6, 1);
     let ways = [
         ("none", ImageCompression::None, 65536, old),

@@ -123,7 +123,7 @@ impl Contents {
         output: &mut Output<S>,
     ) -> Result<StoredContent, WriteError> {
         let size = content.size();
-        let data = holes::data(&**content).map_err(|source| content_error(&**content, source))?;
+        let data = holes::data(&**content, self.compress).map_err(|source| content_error(&**content, source))?;
         let sparse = holes::sparse(size, &data, self.compress);
         let long = size > PIECE_SIZE && sparse.is_none();
         if long && !self.long_sizes.insert(size) {

@@ -3,21 +3,25 @@
 use super::{contents::pieces, pool::read};
 use crate::{
     format::units::BLOCK_SIZE,
-    tree::{Content, Extent},
+    tree::{Content, ContentReader, Extent},
 };
 
 /// Parts of a file that hold data, in order and apart.
 type Parts = Vec<Extent>;
 
-/// Where there is data. A file system tells more than that, by units of its own: blocks of zeros are taken out, so that
-/// what is stored does not depend on where a file with holes lies.
-pub(super) fn data(content: &dyn Content) -> std::io::Result<Parts> {
-    let (size, told) = (content.size(), content.data()?);
-    if told == [Extent { start: 0, length: size }] {
-        return Ok(told);
+/// So many blocks of a file are looked at first.
+const SAMPLES: u64 = 16;
+
+/// Where there is data: all blocks that are not zeros, or simply all of the file where it is worth no closer look. This follows
+/// from the content alone, since archives and file systems keep holes as they like. What they call a hole is not read.
+pub(super) fn data(content: &dyn Content, compress: bool) -> std::io::Result<Parts> {
+    let size = content.size();
+    let told = merge(size, &content.data()?, BLOCK_SIZE as u64);
+    if !is_worth_a_look(content, &told, compress)? {
+        return Ok(vec![Extent { start: 0, length: size }]);
     }
     let mut found = Parts::new();
-    for extent in merge(size, &told, BLOCK_SIZE as u64).into_iter().flat_map(pieces) {
+    for extent in told.into_iter().flat_map(pieces) {
         let bytes = read(content, extent)?;
         for (number, block) in bytes.chunks(BLOCK_SIZE).enumerate() {
             if block.iter().any(|byte| *byte != 0) {
@@ -27,6 +31,34 @@ pub(super) fn data(content: &dyn Content) -> std::io::Result<Parts> {
         }
     }
     Ok(merge(size, &found, BLOCK_SIZE as u64))
+}
+
+/// Whether as many of some blocks are zeros as holes are worth.
+fn is_worth_a_look(content: &dyn Content, told: &[Extent], compress: bool) -> std::io::Result<bool> {
+    let blocks = content.size().div_ceil(BLOCK_SIZE as u64);
+    if blocks < 2 {
+        return Ok(false);
+    }
+    let samples = SAMPLES.min(blocks);
+    let reader = content.open()?;
+    let mut zeros = 0;
+    for number in 0..samples {
+        let block = (u128::from(number) * u128::from(blocks) / u128::from(samples)) as u64;
+        zeros += u64::from(is_zeros(&*reader, told, block, content.size())?);
+    }
+    Ok(zeros >= if compress { samples / 2 } else { 1 })
+}
+
+fn is_zeros(reader: &dyn ContentReader, told: &[Extent], block: u64, size: u64) -> std::io::Result<bool> {
+    let start = block * BLOCK_SIZE as u64;
+    let after = told.partition_point(|part| part.start <= start);
+    if !told[..after].last().is_some_and(|part| part.start + part.length > start) {
+        return Ok(true);
+    }
+    let mut bytes = [0; BLOCK_SIZE];
+    let bytes = &mut bytes[..(size - start).min(BLOCK_SIZE as u64) as usize];
+    reader.read_exact_at(bytes, start)?;
+    Ok(bytes.iter().all(|byte| *byte == 0))
 }
 
 /// No chunk is larger than 1 GiB.
@@ -99,5 +131,20 @@ mod tests {
         assert_eq!(sparse(8193, &[extent(0, 100)], false), Some((0, vec![extent(0, 4096)])));
         assert_eq!(sparse(5000, &[extent(0, 100)], false), None);
         assert_eq!(sparse(5000, &[extent(0, 5000)], false), None);
+    }
+
+    /// One block of data, told as a file system without holes would.
+    #[test]
+    fn holes_are_told_by_content_and_not_by_what_is_told() {
+        let mut bytes = vec![0; 2 << 20];
+        bytes[70_000] = 1;
+        for compress in [false, true] {
+            assert_eq!(data(&bytes, compress).unwrap(), [extent(69_632, 4096)]);
+        }
+        assert_eq!(data(&vec![1; 2 << 20], false).unwrap(), [extent(0, 2 << 20)]);
+        // A last block that is not whole.
+        let mut bytes = vec![0; 40_000];
+        bytes[39_999] = 1;
+        assert_eq!(data(&bytes, true).unwrap(), [extent(36_864, 3136)]);
     }
 }
