@@ -91,7 +91,7 @@ fn every_exit_code_is_as_documented() {
             "not-verified",
             command().args(["verify", &bench.text("sealed"), "--key", &bench.text("other.pub.pem")]).output(),
         ),
-        (5, "missing", command().args(["uki", &bench.text("sealed"), "--out", &bench.text("out")]).output()),
+        (5, "missing", command().args(["uki", &bench.text("absent"), "--out", &bench.text("out")]).output()),
     ];
     let documented = documentation("cli.md");
     for (status, name, output) in seen.drain(..) {

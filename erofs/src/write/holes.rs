@@ -52,7 +52,7 @@ fn is_worth_a_look(content: &dyn Content, told: &[Extent], compress: bool) -> st
 fn is_zeros(reader: &dyn ContentReader, told: &[Extent], block: u64, size: u64) -> std::io::Result<bool> {
     let start = block * BLOCK_SIZE as u64;
     let after = told.partition_point(|part| part.start <= start);
-    if !told[..after].last().is_some_and(|part| part.start + part.length > start) {
+    if told[..after].last().is_none_or(|part| part.start + part.length <= start) {
         return Ok(true);
     }
     let mut bytes = [0; BLOCK_SIZE];
