@@ -1,16 +1,17 @@
-//! Makes an image of a directory: `mkimage DIR IMAGE [--compression none|lz4|lz4hc|zstd] [--level N] [--threads N]
+//! Makes an image of a directory, a tar archive or an initramfs: `mkimage SOURCE IMAGE [--compression none|lz4|lz4hc|zstd] [--level N] [--threads N]
 //! [--cluster BYTES]`.
 
 use std::{
     error::Error,
     fs::File,
+    io::Read,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use erofs_image::{
-    Compression, ImageWriter, Options,
-    source::directory,
+    Compression, ImageWriter, Options, Tree,
+    source::{archive, directory},
     write::{FileSink, KernelRelease},
 };
 
@@ -38,12 +39,12 @@ fn run() -> Result<(), Box<dyn Error>> {
             _ => places.push(argument.into()),
         }
     }
-    let [directory, image] = places.as_slice() else { return Err("usage: mkimage DIR IMAGE [OPTION]...".into()) };
+    let [source, image] = places.as_slice() else { return Err("usage: mkimage SOURCE IMAGE [OPTION]...".into()) };
     options.compression = compression(&name, level)?;
     if name == "zstd" {
         options.kernel = KernelRelease::new(6, 10);
     }
-    write(directory, image, options)
+    write(source, image, options)
 }
 
 fn compression(name: &str, level: Option<i32>) -> Result<Compression, String> {
@@ -56,12 +57,23 @@ fn compression(name: &str, level: Option<i32>) -> Result<Compression, String> {
     })
 }
 
-fn write(directory: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Error>> {
-    let tree = directory::load(directory)?;
+fn write(source: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Error>> {
+    let tree = load(source)?;
     let written = ImageWriter::new(options, FileSink(File::create(image)?))?.finish(tree)?;
     println!(
         "{} blocks, {} inodes, {} files of the same content as others",
         written.blocks, written.inodes, written.duplicates
     );
     Ok(())
+}
+
+fn load(source: &Path) -> Result<Tree, Box<dyn Error>> {
+    if source.is_dir() {
+        return Ok(directory::load(source)?);
+    }
+    let mut magic = [0; 5];
+    File::open(source)?.read_exact(&mut magic)?;
+    let unpacked = if &magic == b"07070" { archive::initramfs(source)? } else { archive::tar(source)? };
+    unpacked.remarks.iter().for_each(|remark| eprintln!("mkimage: {remark}"));
+    Ok(unpacked.tree)
 }

@@ -29,8 +29,10 @@
 //! # }
 //! ```
 //!
-//! A directory becomes a tree by [`source::directory::load`].
+//! A directory becomes a tree by [`source::directory::load`], a tar archive or an initramfs by [`source::archive`], without
+//! being unpacked.
 
+pub mod archive;
 pub mod format;
 pub mod read;
 pub mod source;

@@ -1,6 +1,6 @@
 //! Everything that an administrator or a build server runs: seal a root tree, sign it, check it, look into it.
 
-pub mod archive;
+pub use erofs_image::archive;
 pub mod atomic;
 pub mod attest;
 pub mod authenticode;

@@ -1,3 +1,4 @@
 //! Where trees come from.
 
+pub mod archive;
 pub mod directory;

@@ -39,8 +39,8 @@ pub(crate) struct Inode {
 
 /// A tree of files.
 ///
-/// Paths are bytes with names between single slashes, without a slash at either end; the empty path is the root. Content
-/// is stored in the order in which files were added.
+/// Paths are bytes with names between single slashes, without a slash at either end; the empty path is the root. An
+/// image does not depend on the order in which they were added.
 #[derive(Debug, Clone)]
 pub struct Tree {
     inodes: Vec<Inode>,
@@ -106,6 +106,64 @@ impl Tree {
         Ok(())
     }
 
+    /// Takes a name away from a directory, with all that only it led to. Returns what it named.
+    pub fn remove_child(&mut self, parent: InodeId, name: &[u8]) -> Option<InodeId> {
+        let id = self.inodes[parent.index()].entries.remove(name)?;
+        if matches!(self.inodes[id.index()].node.kind, Kind::Directory) {
+            self.inodes[parent.index()].links -= 1;
+        }
+        self.release(id);
+        Some(id)
+    }
+
+    /// Counts one name less, of what is below a directory too.
+    fn release(&mut self, first: InodeId) {
+        let mut waiting = vec![first];
+        while let Some(id) = waiting.pop() {
+            let inode = &mut self.inodes[id.index()];
+            inode.links = inode.links.saturating_sub(1);
+            waiting.extend(std::mem::take(&mut inode.entries).into_values());
+        }
+    }
+
+    /// The same tree with inodes in the one order in which a walk comes to them, sorted by name, each directory's before those
+    /// below: without those that no name leads to, and whatever the order in which they were added.
+    #[must_use]
+    pub fn into_walked(self) -> Self {
+        let order = self.walked();
+        let mut numbers = vec![None; self.inodes.len()];
+        for (number, id) in order.iter().enumerate() {
+            numbers[id.index()] = Some(InodeId(number as u32));
+        }
+        let mut old: Vec<Option<Inode>> = self.inodes.into_iter().map(Some).collect();
+        let renumbered = |id: InodeId| numbers[id.index()].unwrap_or(Self::ROOT);
+        let inodes = order.iter().filter_map(|id| old[id.index()].take()).map(|mut inode| {
+            inode.entries.values_mut().for_each(|id| *id = renumbered(*id));
+            inode.parent = renumbered(inode.parent);
+            inode
+        });
+        Self { inodes: inodes.collect() }
+    }
+
+    fn walked(&self) -> Vec<InodeId> {
+        let (mut order, mut waiting) = (vec![Self::ROOT], vec![Self::ROOT]);
+        let mut seen = vec![false; self.inodes.len()];
+        while let Some(directory) = waiting.pop() {
+            let mut below = Vec::new();
+            for id in self.entries(directory).values().copied() {
+                if std::mem::replace(&mut seen[id.index()], true) {
+                    continue;
+                }
+                order.push(id);
+                if matches!(self.node(id).kind, Kind::Directory) {
+                    below.push(id);
+                }
+            }
+            waiting.extend(below.into_iter().rev());
+        }
+        order
+    }
+
     /// What is at a path, following no symbolic link.
     pub fn find(&self, path: &[u8]) -> Option<InodeId> {
         if path.is_empty() {
@@ -122,6 +180,18 @@ impl Tree {
     /// An inode's attributes and metadata, to be changed.
     pub fn metadata_mut(&mut self, id: InodeId) -> &mut Metadata {
         &mut self.inodes[id.index()].node.metadata
+    }
+
+    /// Gives a regular file another content; anything else stays as it is.
+    pub fn set_content(&mut self, id: InodeId, content: FileContent) {
+        if let Kind::File(found) = &mut self.inodes[id.index()].node.kind {
+            *found = content;
+        }
+    }
+
+    /// The directory that holds a directory; the root holds itself. Of anything else, the first that held it.
+    pub fn parent(&self, id: InodeId) -> InodeId {
+        self.inodes[id.index()].parent
     }
 
     /// A directory's entries; none of anything else.
@@ -266,5 +336,34 @@ mod tests {
     fn directories_count_their_subdirectories() {
         let tree = tree();
         assert_eq!((tree.links(Tree::ROOT), tree.links(tree.find(b"d").unwrap())), (3, 2));
+    }
+
+    #[test]
+    fn a_name_that_is_removed_takes_along_what_is_below_and_its_links() {
+        let mut tree = tree();
+        tree.link(b"l", b"d/f").unwrap();
+        assert_eq!(tree.remove_child(Tree::ROOT, b"d"), Some(InodeId(1)));
+        assert_eq!((tree.find(b"d"), tree.links(tree.find(b"l").unwrap()), tree.links(Tree::ROOT)), (None, 1, 2));
+        assert_eq!(tree.remove_child(Tree::ROOT, b"d"), None);
+        let tree = tree.into_walked();
+        assert_eq!((tree.len(), tree.find(b"l")), (2, Some(InodeId(1))));
+    }
+
+    #[test]
+    fn a_walked_tree_does_not_depend_on_the_order_in_which_it_was_made() {
+        let made = |order: &[&[u8]]| {
+            let mut tree = Tree::new(Metadata::default());
+            tree.add(b"d", Node::directory(Metadata::default())).unwrap();
+            for name in order {
+                tree.add(name, Node::file(Metadata::with_mode(name.len() as u16), Vec::new())).unwrap();
+            }
+            tree.link(b"d/a", b"z").unwrap();
+            let tree = tree.into_walked();
+            let modes: Vec<_> = tree.ids().map(|id| (tree.node(id).metadata.mode, tree.path(id))).collect();
+            (modes, tree.links(tree.find(b"d/a").unwrap()))
+        };
+        let first = made(&[b"z", b"d/bb", b"ccc"]);
+        assert_eq!(first, made(&[b"ccc", b"z", b"d/bb"]));
+        assert_eq!(first.1, 2);
     }
 }

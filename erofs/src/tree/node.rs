@@ -7,6 +7,7 @@ use crate::{format::inode::*, write::StoredContent};
 
 /// A time since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Time {
     /// Seconds; negative before 1970.
     pub seconds: i64,
@@ -40,7 +41,7 @@ impl Metadata {
 }
 
 /// A device's number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Device {
     /// The driver: 12 bits.
     pub major: u32,

@@ -1,7 +1,7 @@
 //! Writes a tree as an image, block by block.
 //!
-//! The layout is made for streaming: block 0 with the superblock, which leaves last; the data of files in the order in
-//! which they were added; full blocks of directories and long links; shared attributes; inodes with what lies inline.
+//! The layout is made for streaming: block 0 with the superblock, which leaves last; the data of files that were stored
+//! before, in that order, then of all others in the order of a walk; full blocks of directories and long links; shared attributes; inodes with what lies inline.
 //! So content is stored before the inodes that speak of it are known.
 
 mod clusters;
@@ -78,7 +78,8 @@ impl<S: BlockSink> ImageWriter<S> {
     ///
     /// # Errors
     /// When content cannot be read, something does not fit into the format, or the sink fails.
-    pub fn finish(mut self, mut tree: Tree) -> Result<Written, WriteError> {
+    pub fn finish(mut self, tree: Tree) -> Result<Written, WriteError> {
+        let mut tree = tree.into_walked();
         let files: Vec<(InodeId, FileContent)> = tree
             .ids()
             .filter_map(|id| match &tree.node(id).kind {

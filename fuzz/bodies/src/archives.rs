@@ -13,12 +13,15 @@ use iofs_sign::{
     slots::bundle,
 };
 
+use crate::erofs::{initramfs_tree, tar_tree};
+
 /// Content is compared up to here: what is larger comes out of a decompressor.
 const KEPT: usize = 1 << 16;
 
 /// The walk over an initramfs yields entries with a sound name and exactly as much content as their size says, counts
 /// them per segment, and accounts for the file's bytes in order. It gives the same entries where nobody reads contents.
 pub fn cpio_initramfs(data: &[u8]) -> bool {
+    initramfs_tree(data);
     let mut reader = Reading { contents: true, ..Reading::default() };
     let walked = initramfs::walk(&mut Input::new(data, "fuzz"), &mut reader);
     let mut skipper = Reading::default();
@@ -64,7 +67,9 @@ impl Visitor for Reading {
 ///
 /// Nothing but luck finds a header's checksum, so the archive is also read with all of them corrected.
 pub fn tar(data: &[u8]) -> bool {
-    read_tar(&with_checksums(data));
+    let corrected = with_checksums(data);
+    read_tar(&corrected);
+    tar_tree(&corrected);
     read_tar(data)
 }
 

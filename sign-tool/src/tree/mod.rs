@@ -1,6 +1,5 @@
 //! From a root tree, in whatever form it comes, to a directory that an image is made of.
 
-pub mod acl;
 #[doc(hidden)]
 pub mod compare;
 pub mod namespace;

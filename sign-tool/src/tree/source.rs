@@ -65,6 +65,28 @@ pub enum SourceError {
     Staging(#[from] StagingError),
 }
 
+impl From<ArchiveError> for Failure {
+    fn from(error: ArchiveError) -> Self {
+        let fact = error.to_string();
+        match error {
+            ArchiveError::Read { source, .. } if source.raw_os_error().is_some() => {
+                Self::new(ExitStatus::System, fact).next("check that the file can be read")
+            }
+            ArchiveError::Truncated { .. } | ArchiveError::Read { .. } => {
+                Self::new(ExitStatus::BadInput, fact).next("make or copy the archive anew; it is damaged")
+            }
+            ArchiveError::Field { .. } => Self::new(ExitStatus::BadInput, fact)
+                .next("make the archive anew with GNU tar, or with `cpio -o -H newc`"),
+            ArchiveError::Unsupported { .. } => {
+                Self::new(ExitStatus::BadInput, fact).next("unpack it and pass the directory instead")
+            }
+            ArchiveError::Compression { .. } => {
+                Self::new(ExitStatus::BadInput, fact).next("recompress it with gzip, xz, zstd or lz4")
+            }
+        }
+    }
+}
+
 impl From<ArchiveError> for SourceError {
     fn from(error: ArchiveError) -> Self {
         Self::Staging(error.into())

@@ -10,16 +10,21 @@ mod parents;
 
 use std::{
     collections::HashMap,
-    os::fd::{AsFd, OwnedFd},
+    fs::File,
+    io::Read,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 use tempfile::TempDir;
 
 pub use self::error::StagingError;
 use self::parents::Parents;
-use crate::archive::entry::{Content, Entry, EntryReader, Kind, LinkIdentity, Metadata, Timestamp};
+use crate::archive::{
+    acl::{ACCOUNTS_LIMIT, Accounts},
+    entry::{Content, Entry, EntryReader, Kind, LinkIdentity, Metadata, Timestamp},
+};
 
 /// A private directory that is filled with a tree, and gone when dropped.
 #[derive(Debug)]
@@ -149,7 +154,7 @@ impl Staging {
         if self.lists.is_empty() {
             return Ok(());
         }
-        let accounts = super::acl::Accounts::read(self.root.as_fd());
+        let accounts = accounts(self.root.as_fd());
         for (name, metadata) in std::mem::take(&mut self.lists) {
             let (parent, last) = self.parents.open_existing(&name)?;
             make::apply_lists(parent.as_fd(), &last, &name, &metadata, &accounts)?;
@@ -176,4 +181,18 @@ impl Staging {
         }
         Ok(())
     }
+}
+
+/// The tree's accounts; missing files are empty ones.
+fn accounts(root: BorrowedFd<'_>) -> Accounts {
+    let read = |path: &str| {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let mut text = Vec::new();
+        // A device or directory gives an error or nothing: then no name is known, and using one is an error.
+        let read = openat2(root, path, flags, Mode::empty(), resolve)
+            .is_ok_and(|file| File::from(file).take(ACCOUNTS_LIMIT).read_to_end(&mut text).is_ok());
+        if read { text } else { Vec::new() }
+    };
+    Accounts::parse(&read("etc/passwd"), &read("etc/group"))
 }

@@ -23,8 +23,8 @@ use super::{
     parents::{self, kind_at, split},
 };
 use crate::{
+    archive::acl::{self, Accounts},
     archive::entry::{Content, Device, Entry, Extent, Kind, Metadata, Timestamp, Xattr, printable},
-    tree::acl::{self, Accounts},
 };
 
 const COPY_SIZE: usize = 256 * 1024;

@@ -5,8 +5,6 @@
 
 use std::io::Read;
 
-use serde::Serialize;
-
 use super::{
     compression::{Compression, MAGIC_SIZE},
     cpio::CpioReader,
@@ -16,7 +14,8 @@ use super::{
 };
 
 /// One run of archives with the same compression: what was concatenated to make the file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Segment {
     /// Its number in the file, from 0.
     pub index: usize,

@@ -1,15 +1,7 @@
 //! What an archive says about one file, whatever the archive's format.
 
 use super::error::ArchiveError;
-
-/// A point in time as file systems store it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, serde::Serialize)]
-pub struct Timestamp {
-    /// Seconds since 1970, negative before.
-    pub seconds: i64,
-    /// Nanoseconds after `seconds`, below 1 000 000 000.
-    pub nanoseconds: u32,
-}
+pub use crate::tree::{Device, Time as Timestamp};
 
 /// What kind of file an entry makes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,15 +22,6 @@ pub enum Kind {
     Fifo,
     /// A socket: archived by some tools, of no use in an image.
     Socket,
-}
-
-/// A device number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Device {
-    /// The driver.
-    pub major: u32,
-    /// The device among the driver's.
-    pub minor: u32,
 }
 
 /// An extended attribute: its full name (`user.x`) and its value.
@@ -142,6 +125,9 @@ pub fn printable(bytes: &[u8]) -> String {
 
 /// The content of the entry that was read last.
 pub trait Content {
+    /// Where the rest of the content begins: bytes from the start of the (decompressed) archive.
+    fn content_offset(&self) -> u64;
+
     /// Reads the next bytes of the content; 0 at its end.
     ///
     /// # Errors

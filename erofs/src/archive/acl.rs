@@ -3,11 +3,9 @@
 //! The attribute (Linux `include/uapi/linux/posix_acl_xattr.h`): u32 version 2, then entries of u16 tag, u16 permissions,
 //! u32 id, all little endian, sorted by tag and id.
 
-use std::{collections::HashMap, fs::File, io::Read, os::fd::BorrowedFd};
+use std::collections::HashMap;
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
-
-use crate::archive::entry::printable;
+use super::entry::printable;
 
 const VERSION: u32 = 2;
 const USER_OBJ: u16 = 0x01;
@@ -17,8 +15,8 @@ const GROUP: u16 = 0x08;
 const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 const NO_ID: u32 = u32::MAX;
-/// An account file of a tree is small; a bigger one is not read.
-const ACCOUNTS_LIMIT: u64 = 16 << 20;
+/// An account file of a tree is small: of a bigger one, no more than so many bytes need be read.
+pub const ACCOUNTS_LIMIT: u64 = 16 << 20;
 
 /// Which of a file's two lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,22 +45,13 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// Reads them below `root`; missing files are empty ones.
-    pub fn read(root: BorrowedFd<'_>) -> Self {
-        Self { users: read_ids(root, "etc/passwd"), groups: read_ids(root, "etc/group") }
+    /// Reads the texts of both files.
+    pub fn parse(passwd: &[u8], group: &[u8]) -> Self {
+        Self { users: ids(passwd), groups: ids(group) }
     }
 }
 
-fn read_ids(root: BorrowedFd<'_>, path: &str) -> HashMap<Vec<u8>, u32> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let mut text = Vec::new();
-    if let Ok(file) = openat2(root, path, flags, Mode::empty(), resolve) {
-        // A device or directory gives an error or nothing: then no name is known, and using one is an error below.
-        if File::from(file).take(ACCOUNTS_LIMIT).read_to_end(&mut text).is_err() {
-            text.clear();
-        }
-    }
+fn ids(text: &[u8]) -> HashMap<Vec<u8>, u32> {
     text.split(|byte| *byte == b'\n')
         .filter_map(|line| {
             let mut fields = line.split(|byte| *byte == b':');
@@ -133,6 +122,20 @@ fn entry(line: &[u8], accounts: &Accounts) -> Result<(u16, u32, u16), AclError> 
     Ok((tag, id, permissions))
 }
 
+/// The nine lower bits of the mode that say the same as an access list of owner, group and others alone: the kernel keeps no
+/// attribute for such a list. `None` for any other (Linux `fs/posix_acl.c`, `posix_acl_equiv_mode`).
+pub fn as_mode(value: &[u8]) -> Option<u16> {
+    let (version, entries) = value.split_first_chunk::<4>()?;
+    if u32::from_le_bytes(*version) != VERSION || entries.len() != 3 * 8 {
+        return None;
+    }
+    let expected = [(USER_OBJ, 6), (GROUP_OBJ, 3), (OTHER, 0)];
+    entries.chunks(8).zip(expected).try_fold(0, |mode, (entry, (tag, shift))| {
+        let field = |at: usize| u16::from_le_bytes([entry[at], entry[at + 1]]);
+        (field(0) == tag && field(2) < 8).then(|| mode | field(2) << shift)
+    })
+}
+
 fn rights(text: &[u8]) -> Option<u16> {
     // getfacl's column of effective rights follows after a tab.
     let text = text.split(u8::is_ascii_whitespace).next()?;
@@ -169,6 +172,8 @@ mod tests {
             expected.extend(u32::to_le_bytes(id));
         }
         assert_eq!(value, expected);
+        assert_eq!(as_mode(&value), None);
+        assert_eq!(as_mode(&parse(b"u::rwx,g::r-x,o::--x", &accounts).unwrap().unwrap()), Some(0o751));
         assert_eq!(parse(b"\n", &accounts), Ok(None));
         assert!(parse(b"user:bart:rw-", &accounts).is_err());
         assert_eq!(parse(b"user:bart:rw-:5", &accounts).unwrap().unwrap()[8..], 5_u32.to_le_bytes());

@@ -206,6 +206,10 @@ impl<'a, R: Read> CpioReader<'a, R> {
 }
 
 impl<R: Read> Content for CpioReader<'_, R> {
+    fn content_offset(&self) -> u64 {
+        self.input.offset()
+    }
+
     fn read_content(&mut self, target: &mut [u8]) -> Result<usize, ArchiveError> {
         let wanted = target.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
         if wanted == 0 {

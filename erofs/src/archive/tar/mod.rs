@@ -208,6 +208,10 @@ fn metadata(header: &Header, overrides: &Overrides, pax: Extensions) -> Result<M
 }
 
 impl<R: Read> Content for TarReader<R> {
+    fn content_offset(&self) -> u64 {
+        self.input.offset()
+    }
+
     fn read_content(&mut self, target: &mut [u8]) -> Result<usize, ArchiveError> {
         let wanted = target.len().min(usize::try_from(self.remaining).unwrap_or(usize::MAX));
         self.input.read_whole(&mut target[..wanted], "a file's content", self.name.as_deref())?;

@@ -1,0 +1,133 @@
+//! Where the content of archived files is until it is written.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    sync::Arc,
+};
+
+use super::UnpackError;
+use crate::{
+    archive::entry::{self, Entry},
+    tree::{Content, ContentReader, Extent},
+};
+
+/// So many bytes are copied at once.
+const COPY_SIZE: usize = 256 << 10;
+
+/// The archive itself, or what came out of it. By default it is the latter.
+#[derive(Default)]
+pub(super) struct Store {
+    archive: Option<Arc<File>>,
+    spool: Option<Arc<File>>,
+    end: u64,
+    /// The current archive is not compressed, so that its content stays where it is.
+    pub(super) in_place: bool,
+}
+
+impl Store {
+    /// For an archive in a file, in which content can stay.
+    pub(super) fn of(archive: &File) -> Result<Self, UnpackError> {
+        let archive = Arc::new(archive.try_clone().map_err(UnpackError::Store)?);
+        Ok(Self { archive: Some(archive), in_place: true, ..Self::default() })
+    }
+
+    /// Keeps the content of the entry that was read last.
+    pub(super) fn keep(
+        &mut self,
+        entry: &Entry,
+        content: &mut dyn entry::Content,
+    ) -> Result<Arc<dyn Content>, UnpackError> {
+        let whole = [entry::Extent { offset: 0, length: entry.size }];
+        let extents = entry.extents.as_deref().unwrap_or(&whole);
+        let stored = extents.iter().map(|extent| extent.length).sum();
+        let (file, start) = match &self.archive {
+            Some(archive) if self.in_place => (Arc::clone(archive), content.content_offset()),
+            _ => self.copy(content, stored)?,
+        };
+        let data = extents.iter().scan(start, |place, part| {
+            let from = *place;
+            *place += part.length;
+            Some(Part { extent: Extent { start: part.offset, length: part.length }, from })
+        });
+        Ok(Arc::new(Stored { file, size: entry.size, data: data.collect(), name: entry.display_name() }))
+    }
+
+    fn copy(&mut self, content: &mut dyn entry::Content, stored: u64) -> Result<(Arc<File>, u64), UnpackError> {
+        let spool = match &self.spool {
+            Some(spool) => Arc::clone(spool),
+            None => {
+                let spool = Arc::new(tempfile::tempfile().map_err(UnpackError::Store)?);
+                Arc::clone(self.spool.insert(spool))
+            }
+        };
+        let start = self.end;
+        let mut buffer = vec![0; COPY_SIZE.min(usize::try_from(stored).unwrap_or(COPY_SIZE)).max(1)];
+        let mut rest = stored;
+        while rest > 0 {
+            let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+            let count = content.read_content(&mut buffer[..wanted])?;
+            if count == 0 {
+                return Err(UnpackError::Store(io::ErrorKind::UnexpectedEof.into()));
+            }
+            (&*spool).write_all(&buffer[..count]).map_err(UnpackError::Store)?;
+            rest -= count as u64;
+        }
+        self.end += stored;
+        Ok((spool, start))
+    }
+}
+
+/// A stretch of data.
+#[derive(Debug)]
+struct Part {
+    /// Where it belongs.
+    extent: Extent,
+    /// Where it begins in the file that keeps it.
+    from: u64,
+}
+
+/// Content whose data lies in a file.
+#[derive(Debug)]
+struct Stored {
+    file: Arc<File>,
+    size: u64,
+    /// In order and apart.
+    data: Vec<Part>,
+    name: String,
+}
+
+impl Content for Stored {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn data(&self) -> io::Result<Vec<Extent>> {
+        Ok(self.data.iter().map(|part| part.extent).collect())
+    }
+
+    fn open(&self) -> io::Result<Box<dyn ContentReader + '_>> {
+        Ok(Box::new(Reader(self)))
+    }
+
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+}
+
+struct Reader<'a>(&'a Stored);
+
+impl ContentReader for Reader<'_> {
+    fn read_exact_at(&self, target: &mut [u8], offset: u64) -> io::Result<()> {
+        let end = offset.checked_add(target.len() as u64).filter(|end| *end <= self.0.size);
+        let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+        target.fill(0);
+        let first = self.0.data.partition_point(|part| part.extent.start + part.extent.length <= offset);
+        for Part { extent, from } in self.0.data[first..].iter().take_while(|part| part.extent.start < end) {
+            let (start, stop) = (extent.start.max(offset), (extent.start + extent.length).min(end));
+            let into = &mut target[(start - offset) as usize..(stop - offset) as usize];
+            std::os::unix::fs::FileExt::read_exact_at(&*self.0.file, into, from + (start - extent.start))?;
+        }
+        Ok(())
+    }
+}
