@@ -333,7 +333,7 @@ impl Swtpm {
                 .stderr(Stdio::null())
                 .spawn();
             let mut process = child.expect("swtpm; 'scripts/install-deps test' installs what the tests need");
-            if listens(&mut process, port + 1) {
+            if listens(&mut process, &ports) {
                 return Self { process, ports, _state: state };
             }
         }
@@ -341,10 +341,10 @@ impl Swtpm {
     }
 }
 
-fn listens(process: &mut Child, port: u16) -> bool {
+fn listens(process: &mut Child, ports: &Ports) -> bool {
     let deadline = Instant::now() + Duration::from_secs(30);
     while Instant::now() < deadline && process.try_wait().unwrap().is_none() {
-        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+        if ports.listen() {
             return true;
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -2,7 +2,6 @@
 
 use std::{
     fs::{self, File},
-    net::TcpStream,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -250,7 +249,7 @@ impl Swtpm {
         let server = format!("type=tcp,bindaddr=127.0.0.1,port={port}");
         let options = ["--flags", "not-need-init,startup-clear", "--server", &server, "--ctrl", &control];
         let mut swtpm = Self { child: spawn(state, folder, &options)?, socket: PathBuf::new() };
-        swtpm.wait_until(folder, || TcpStream::connect(("127.0.0.1", port + 1)).is_ok())?;
+        swtpm.wait_until(folder, || ports.listen())?;
         Ok((swtpm, ports))
     }
 

@@ -3,7 +3,7 @@
 
 use std::{
     env, fs,
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     thread,
@@ -79,7 +79,7 @@ impl SoftwareTpm {
                 let folder = std::mem::replace(&mut software.folder, tempfile::tempdir().unwrap());
                 return Err(folder);
             }
-            if TcpStream::connect(("127.0.0.1", port + 1)).is_ok() {
+            if software.ports.listen() {
                 return Ok(software);
             }
             thread::sleep(Duration::from_millis(10));

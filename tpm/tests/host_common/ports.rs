@@ -1,6 +1,7 @@
 //! Two ports in a row for a software TPM, which no other test of this project takes.
 
 use std::{
+    fs,
     net::TcpListener,
     os::{
         linux::net::SocketAddrExt,
@@ -25,6 +26,20 @@ impl Ports {
         let start = std::process::id() % u32::from(PAIRS);
         let pairs = (0..PAIRS).map(|pair| (pair + start as u16) % PAIRS);
         pairs.map(|pair| FIRST + 2 * pair).find_map(Self::of).expect("two free ports")
+    }
+
+    /// Whether somebody listens at both: swtpm takes the second one first, and a connection to see would be one that it serves
+    /// (Linux `Documentation/networking/proc_net_tcp.rst`).
+    pub(crate) fn listen(&self) -> bool {
+        let table = fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+        let listens = |port: u16| {
+            let address = format!("0100007F:{port:04X}");
+            table.lines().any(|line| {
+                let mut fields = line.split_whitespace().skip(1);
+                fields.next() == Some(&*address) && fields.nth(1) == Some("0A")
+            })
+        };
+        listens(self.first) && listens(self.first + 1)
     }
 
     fn of(first: u16) -> Option<Self> {
