@@ -11,4 +11,5 @@ pub mod error;
 pub mod initramfs;
 pub mod input;
 mod lz4;
+pub mod name;
 pub mod tar;

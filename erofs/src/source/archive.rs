@@ -27,6 +27,7 @@ use crate::{
         entry::{self, Entry, EntryReader, LinkIdentity, TextAcl},
         initramfs::{self, Segment, Visitor},
         input::Input,
+        name,
         tar::TarReader,
     },
     tree::{FileContent, InodeId, Kind, Metadata, Node, Time, Tree},
@@ -161,13 +162,13 @@ impl Builder {
 
     fn add(&mut self, entry: &Entry, content: &mut dyn entry::Content) -> Result<(), UnpackError> {
         self.newest = self.newest.max(entry.metadata.mtime);
-        let name = place::normalise(&entry.name).map_err(|found| EntryProblem::Name { found }.of(entry))?;
+        let name = name::normalise(&entry.name).map_err(|found| EntryProblem::Name { found }.of(entry))?;
         match &entry.kind {
             entry::Kind::Socket => self.remarks.push(format!("{}: a socket, left out", entry.display_name())),
             entry::Kind::Directory => self.directory(entry, &name)?,
             _ if name.is_empty() => return Err(EntryProblem::Root.of(entry)),
             entry::Kind::HardLink(target) => {
-                let target = place::normalise(target).map_err(|found| EntryProblem::Name { found }.of(entry))?;
+                let target = name::normalise(target).map_err(|found| EntryProblem::Name { found }.of(entry))?;
                 let found = self.existing(&target).map_err(|problem| problem.of(entry))?;
                 self.link(entry, &name, found)?;
             }

@@ -24,6 +24,7 @@ use self::parents::Parents;
 use crate::archive::{
     acl::{ACCOUNTS_LIMIT, Accounts},
     entry::{Content, Entry, EntryReader, Kind, LinkIdentity, Metadata, Timestamp},
+    name,
 };
 
 /// A private directory that is filled with a tree, and gone when dropped.
@@ -127,7 +128,7 @@ impl Staging {
     pub fn add(&mut self, entry: &Entry, content: &mut dyn Content) -> Result<(), StagingError> {
         self.entries += 1;
         self.newest = self.newest.max(Some(entry.metadata.mtime));
-        let name = parents::normalise(&entry.name).map_err(|source| StagingError::at(entry, source))?;
+        let name = name::normalise(&entry.name).map_err(|source| StagingError::at(entry, source))?;
         if name.is_empty() && entry.kind != Kind::Directory {
             return Err(StagingError::Root { entry: entry.display_name() });
         }

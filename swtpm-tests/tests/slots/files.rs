@@ -17,7 +17,7 @@ use iofs_sign::{
 };
 use serde_json::Value;
 use swtpm_tests::{
-    Disk, Line, ScratchDisk,
+    Line, ScratchDisk,
     attester::{self, SHELL_INIT},
     chain::Chain,
     medium,
@@ -27,7 +27,7 @@ use swtpm_tests::{
 
 use crate::{
     support::{record_in, slot_that_runs},
-    updates::{MOUNT_STICK, debian_with, stick},
+    updates::{MOUNT_STICK, debian_with, running_once, stick},
 };
 
 /// What a slot takes for these releases.
@@ -93,11 +93,8 @@ struct Device {
 impl Device {
     /// Boots, and checks which release runs from which file.
     fn boot(&self, version: u64, slot: &str) -> Result<Workshop> {
-        let machine = self.first.machine("slots_files", &self.disk).memory_mib(1024);
-        let vm = machine.disk(Disk::raw(self.stick.path())).start()?;
-        let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
-        ensure!(shell.run("cat /etc/version")? == version.to_string());
-        let status: Value = serde_json::from_str(&shell.run("iofs-sign status --json")?)?;
+        let machine = self.first.machine("slots_files", &self.disk);
+        let (shell, status) = running_once("true", machine, &self.stick, version)?;
         ensure!(slot_that_runs(&status, true)?["name"] == slot, "{status:#}");
         Ok(shell)
     }

@@ -21,7 +21,7 @@ use swtpm_tests::{
 
 use crate::{
     support::{BOOT, TRIES, find, reached, sealed, slot_that_runs},
-    updates::{debian_with, running, shut_down, stick, update},
+    updates::{debian_with, running, running_once, shut_down, stick, update},
 };
 
 /// Sealed for a boot loader that chooses, which firmware with these keys starts.
@@ -134,12 +134,8 @@ fn systemd_boot_counts_the_tries_of_releases_and_comes_back_from_a_corrupt_one()
 
 /// The first release, as firmware starts it right into a shell; and what `status` says.
 fn shell(gateway: &Gateway, stick: &ScratchDisk) -> Result<(Workshop, Value)> {
-    let vm = gateway.machine().disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
-    let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
-    ensure!(shell.run("cat /etc/version")? == "1");
-    shell.run("mkdir -p /boot && mount -t vfat $(findfs PARTLABEL=esp) /boot")?;
-    let status = serde_json::from_str(&shell.run("iofs-sign status --json")?)?;
-    Ok((shell, status))
+    let mounted = "mkdir -p /boot && mount -t vfat $(findfs PARTLABEL=esp) /boot";
+    running_once(mounted, gateway.machine(), stick, 1)
 }
 
 #[test]

@@ -84,9 +84,19 @@ pub(super) fn stick(releases: &[(u64, &Chain)]) -> Result<ScratchDisk> {
 
 /// Boots it until its unit has confirmed the release, and shows what it says of itself.
 pub(super) fn running(machine: Machine, stick: &ScratchDisk, version: u64) -> Result<(Workshop, Value)> {
+    running_once(attester::MARKED_GOOD, machine, stick, version)
+}
+
+/// The same once a command has succeeded there.
+pub(super) fn running_once(
+    ready: &str,
+    machine: Machine,
+    stick: &ScratchDisk,
+    version: u64,
+) -> Result<(Workshop, Value)> {
     let vm = machine.disk(Disk::raw(stick.path())).memory_mib(1024).start()?;
     let mut shell = Workshop::of(vm, ScratchDisk::empty(4096)?)?;
-    shell.run_for(attester::MARKED_GOOD, COMPLETE)?;
+    shell.run_for(ready, COMPLETE)?;
     ensure!(shell.run("cat /etc/version")? == version.to_string());
     let status = serde_json::from_str(&shell.run("iofs-sign status --json")?)?;
     Ok((shell, status))

@@ -4,45 +4,28 @@ use std::collections::VecDeque;
 
 use super::{Builder, EntryProblem, UnpackError};
 use crate::{
-    archive::entry::Entry,
-    format::directory::NAME_LIMIT,
+    archive::{entry::Entry, name::split},
     tree::{InodeId, Kind, Metadata, Node, Tree},
 };
 
 /// As many symbolic links as Linux follows for one name.
 const LINK_LIMIT: usize = 40;
 
-/// Splits off empty components and `.`, and refuses `..`: no tool writes it, and what it means depends on symbolic links.
-pub(super) fn normalise(name: &[u8]) -> Result<Vec<u8>, String> {
-    let mut parts = Vec::new();
-    for part in name.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => return Err("`..` in it".into()),
-            part if part.contains(&0) => return Err("a NUL in it".into()),
-            part if part.len() > NAME_LIMIT => {
-                return Err(format!("a part of {} bytes, at most {NAME_LIMIT} are possible", part.len()));
-            }
-            part => parts.push(part),
-        }
-    }
-    Ok(parts.join(&b'/'))
-}
-
-fn split(name: &[u8]) -> (&[u8], &[u8]) {
-    match name.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (&name[..slash], &name[slash + 1..]),
-        None => (b"", name),
-    }
-}
-
 impl Builder {
     /// The directory of an entry, and its last part. Directories that the archive does not list are root's, as old as their
     /// first entry.
     pub(super) fn parent<'n>(&mut self, name: &'n [u8], entry: &Entry) -> Result<(InodeId, &'n [u8]), UnpackError> {
         let (directory, last) = split(name);
-        let id = self.resolve(directory, Some(entry)).map_err(|problem| problem.of(entry))?;
-        Ok((id, last))
+        loop {
+            match self.walk(directory).map_err(|problem| problem.of(entry))? {
+                Ok(found) => return Ok((found, last)),
+                Err((parent, missing)) => {
+                    let metadata = Metadata { mtime: entry.metadata.mtime, ..Metadata::with_mode(0o755) };
+                    let added = self.tree.add_child(parent, &missing, Node::directory(metadata));
+                    added.map_err(|problem| EntryProblem::Tree(problem).of(entry))?;
+                }
+            }
+        }
     }
 
     /// What a normalised name leads to; a link in its last part is not followed.
@@ -50,19 +33,6 @@ impl Builder {
         let (directory, last) = split(name);
         let parent = self.walk(directory)?.map_err(|_| EntryProblem::NoTarget)?;
         self.tree.entries(parent).get(last).copied().ok_or(EntryProblem::NoTarget)
-    }
-
-    fn resolve(&mut self, directory: &[u8], entry: Option<&Entry>) -> Result<InodeId, EntryProblem> {
-        loop {
-            match self.walk(directory)? {
-                Ok(found) => return Ok(found),
-                Err((parent, name)) => {
-                    let mtime = entry.map(|entry| entry.metadata.mtime).unwrap_or_default();
-                    let metadata = Metadata { mtime, ..Metadata::with_mode(0o755) };
-                    self.tree.add_child(parent, &name, Node::directory(metadata)).map_err(EntryProblem::Tree)?;
-                }
-            }
-        }
     }
 
     /// Follows a path as if the tree were all there is. Where something is missing, where it should be.
@@ -105,19 +75,5 @@ impl Builder {
             }
         }
         Ok(Ok(at))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_made_plain_and_those_that_lead_out_refused() {
-        assert_eq!(normalise(b"./a//b/."), Ok(b"a/b".to_vec()));
-        assert_eq!(normalise(b"/"), Ok(Vec::new()));
-        for bad in [&b"a/../b"[..], b"..", b"a\0", &[b'n'; 256]] {
-            assert!(normalise(bad).is_err());
-        }
     }
 }

@@ -18,13 +18,11 @@ use rustix::{
     io::Errno,
 };
 
-use super::{
-    Directory, Inode, Staging, StagingError,
-    parents::{self, kind_at, split},
-};
-use crate::{
-    archive::acl::{self, Accounts},
-    archive::entry::{Content, Device, Entry, Extent, Kind, Metadata, Timestamp, Xattr, printable},
+use super::{Directory, Inode, Staging, StagingError, parents::kind_at};
+use crate::archive::{
+    acl::{self, Accounts},
+    entry::{Content, Device, Entry, Extent, Kind, Metadata, Timestamp, Xattr, printable},
+    name::{self, split},
 };
 
 const COPY_SIZE: usize = 256 * 1024;
@@ -57,7 +55,7 @@ impl Staging {
     }
 
     pub(super) fn add_hard_link(&mut self, entry: &Entry, name: &[u8], target: &[u8]) -> Result<(), StagingError> {
-        let found = parents::normalise(target).map_err(|source| StagingError::at(entry, source))?;
+        let found = name::normalise(target).map_err(|source| StagingError::at(entry, source))?;
         self.link(entry, name, &found)
     }
 

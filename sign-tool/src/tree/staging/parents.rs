@@ -11,6 +11,7 @@ use rustix::{
 };
 
 use super::{StagingError, make};
+use crate::archive::name::split;
 
 /// The directory in which an entry is made.
 #[derive(Debug)]
@@ -20,31 +21,6 @@ pub(super) struct Parents {
     root_path: Vec<u8>,
     /// The last one: archives list directory by directory.
     cached: Option<(Vec<u8>, Arc<OwnedFd>)>,
-}
-
-/// Splits off empty components and `.`, and refuses `..`: no tool writes it, and what it means depends on symlinks.
-pub(super) fn normalise(name: &[u8]) -> Result<Vec<u8>, String> {
-    let mut parts = Vec::new();
-    for part in name.split(|byte| *byte == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => return Err("`..` in it".into()),
-            part if part.contains(&0) => return Err("a NUL in it".into()),
-            part if part.len() > 255 => {
-                return Err(format!("a part of {} bytes, at most 255 are possible", part.len()));
-            }
-            part => parts.push(part),
-        }
-    }
-    Ok(parts.join(&b'/'))
-}
-
-/// Splits a normalised name into its directory and its last part.
-pub(super) fn split(name: &[u8]) -> (&[u8], &[u8]) {
-    match name.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (&name[..slash], &name[slash + 1..]),
-        None => (b"", name),
-    }
 }
 
 /// Parents that the archive does not list, in the order of making.
