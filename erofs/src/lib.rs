@@ -30,15 +30,17 @@
 //! ```
 //!
 //! A directory becomes a tree by [`source::directory::load`], a tar archive or an initramfs by [`source::archive`], without
-//! being unpacked.
+//! being unpacked; and a tree becomes files by [`extract()`].
 
 pub mod archive;
+mod extract;
 pub mod format;
 pub mod read;
 pub mod source;
 pub mod tree;
 pub mod write;
 
+pub use extract::{ExtractError, extract};
 pub use read::{Image, ReadAt, ReadError};
 pub use tree::{Metadata, Node, Time, Tree, TreeError};
 pub use write::{BlockSink, Compression, ImageWriter, Options, WriteError, Written};

@@ -105,9 +105,12 @@ fn names_that_lead_out_of_the_tree_or_nowhere_are_refused_by_entry_and_offset() 
     let folder = tempfile::tempdir().unwrap();
     for (entries, expected) in [
         ("add('a/../../b')", "entry a/../../b at offset 0: name: expected a path below the root, found `..`"),
-        ("add('a'); add('a/b')", "entry a/b at offset 512: what should be its directory is a file"),
-        ("add('l', s, 'l'); add('l/b')", "entry l/b at offset 512: symbolic links in its name lead in a circle"),
-        ("add('l', s, 'no'); add('l/b')", "its directory is a symbolic link to nothing"),
+        ("add('a'); add('a/b')", "entry a/b at offset 512: its directory: something on the way is not a directory"),
+        (
+            "add('l', s, 'l'); add('l/b')",
+            "entry l/b at offset 512: its directory: symbolic links on the way lead in a circle",
+        ),
+        ("add('l', s, 'no'); add('l/b')", "its directory: a symbolic link on the way leads to nothing"),
         ("add('h', h, 'no')", "entry h at offset 0: hard link: expected an earlier file as target, found none"),
         ("add('d', d); add('h', h, 'd')", "hard link: expected an earlier file as target, found a directory"),
         ("add('d/f'); add('d')", "an earlier entry made a directory of that name that is not empty"),

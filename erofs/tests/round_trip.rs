@@ -121,3 +121,17 @@ fn an_image_that_is_read_can_be_written_to_the_same_bytes() {
     let third = write(&read(second.clone()), &options(Compression::Lz4, 65536)).0;
     assert!(second == third, "{} and {} bytes", second.len(), third.len());
 }
+
+#[test]
+fn a_tree_becomes_the_files_that_it_was_made_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, again) = (folder.path().join("root"), folder.path().join("again"));
+    fs::create_dir(&root).unwrap();
+    odd::build(&root, false);
+    let tree = directory::load(&root).unwrap();
+    let image = read(write(&tree, &options(Compression::Lz4, 65536)).0);
+    assert_eq!(erofs_image::extract(&image, &again).unwrap(), [] as [&str; 0]);
+    assert_same(&listing(&tree, EXACT), &listing(&directory::load(&again).unwrap(), EXACT), "extracted");
+    let error = erofs_image::extract(&image, &again).unwrap_err().to_string();
+    assert!(error.contains("File exists") && error.contains("name a directory that does not exist"), "{error}");
+}

@@ -20,7 +20,6 @@ use crate::{
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory},
-    tree::{namespace, source::Source},
     uki::{self, Part},
     x509::SigningCertificate,
 };
@@ -187,18 +186,6 @@ fn check_loader_has_an_image(request: &SealRequest) -> Result<(), Failure> {
 
 fn is_sealed(path: &Path) -> bool {
     path.join(sealed::MANIFEST).exists()
-}
-
-/// Becomes root of a user namespace where the root tree is an archive and this process is not root: owners and modes
-/// can be kept in no other way. Call it before anything else is done.
-///
-/// # Errors
-/// The system does not let its users have namespaces.
-pub fn enter_namespace_if_needed(request: &SealRequest) -> Result<(), Failure> {
-    match Source::open(&request.root)? {
-        Source::Directory(_) | Source::Erofs(_) => Ok(()),
-        Source::Tar(..) | Source::Initramfs(_) => Ok(namespace::ensure_root()?),
-    }
 }
 
 /// The kernel, which must be for the image's processor.

@@ -9,7 +9,7 @@ use iofs_sign::{
     report::Progress,
     tree::{Source, compare::Ignore},
 };
-use tree_common::{assert_same, shell, stage, work};
+use tree_common::{assert_same, load, shell, unpack, work};
 
 /// dracut's initramfs for any machine, behind an archive such as the packages of microcode give it.
 const BUILD: &str = "
@@ -39,8 +39,7 @@ fn every_entry_of_dracut_s_initramfs_survives() {
     let image = work.path().join("initrd.img");
     assert_eq!(Source::open(&image).unwrap(), Source::Initramfs(image.clone()));
 
-    let tree = stage(&image, work.path()).unwrap();
-    assert_eq!(tree.remarks(), [] as [&str; 0]);
+    let tree = unpack(&image, work.path()).unwrap();
     // cpio(1) sets a directory's time before it fills it, and a symlink's not at all.
     let expected = work.path().join("expected");
     assert_same(&expected, &tree.path(), Ignore { directory_times: true, symlink_times: true, ..Ignore::default() });
@@ -58,5 +57,6 @@ fn every_entry_of_dracut_s_initramfs_survives() {
     assert_eq!(walkdir::WalkDir::new(tree.path()).into_iter().count(), count);
     assert!(count > 500, "an initramfs of {count} entries proves nothing");
 
-    erofs::write(&tree.path(), &work.path().join("image"), &ImageOptions::default(), &Progress::hidden()).unwrap();
+    erofs::write(load(&image).unwrap(), &work.path().join("image"), &ImageOptions::default(), &Progress::hidden())
+        .unwrap();
 }

@@ -9,12 +9,12 @@ use iofs_sign::{
     report::{ExitStatus, Failure, Progress},
     tree::{Source, compare::Ignore, odd::Odd},
 };
-use tree_common::{assert_same, odd, shell, stage, work};
+use tree_common::{assert_same, load, odd, shell, work};
 
 const TARABLE: Odd = Odd { xattrs: true, device_links: false, ..Odd::ALL };
 
 fn write(tree: &Path, image: &Path, options: &ImageOptions) -> ImageInfo {
-    erofs::write(tree, image, options, &Progress::hidden()).unwrap()
+    erofs::write(load(tree).unwrap(), image, options, &Progress::hidden()).unwrap()
 }
 
 fn bytes(tree: &Path, image: &Path) -> Vec<u8> {
@@ -52,9 +52,8 @@ fn the_image_does_not_depend_on_order_file_system_or_time() {
     assert!(first == second, "other file system: {}", first_difference(&first, &second));
     let archive = work.path().join("a.tar");
     shell("tar --xattrs --xattrs-include='*' --format=pax -C \"$1\" -cf \"$2\" .", &[&tree, &archive]);
-    let unpacked = stage(&archive, work.path()).unwrap();
     let first = std::fs::read(work.path().join("1")).unwrap();
-    let second = bytes(&unpacked.path(), &work.path().join("6"));
+    let second = bytes(&archive, &work.path().join("6"));
     assert!(first == second, "archived: {}", first_difference(&first, &second));
 }
 
@@ -131,7 +130,7 @@ fn what_the_kernel_lacks_is_refused_with_a_way_out() {
     let refused = |compression, kernel| {
         let options = ImageOptions { compression, kernel, ..ImageOptions::default() };
         let image = work.path().join("image");
-        let error = erofs::write(work.path(), &image, &options, &Progress::hidden()).unwrap_err();
+        let error = erofs::write(load(work.path()).unwrap(), &image, &options, &Progress::hidden()).unwrap_err();
         assert!(!image.exists());
         Failure::from(error)
     };
@@ -145,7 +144,8 @@ fn what_the_kernel_lacks_is_refused_with_a_way_out() {
 #[test]
 fn an_image_that_cannot_be_made_is_named() {
     let work = work();
-    let error = erofs::write(work.path(), Path::new("/proc/image"), &ImageOptions::default(), &Progress::hidden());
+    let (tree, image) = (load(work.path()).unwrap(), Path::new("/proc/image"));
+    let error = erofs::write(tree, image, &ImageOptions::default(), &Progress::hidden());
     let failure = Failure::from(error.unwrap_err());
     assert!(failure.status == ExitStatus::System && failure.fact.contains("create /proc/image"), "{failure}");
 }

@@ -308,7 +308,8 @@ impl Builder {
         if self.lists.is_empty() {
             return Ok(());
         }
-        let accounts = Accounts::parse(&self.text(b"etc/passwd"), &self.text(b"etc/group"));
+        let text = |path| self.tree.read_file(path, ACCOUNTS_LIMIT as usize).unwrap_or_default();
+        let accounts = Accounts::parse(&text(b"etc/passwd"), &text(b"etc/group"));
         for (id, entry, lists) in std::mem::take(&mut self.lists) {
             for list in lists {
                 let kind = if list.is_default { acl::Kind::Default } else { acl::Kind::Access };
@@ -334,15 +335,6 @@ impl Builder {
             metadata.xattrs.remove(acl::Kind::Access.attribute());
             metadata.mode = metadata.mode & !0o777 | mode;
         }
-    }
-
-    /// A small file's content; nothing where there is no such file.
-    fn text(&self, path: &[u8]) -> Vec<u8> {
-        let Ok(id) = self.existing(path) else { return Vec::new() };
-        let Kind::File(FileContent::Source(content)) = &self.tree.node(id).kind else { return Vec::new() };
-        let mut text = vec![0; content.size().min(ACCOUNTS_LIMIT) as usize];
-        let read = content.open().and_then(|reader| reader.read_exact_at(&mut text, 0));
-        if read.is_ok() { text } else { Vec::new() }
     }
 }
 

@@ -3,12 +3,14 @@
 mod content;
 mod error;
 mod node;
+mod resolve;
 
 use std::collections::BTreeMap;
 
 pub use content::{Content, ContentReader, Extent, Region};
 pub use error::{Problem, TreeError, printable};
 pub use node::{Device, FileContent, Kind, Metadata, Node, Time, Xattrs};
+pub use resolve::{ResolveError, Resolved};
 
 use crate::format::{directory::NAME_LIMIT, xattr};
 

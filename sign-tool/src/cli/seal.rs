@@ -39,7 +39,7 @@ use iofs_sign::{
       seals a distribution's own initramfs, which goes on to its root as ever
 
 TREE is a directory, a tar (plain, gz, xz, zst, lz4), a cpio initramfs as distributions ship it, or an erofs image.
-Archives are unpacked with all their metadata: as root, or in a user namespace (package uidmap).
+Archives are read where they are, with all their metadata: nobody has to be root.
 The time of files newer than SOURCE_DATE_EPOCH, where that is set, is set back to it.")]
 pub(crate) struct Arguments {
     /// The root tree
@@ -160,10 +160,6 @@ impl From<RoleName> for Role {
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let request = request(arguments, output)?;
-    if !arguments.dry_run {
-        // Archives hold owners that only root, or a namespace's root, can give. What was said before would be said twice.
-        seal::enter_namespace_if_needed(&request)?;
-    }
     for key in request.keys.release.iter().map(PrivateKey::public).chain(request.trusted.iter().cloned()) {
         super::warn_example(key.id(), output);
     }

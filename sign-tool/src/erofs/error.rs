@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use erofs_image::{WriteError, source::directory::DirectoryError};
+use erofs_image::WriteError;
 
 use super::kernel::Unsupported;
 use crate::report::{ExitStatus, Failure};
@@ -23,9 +23,6 @@ pub enum ImageError {
         /// What was given.
         found: String,
     },
-    /// The tree cannot be read, or has what no image can hold.
-    #[error(transparent)]
-    Tree(#[from] DirectoryError),
     /// The image cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -68,14 +65,12 @@ impl From<ImageError> for Failure {
             ImageError::Kernel(_) => {
                 failure(ExitStatus::Usage).next("compress with lz4 or lz4hc, or choose a newer kernel for the target")
             }
-            ImageError::Tree(DirectoryError::Io { .. }) => failure(ExitStatus::System),
-            ImageError::Tree(_) => failure(ExitStatus::BadInput),
             ImageError::Write(WriteError::Content { .. } | WriteError::Sink { .. }) => failure(ExitStatus::System),
             ImageError::Write(_) => failure(ExitStatus::BadInput),
             ImageError::Option { .. } => failure(ExitStatus::Usage),
             ImageError::Io { .. } => failure(ExitStatus::System),
             ImageError::Format { .. } => {
-                failure(ExitStatus::BadInput).next("make the image anew with mkfs.erofs, or pass the tree itself")
+                failure(ExitStatus::BadInput).next("make the image anew, or pass the tree itself")
             }
         }
     }

@@ -5,7 +5,6 @@ use std::{fs::File, io, path::Path};
 use erofs_image::{
     BlockSink, Compression, ImageWriter, Options, Time, Tree,
     format::units::Block,
-    source::directory,
     write::{FileSink, KernelRelease as Kernel},
 };
 
@@ -18,14 +17,18 @@ const ZSTD_LEVEL: u32 = 3;
 /// Whatever compression it has, such a kernel reads it.
 const LEAST_KERNEL: KernelRelease = KernelRelease::new(6, 1);
 
-/// Writes a directory to the file `image`, which is overwritten; the caller cares for atomicity. The same tree gives the same
-/// bytes, on whatever file system and with however many threads. `progress` advances by the image's bytes.
+/// Writes a tree to the file `image`, which is overwritten; the caller cares for atomicity. The same tree gives the same
+/// bytes, wherever it comes from and with however many threads. `progress` advances by the image's bytes.
 ///
 /// # Errors
 /// What the target kernel or the format lacks, or what failed. `image` may then hold anything.
-pub fn write(tree: &Path, image: &Path, options: &ImageOptions, progress: &Progress) -> Result<ImageInfo, ImageError> {
+pub fn write(
+    mut tree: Tree,
+    image: &Path,
+    options: &ImageOptions,
+    progress: &Progress,
+) -> Result<ImageInfo, ImageError> {
     options.check()?;
-    let mut tree = directory::load(tree)?;
     let time = limit_times(&mut tree, options.clamp);
     let file = File::options().read(true).write(true).create(true).truncate(true).open(image);
     let file = file.map_err(ImageError::io("create", image))?;

@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use erofs_image::{ExtractError, source::archive};
 use serde::Serialize;
 
 use crate::{
@@ -158,20 +159,22 @@ impl Visitor for Extractor<'_> {
     }
 }
 
-/// Unpacks a whole initramfs into a new directory, with all its metadata.
+/// Unpacks a whole initramfs into a new directory, with all its metadata. Returns what was left out, for people.
 ///
 /// # Errors
-/// The directory exists, the archive is damaged, or a file cannot be made (owners and devices need root).
+/// The directory exists, the archive is damaged, or a file cannot be made.
 pub fn extract_all(path: &Path, directory: &Path) -> Result<Vec<String>, Failure> {
     if directory.symlink_metadata().is_ok() {
         return Err(Failure::new(ExitStatus::Usage, format!("{} exists already", directory.display()))
             .next("name a directory that does not exist"));
     }
-    let source = crate::tree::source::Source::Initramfs(path.to_owned());
-    let progress = crate::report::Progress::hidden();
-    let place = crate::atomic::parent(directory);
-    let tree = source.stage(Some(place), &progress)?.expect("an initramfs gives a tree");
+    let mut found = archive::initramfs(path)?;
+    let failed = |error: ExtractError| Failure::new(ExitStatus::System, error.to_string());
     let moved = |error: io::Error| Failure::io(format_args!("make {}", directory.display()), &error);
-    std::fs::rename(tree.path(), directory).map_err(moved)?;
-    Ok(tree.remarks().to_vec())
+    // It appears whole or not at all.
+    let place = tempfile::tempdir_in(crate::atomic::parent(directory)).map_err(moved)?;
+    let staged = place.path().join("tree");
+    found.remarks.extend(erofs_image::extract(&found.tree, &staged).map_err(failed)?);
+    std::fs::rename(&staged, directory).map_err(moved)?;
+    Ok(found.remarks)
 }

@@ -5,6 +5,7 @@ use std::{
     path::Path,
 };
 
+use erofs_image::source::archive::Unpacked;
 use iofs_policy::{
     digest::Sha256Digest,
     manifest::{ImageIdentity, SealedVerity},
@@ -49,16 +50,17 @@ pub(super) fn write_image(
     let image = directory.file(sealed::IMAGE);
     let options = ImageOptions { threads: request.threads.get(), ..image_options(&request.config, kernel)? };
     let source = Source::open(&request.root)?;
-    let progress = output.progress("unpacking the root tree", source.size());
-    let tree = source.stage(Some(directory.path()), &progress)?;
+    let progress = output.spinner("reading the root tree");
+    let found = source.load()?;
     progress.finish();
-    let os_release = match tree {
-        Some(tree) => {
-            tree.remarks().iter().for_each(|remark| output.warn(remark));
+    let os_release = match found {
+        Some(Unpacked { tree, remarks }) => {
+            remarks.iter().for_each(|remark| output.warn(remark));
+            let os_release = OsRelease::read(&tree);
             let progress = output.spinner("writing the erofs image");
-            erofs::write(&tree.path(), &image, &options, &progress)?;
+            erofs::write(tree, &image, &options, &progress)?;
             progress.finish();
-            OsRelease::read(&tree.path())
+            os_release
         }
         None => {
             erofs::check_image(&request.root, options.kernel)?;

@@ -1,12 +1,10 @@
 //! What a root tree says of itself, for defaults.
 
-use std::{fs, io::Read, path::Path};
-
+use erofs_image::Tree;
 use iofs_policy::manifest::{ImageId, ImageIdentity, ImageVersion};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
 /// The larger part of a real file is a few hundred bytes; nothing else of a tree is read here.
-const MAX_SIZE: u64 = 64 * 1024;
+const MAX_SIZE: usize = 64 * 1024;
 
 /// The fields of an os-release file that name an image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,10 +27,10 @@ impl OsRelease {
     }
 
     /// Reads `etc/os-release` or `usr/lib/os-release` of a tree. Links are followed inside the tree only.
-    pub fn read(tree: &Path) -> Self {
-        ["etc/os-release", "usr/lib/os-release"]
+    pub fn read(tree: &Tree) -> Self {
+        [&b"etc/os-release"[..], b"usr/lib/os-release"]
             .into_iter()
-            .find_map(|path| read_inside(tree, path))
+            .find_map(|path| String::from_utf8(tree.read_file(path, MAX_SIZE)?).ok())
             .map_or_else(Self::default, |text| Self { text: Some(text.clone()), ..Self::parse(&text) })
     }
 
@@ -62,15 +60,6 @@ impl OsRelease {
         let told = self.version.as_deref().and_then(|version| version.parse().ok());
         told.unwrap_or_else(|| "1".parse().expect("the default is valid"))
     }
-}
-
-fn read_inside(tree: &Path, path: &str) -> Option<String> {
-    let root = openat(CWD, tree, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-    let file = openat2(&root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).ok()?;
-    let mut text = String::new();
-    fs::File::from(file).take(MAX_SIZE).read_to_string(&mut text).ok()?;
-    Some(text)
 }
 
 #[cfg(test)]

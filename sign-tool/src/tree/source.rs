@@ -6,18 +6,20 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use erofs_image::source::{
+    archive::{self, UnpackError, Unpacked},
+    directory::{self, DirectoryError},
+};
+
 use crate::{
     archive::{
         compression::{Compression, MAGIC_SIZE},
-        entry::{Content, Entry, printable},
+        entry::printable,
         error::ArchiveError,
-        initramfs::{self, Segment, Visitor},
-        input::Input,
-        tar::{TarReader, is_tar},
+        tar::is_tar,
     },
     erofs::superblock,
-    report::{ExitStatus, Failure, Progress},
-    tree::staging::{StagedTree, Staging, StagingError},
+    report::{ExitStatus, Failure},
 };
 
 /// A root tree as it was handed in.
@@ -60,9 +62,12 @@ pub enum SourceError {
         /// Its compression.
         compression: Compression,
     },
-    /// It cannot be unpacked.
+    /// A directory cannot be read, or has what no image can hold.
     #[error(transparent)]
-    Staging(#[from] StagingError),
+    Directory(#[from] DirectoryError),
+    /// An archive is bad, or has what no image can hold.
+    #[error(transparent)]
+    Archive(#[from] UnpackError),
 }
 
 impl From<ArchiveError> for Failure {
@@ -89,7 +94,34 @@ impl From<ArchiveError> for Failure {
 
 impl From<ArchiveError> for SourceError {
     fn from(error: ArchiveError) -> Self {
-        Self::Staging(error.into())
+        Self::Archive(error.into())
+    }
+}
+
+impl From<DirectoryError> for Failure {
+    fn from(error: DirectoryError) -> Self {
+        let status = match error {
+            DirectoryError::Io { .. } => ExitStatus::System,
+            DirectoryError::Tree(_) | DirectoryError::UnknownKind { .. } => ExitStatus::BadInput,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<UnpackError> for Failure {
+    fn from(error: UnpackError) -> Self {
+        let fact = error.to_string();
+        match error {
+            UnpackError::Archive(error) => error.into(),
+            UnpackError::Open { .. } => {
+                Self::new(ExitStatus::System, fact).next("check that the file exists and may be read")
+            }
+            UnpackError::Store(_) => Self::new(ExitStatus::System, fact),
+            UnpackError::Entry { .. } => Self::new(ExitStatus::BadInput, fact)
+                .next("no honest tool makes such an entry: make the archive anew, or leave the entry out"),
+            UnpackError::Acl { .. } => Self::new(ExitStatus::BadInput, fact)
+                .next("make the archive with numeric ids (`tar --numeric-owner --acls`)"),
+        }
     }
 }
 
@@ -103,34 +135,8 @@ impl From<SourceError> for Failure {
             SourceError::Compression { .. } => {
                 Self::new(ExitStatus::BadInput, fact).next("recompress it with gzip, xz, zstd or lz4")
             }
-            SourceError::Staging(error) => error.into(),
-        }
-    }
-}
-
-/// A tree as a directory: the user's own, or one unpacked for as long as this value lives.
-#[derive(Debug)]
-pub enum Tree {
-    /// The user's, which is only read.
-    Given(PathBuf),
-    /// Unpacked, gone when dropped.
-    Staged(StagedTree),
-}
-
-impl Tree {
-    /// The root.
-    pub fn path(&self) -> PathBuf {
-        match self {
-            Self::Given(path) => path.clone(),
-            Self::Staged(staged) => staged.path(),
-        }
-    }
-
-    /// What the user should know although all went well.
-    pub fn remarks(&self) -> &[String] {
-        match self {
-            Self::Given(_) => &[],
-            Self::Staged(staged) => &staged.remarks,
+            SourceError::Directory(error) => error.into(),
+            SourceError::Archive(error) => error.into(),
         }
     }
 }
@@ -194,79 +200,19 @@ impl Source {
         Err(SourceError::Unknown { path, found })
     }
 
-    /// Gives the tree as a directory, unpacking it below `staging` (default: the system's temporary directory) where
-    /// it is an archive. `progress` advances by the bytes of the file that were read. `None` for a ready image.
+    /// Reads the tree: metadata, and where content lies. Nothing is unpacked, and nobody has to be root. `None` for a ready
+    /// image.
     ///
     /// # Errors
-    /// A bad archive, or a file that cannot be made.
-    pub fn stage(&self, staging: Option<&Path>, progress: &Progress) -> Result<Option<Tree>, SourceError> {
+    /// A bad archive, or an entry that no image can hold.
+    pub fn load(&self) -> Result<Option<Unpacked>, SourceError> {
         Ok(match self {
-            Self::Directory(path) => Some(Tree::Given(path.clone())),
+            Self::Directory(path) => Some(Unpacked { tree: directory::load(path)?, remarks: Vec::new() }),
+            Self::Tar(path, _) => Some(archive::tar(path)?),
+            Self::Initramfs(path) => Some(archive::initramfs(path)?),
             Self::Erofs(_) => None,
-            Self::Tar(path, compression) => {
-                let mut staging = Staging::new(staging)?;
-                let stream = compression.reader(BufReader::with_capacity(1 << 16, watched(path, progress)?));
-                let stream = stream.map_err(|source| SourceError::Io { path: path.clone(), source })?;
-                staging.unpack(&mut TarReader::new(Input::new(stream, path.display().to_string())))?;
-                Some(Tree::Staged(staging.finish()?))
-            }
-            Self::Initramfs(path) => {
-                let mut unpacker = Unpacker { staging: Staging::new(staging)?, archive: None };
-                initramfs::walk(&mut Input::new(watched(path, progress)?, path.display().to_string()), &mut unpacker)?;
-                Some(Tree::Staged(unpacker.staging.finish()?))
-            }
         })
     }
-
-    /// The size of the file to read in bytes, for a progress display; 0 for a directory.
-    pub fn size(&self) -> u64 {
-        match self {
-            Self::Directory(_) => 0,
-            Self::Tar(path, _) | Self::Initramfs(path) | Self::Erofs(path) => {
-                std::fs::metadata(path).map_or(0, |metadata| metadata.len())
-            }
-        }
-    }
-}
-
-struct Unpacker {
-    staging: Staging,
-    archive: Option<u64>,
-}
-
-impl Visitor for Unpacker {
-    type Error = StagingError;
-
-    fn entry(
-        &mut self,
-        _segment: &Segment,
-        archive: u64,
-        entry: &Entry,
-        content: &mut dyn Content,
-    ) -> Result<(), StagingError> {
-        if self.archive.replace(archive) != Some(archive) {
-            self.staging.new_archive();
-        }
-        self.staging.add(entry, content)
-    }
-}
-
-struct Watched<'a> {
-    file: File,
-    progress: &'a Progress,
-}
-
-impl Read for Watched<'_> {
-    fn read(&mut self, target: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(target)?;
-        self.progress.advance(count as u64);
-        Ok(count)
-    }
-}
-
-fn watched<'a>(path: &Path, progress: &'a Progress) -> Result<Watched<'a>, SourceError> {
-    let file = File::open(path).map_err(|source| SourceError::Io { path: path.to_owned(), source })?;
-    Ok(Watched { file, progress })
 }
 
 /// Names common things that people pass by mistake.

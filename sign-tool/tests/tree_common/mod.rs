@@ -6,10 +6,11 @@ use std::{
     process::Command,
 };
 
+use erofs_image::Tree;
 use iofs_sign::{
-    report::{Failure, Progress},
+    report::Failure,
     tree::{
-        Source, Tree,
+        Source,
         compare::{Ignore, compare_trees},
         odd::{Odd, build},
     },
@@ -49,10 +50,27 @@ pub(crate) fn shell(script: &str, arguments: &[&Path]) {
     );
 }
 
-/// Opens and unpacks below `work`.
-pub(crate) fn stage(archive: &Path, work: &Path) -> Result<Tree, Failure> {
-    let tree = Source::open(archive)?.stage(Some(work), &Progress::hidden())?;
-    Ok(tree.expect("not a ready image"))
+/// The tree that an archive or a directory holds.
+pub(crate) fn load(source: &Path) -> Result<Tree, Failure> {
+    let found = Source::open(source)?.load()?.expect("not a ready image");
+    assert_eq!(found.remarks, [] as [&str; 0]);
+    Ok(found.tree)
+}
+
+/// The same as files below `work`, which are gone when they are dropped.
+pub(crate) fn unpack(source: &Path, work: &Path) -> Result<Unpacked, Failure> {
+    let tree = load(source)?;
+    let place = tempfile::tempdir_in(work).unwrap();
+    assert_eq!(erofs_image::extract(&tree, &place.path().join("tree")).unwrap(), [] as [&str; 0]);
+    Ok(Unpacked(place))
+}
+
+pub(crate) struct Unpacked(TempDir);
+
+impl Unpacked {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.0.path().join("tree")
+    }
 }
 
 /// Fails with all differences.

@@ -4,7 +4,7 @@ use std::{io, path::PathBuf};
 
 use crate::{
     archive::{acl::AclError, entry::Entry, error::ArchiveError},
-    tree::Problem,
+    tree::{Problem, ResolveError},
 };
 
 /// Archives that become no tree.
@@ -65,15 +65,9 @@ pub enum EntryProblem {
     /// A hard link to a directory.
     #[error("hard link: expected an earlier file as target, found a directory")]
     LinkToDirectory,
-    /// Its directory is a link to nothing.
-    #[error("its directory is a symbolic link to nothing")]
-    Dangling,
-    /// Links in its name lead to each other.
-    #[error("symbolic links in its name lead in a circle")]
-    Circle,
-    /// What should be its directory is none.
-    #[error("what should be its directory is a file")]
-    ThroughFile,
+    /// Its name leads to no directory.
+    #[error("its directory: {0}")]
+    Directory(#[from] ResolveError),
     /// No tree can hold it.
     #[error(transparent)]
     Tree(Problem),
