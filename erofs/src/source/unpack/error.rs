@@ -80,7 +80,7 @@ pub enum EntryProblem {
 }
 
 impl EntryProblem {
-    pub(super) fn of(self, entry: &Entry) -> UnpackError {
+    pub(in crate::source) fn of(self, entry: &Entry) -> UnpackError {
         UnpackError::Entry { entry: entry.display_name(), offset: entry.offset, problem: self }
     }
 }
