@@ -16,7 +16,7 @@ const MASK: u16 = 0x10;
 const OTHER: u16 = 0x20;
 const NO_ID: u32 = u32::MAX;
 /// An account file of a tree is small: of a bigger one, no more than so many bytes need be read.
-pub const ACCOUNTS_LIMIT: u64 = 16 << 20;
+pub const ACCOUNTS_LIMIT: usize = 16 << 20;
 
 /// Which of a file's two lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

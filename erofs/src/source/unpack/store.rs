@@ -15,29 +15,35 @@ use crate::{
 /// So many bytes are copied at once.
 const COPY_SIZE: usize = 256 << 10;
 
+/// The content of one entry.
+pub(in crate::source) type Kept = Arc<dyn Content>;
+
 /// The archive itself, or what came out of it. By default it is the latter.
 #[derive(Default)]
-pub(super) struct Store {
+pub(in crate::source) struct Store {
     archive: Option<Arc<File>>,
     spool: Option<Arc<File>>,
     end: u64,
     /// The current archive is not compressed, so that its content stays where it is.
-    pub(super) in_place: bool,
+    pub(in crate::source) in_place: bool,
 }
 
 impl Store {
     /// For an archive in a file, in which content can stay.
-    pub(super) fn of(archive: &File) -> Result<Self, UnpackError> {
+    pub(in crate::source) fn of(archive: &File) -> Result<Self, UnpackError> {
         let archive = Arc::new(archive.try_clone().map_err(UnpackError::Store)?);
         Ok(Self { archive: Some(archive), in_place: true, ..Self::default() })
     }
 
-    /// Keeps the content of the entry that was read last.
-    pub(super) fn keep(
+    /// Keeps the content of the entry that was read last: nothing unless it is a file.
+    pub(in crate::source) fn keep(
         &mut self,
         entry: &Entry,
         content: &mut dyn entry::Content,
-    ) -> Result<Arc<dyn Content>, UnpackError> {
+    ) -> Result<Kept, UnpackError> {
+        if entry.kind != entry::Kind::File {
+            return Ok(Arc::new(Vec::new()));
+        }
         let whole = [entry::Extent { offset: 0, length: entry.size }];
         let extents = entry.extents.as_deref().unwrap_or(&whole);
         let stored = extents.iter().map(|extent| extent.length).sum();

@@ -22,8 +22,10 @@ pub enum UnpackError {
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     /// An entry is.
-    #[error("entry {entry} at offset {offset}: {problem}")]
+    #[error("{archive}: entry {entry} at offset {offset}: {problem}")]
     Entry {
+        /// The archive.
+        archive: String,
         /// Its name.
         entry: String,
         /// Where its header starts, in the decompressed archive.
@@ -32,8 +34,10 @@ pub enum UnpackError {
         problem: EntryProblem,
     },
     /// An access control list that cannot be understood.
-    #[error("entry {entry}: access control list: expected {}, found {}", .error.expected, .error.found)]
+    #[error("{archive}: entry {entry}: access control list: expected {}, found {}", .error.expected, .error.found)]
     Acl {
+        /// The archive.
+        archive: String,
         /// The entry.
         entry: String,
         /// What is wrong with it.
@@ -42,6 +46,16 @@ pub enum UnpackError {
     /// The temporary file that keeps the content of compressed archives.
     #[error("a temporary file: {0}; name a directory with more room by TMPDIR")]
     Store(#[source] io::Error),
+}
+
+impl UnpackError {
+    /// Says in which archive it is.
+    pub(in crate::source) fn in_archive(mut self, name: &str) -> Self {
+        if let Self::Entry { archive, .. } | Self::Acl { archive, .. } = &mut self {
+            name.clone_into(archive);
+        }
+        self
+    }
 }
 
 /// What is wrong with an entry.
@@ -74,7 +88,7 @@ pub enum EntryProblem {
 }
 
 impl EntryProblem {
-    pub(super) fn of(self, entry: &Entry) -> UnpackError {
-        UnpackError::Entry { entry: entry.display_name(), offset: entry.offset, problem: self }
+    pub(in crate::source) fn of(self, entry: &Entry) -> UnpackError {
+        UnpackError::Entry { archive: String::new(), entry: entry.display_name(), offset: entry.offset, problem: self }
     }
 }
