@@ -5,7 +5,9 @@ mod seal_common;
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::process::CommandExt,
     path::Path,
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -68,6 +70,32 @@ fn file_systems_and_tar_do_not_matter() {
     passes(&tool("zstd", "zstd", &["-q", &archive]));
     let packed = bench.path("tree.tar.zst");
     assert_same(&expected, &sealed(&bench, &packed, &memory.path().join("from tar"), &[], None));
+}
+
+/// Without root's rights, subordinate ids, or anything unpacked: owners and devices are numbers in an archive.
+#[test]
+fn an_ordinary_user_seals_directories_and_archives_to_root_s_bytes() {
+    const NOBODY: u32 = 65_534;
+    let bench = Bench::new();
+    odd_tree(&bench.path("tree"), Odd { device_links: false, many: 300, ..Odd::default() });
+    let pack = "tar --xattrs --xattrs-include='*' --format=pax -C \"$1/tree\" -cf \"$1/tree.tar\" .
+        xz -0 -k \"$1/tree.tar\"
+        cd \"$1/tree\"; find . | sort | cpio --quiet -o -H newc | gzip -1 >\"$1/initrd.img\"";
+    passes(&tool("sh", "tar cpio gzip xz-utils", &["-ec", pack, "sh", &bench.text("")]));
+    // Where others may run it, and read all that they seal.
+    fs::copy(env!("CARGO_BIN_EXE_iofs-sign"), bench.path("iofs-sign")).unwrap();
+    fs::remove_dir_all(bench.path("tree")).unwrap();
+    passes(&tool("chown", "coreutils", &["-R", &NOBODY.to_string(), &bench.text("")]));
+    for (number, source) in ["root", "tree.tar", "tree.tar.xz", "initrd.img"].into_iter().enumerate() {
+        let expected = sealed(&bench, &bench.path(source), &bench.path(&format!("root-{number}")), &[], None);
+        let out = bench.path(&format!("user-{number}"));
+        let mut seal = Command::new(bench.path("iofs-sign"));
+        seal.args(["seal", "--key", &bench.text("key.pem"), "--kernel", &bench.text("vmlinuz"), "--modules"]);
+        seal.args([&bench.text("modules"), "--init", &bench.text("init"), "--root", &bench.text(source), "--out"]);
+        passes(&seal.arg(&out).uid(NOBODY).gid(NOBODY).env("PATH", "").output().unwrap());
+        let found = files(&out);
+        assert!(found.iter().all(|(name, bytes)| expected[name] == *bytes) && found.len() == 8, "{source}");
+    }
 }
 
 #[test]
