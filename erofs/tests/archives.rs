@@ -104,7 +104,10 @@ t.close()";
 fn names_that_lead_out_of_the_tree_or_nowhere_are_refused_by_entry_and_offset() {
     let folder = tempfile::tempdir().unwrap();
     for (entries, expected) in [
-        ("add('a/../../b')", "forged.tar: entry a/../../b at offset 0: name: expected a path below the root, found `..`"),
+        (
+            "add('a/../../b')",
+            "forged.tar: entry a/../../b at offset 0: name: expected a path below the root, found `..`",
+        ),
         ("add('a'); add('a/b')", "entry a/b at offset 512: its directory: something on the way is not a directory"),
         (
             "add('l', s, 'l'); add('l/b')",

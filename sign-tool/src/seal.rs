@@ -16,6 +16,7 @@ use iofs_policy::{
 
 use crate::{
     atomic::{self, AtomicDirectory},
+    erofs,
     initramfs::{self, Format, init, kernel::KernelImage, modules::ModuleSet},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
@@ -35,9 +36,9 @@ mod signers;
 pub mod succession;
 
 use config::Config;
-use documents::{identity, manifest, trust_policy, write_documents};
+use documents::{manifest, trust_policy, write_documents};
 use finish::{Pending, SigningKeys};
-use image::{write_image, write_tree};
+use image::Image;
 pub use plan::{Plan, plan};
 use succession::{SealedKeys, Succession};
 
@@ -132,11 +133,9 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let stub = read_stub(request, kernel.as_ref())?;
     let directory = AtomicDirectory::create(&request.out, request.replace, is_sealed)?;
 
-    let (content, os_release) = write_image(request, kernel.as_ref(), &directory, output)?;
-    let identity = identity(&request.config, &os_release, kernel.as_ref());
-    let tree = write_tree(request, &directory, &content, &identity, output)?;
+    let Image { identity, os_release, verity } = image::write(request, kernel.as_ref(), &directory, output)?;
     let manifest =
-        Manifest { keys: keys.change.clone(), ..manifest(&request.config, identity, tree, kernel.as_ref())? };
+        Manifest { keys: keys.change.clone(), ..manifest(&request.config, identity, verity, kernel.as_ref())? };
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
     let trust = trust_policy(&request.config, &manifest, &keys);
 
@@ -158,6 +157,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
 /// Refuses what contradicts itself, before anything is read.
 fn check(request: &SealRequest) -> Result<(), Failure> {
     check_root_hash_signature(request)?;
+    image::check_block_size(&request.config, erofs::BLOCK_SIZE)?;
     check_loader_has_an_image(request)
 }
 

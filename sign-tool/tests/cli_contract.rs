@@ -239,6 +239,7 @@ fn the_documented_configuration_is_the_default_and_complete() {
         ("[boot]\ndevice_timeout = 0\n", "expected 1 to 3600"),
         ("[trust]\nthreshold = 0\n", "trusted keys"),
         ("[verity]\ndata_block_size = 1000\n", "power of two"),
+        ("[verity]\ndata_block_size = 8192\n", "verity.data_block_size: expected at most 4096"),
         ("[image\n", "iofs.toml"),
     ] {
         fs::write(bench.path("iofs.toml"), text).unwrap();

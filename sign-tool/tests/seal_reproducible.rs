@@ -128,18 +128,26 @@ fn times_after_source_date_epoch_do_not_matter() {
 }
 
 #[test]
-fn any_other_content_gives_another_salt_root_hash_and_id() {
+fn any_other_content_gives_another_root_hash_and_id_and_another_version_another_salt() {
     let bench = Bench::new();
     let before = sealed(&bench, &bench.path("root"), &bench.path("a"), &[], None);
+    let renamed = sealed(&bench, &bench.path("root"), &bench.path("b"), &["--image-version", "8"], None);
     fs::write(bench.path("root/usr/bin/tool"), noise(300_000, 9)).unwrap();
-    let after = sealed(&bench, &bench.path("root"), &bench.path("b"), &[], None);
-    for name in ["image.erofs", "image.verity", "roothash", "manifest.dsse.json", "release.dsse.json", "disk"] {
-        assert_ne!(before[name], after[name], "{name}");
+    let changed = sealed(&bench, &bench.path("root"), &bench.path("c"), &[], None);
+    for name in ["image.verity", "roothash", "manifest.dsse.json", "release.dsse.json", "disk"] {
+        assert_ne!(before[name], changed[name], "{name}");
+        assert_ne!(before[name], renamed[name], "{name}");
     }
+    assert_ne!(before["image.erofs"], changed["image.erofs"]);
+    assert_eq!(before["image.erofs"], renamed["image.erofs"]);
     for name in ["vmlinuz", "trust.json"] {
-        assert_eq!(before[name], after[name], "{name}");
+        assert_eq!(before[name], changed[name], "{name}");
     }
     // Bytes 16 to 32 of the superblock are its id, those from 88 on the salt.
-    assert_ne!(before["image.verity"][16..32], after["image.verity"][16..32]);
-    assert_ne!(before["image.verity"][88..120], after["image.verity"][88..120]);
+    let (id, salt) = (16..32, 88..120);
+    for other in [&changed, &renamed] {
+        assert_ne!(before["image.verity"][id.clone()], other["image.verity"][id.clone()]);
+    }
+    assert_eq!(before["image.verity"][salt.clone()], changed["image.verity"][salt.clone()]);
+    assert_ne!(before["image.verity"][salt.clone()], renamed["image.verity"][salt]);
 }

@@ -5,11 +5,10 @@ mod tree_common;
 use std::path::Path;
 
 use iofs_sign::{
-    erofs::{self, ImageOptions},
-    report::Progress,
+    erofs::ImageOptions,
     tree::{Source, compare::Ignore},
 };
-use tree_common::{assert_same, load, shell, unpack, work};
+use tree_common::{assert_same, shell, unpack, work, write};
 
 /// dracut's initramfs for any machine, behind an archive such as the packages of microcode give it.
 const BUILD: &str = "
@@ -57,6 +56,5 @@ fn every_entry_of_dracut_s_initramfs_survives() {
     assert_eq!(walkdir::WalkDir::new(tree.path()).into_iter().count(), count);
     assert!(count > 500, "an initramfs of {count} entries proves nothing");
 
-    erofs::write(load(&image).unwrap(), &work.path().join("image"), &ImageOptions::default(), &Progress::hidden())
-        .unwrap();
+    write(&image, &work.path().join("image"), &ImageOptions::default());
 }

@@ -5,22 +5,18 @@ mod tree_common;
 use std::{os::unix::fs::MetadataExt, path::Path, process::Command};
 
 use iofs_sign::{
-    erofs::{self, ImageCompression, ImageInfo, ImageOptions, KernelRelease, TimeClamp, check_image},
-    report::{ExitStatus, Failure, Progress},
+    erofs::{self, ImageCompression, ImageOptions, KernelRelease, TimeClamp, check_image},
+    report::{ExitStatus, Failure},
     tree::{Source, compare::Ignore, odd::Odd},
 };
-use tree_common::{assert_same, load, odd, shell, work};
+use tree_common::{assert_same, load, odd, shell, work, write};
 
 const TARABLE: Odd = Odd { xattrs: true, device_links: false, ..Odd::ALL };
-
-fn write(tree: &Path, image: &Path, options: &ImageOptions) -> ImageInfo {
-    erofs::write(load(tree).unwrap(), image, options, &Progress::hidden()).unwrap()
-}
 
 fn bytes(tree: &Path, image: &Path) -> Vec<u8> {
     let info = write(tree, image, &ImageOptions::default());
     let bytes = std::fs::read(image).unwrap();
-    assert_eq!((bytes.len() as u64, bytes.len() % 4096), (info.size, 0));
+    assert_eq!(bytes.len() as u64, info.blocks * 4096);
     bytes
 }
 
@@ -68,7 +64,7 @@ fn another_content_has_another_id() {
     std::fs::write(tree.join("file"), "two").unwrap();
     let two = write(&tree, &work.path().join("2"), &options);
     assert_ne!(one.uuid, two.uuid);
-    assert_eq!((one.uuid.get_version_num(), one.time_limit), (8, 1));
+    assert_eq!((one.uuid.get_version_num(), one.build_time), (8, 1));
     std::fs::write(tree.join("file"), "one").unwrap();
     assert_eq!(write(&tree, &work.path().join("3"), &options), one);
 }
@@ -129,9 +125,9 @@ fn what_the_kernel_lacks_is_refused_with_a_way_out() {
     let work = work();
     let refused = |compression, kernel| {
         let options = ImageOptions { compression, kernel, ..ImageOptions::default() };
-        let image = work.path().join("image");
-        let error = erofs::write(load(work.path()).unwrap(), &image, &options, &Progress::hidden()).unwrap_err();
-        assert!(!image.exists());
+        let mut image = Vec::new();
+        let error = erofs::write(load(work.path()).unwrap(), &mut image, &options).unwrap_err();
+        assert_eq!(image.len(), 0);
         Failure::from(error)
     };
     let failure = refused(ImageCompression::Zstd(None), Some(KernelRelease::new(6, 1)));
@@ -139,15 +135,6 @@ fn what_the_kernel_lacks_is_refused_with_a_way_out() {
     assert!(failure.fact.contains("6.10") && failure.next_step.unwrap().contains("lz4"));
     let failure = refused(ImageCompression::Lz4Hc(Some(13)), None);
     assert!(failure.fact.contains("3 to 12"), "{failure}");
-}
-
-#[test]
-fn an_image_that_cannot_be_made_is_named() {
-    let work = work();
-    let (tree, image) = (load(work.path()).unwrap(), Path::new("/proc/image"));
-    let error = erofs::write(tree, image, &ImageOptions::default(), &Progress::hidden());
-    let failure = Failure::from(error.unwrap_err());
-    assert!(failure.status == ExitStatus::System && failure.fact.contains("create /proc/image"), "{failure}");
 }
 
 #[test]
@@ -162,7 +149,7 @@ fn sockets_and_times_before_1970_are_stored() {
     assert!(String::from_utf8_lossy(&dump.stdout).contains("SOCK"), "{dump:?}");
     shell("touch -d @-1 \"$1\"", &[&tree.join("first")]);
     let early = write(&tree, &image, &ImageOptions { clamp: TimeClamp::Epoch(0), ..ImageOptions::default() });
-    assert_eq!(early.time_limit, 0);
+    assert_eq!(early.build_time, 0);
     let extracted = work.path().join("out");
     shell("fsck.erofs --extract=\"$2\" --preserve \"$1\" >/dev/null", &[&image, &extracted]);
     assert_eq!(extracted.join("first").metadata().unwrap().mtime(), -1);

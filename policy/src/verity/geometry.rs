@@ -47,7 +47,7 @@ impl Geometry {
         let mut levels = level_sizes(data_blocks, digests_per_block);
         let hash_blocks = place_root_first(&mut levels).ok_or_else(too_large)?;
         let hash_bytes = bytes(hash_blocks, parameters.hash_block_size).ok_or_else(too_large)?;
-        let slot_size = slot_size(parameters);
+        let slot_size = parameters.slot_size();
         Ok(Self { digests_per_block, slot_size, levels, hash_blocks, data_bytes, hash_bytes })
     }
 
@@ -146,11 +146,14 @@ fn digests_per_block(parameters: &VerityParameters) -> u64 {
     1 << fitting.ilog2()
 }
 
-fn slot_size(parameters: &VerityParameters) -> usize {
-    let digest_size = parameters.algorithm.digest_size();
-    match parameters.format {
-        HashFormat::ChromeOs => digest_size,
-        HashFormat::Normal => digest_size.next_power_of_two(),
+impl VerityParameters {
+    /// The size of a digest's place in a hash block, in bytes.
+    pub fn slot_size(&self) -> usize {
+        let digest_size = self.algorithm.digest_size();
+        match self.format {
+            HashFormat::ChromeOs => digest_size,
+            HashFormat::Normal => digest_size.next_power_of_two(),
+        }
     }
 }
 

@@ -8,9 +8,6 @@ mod write;
 
 use std::path::Path;
 
-use serde::Serialize;
-use uuid::Uuid;
-
 pub use self::{
     error::ImageError,
     kernel::{Algorithm, KernelRelease, supported},
@@ -20,21 +17,6 @@ pub use self::{
 
 /// The unit of dm-verity and of the image: bytes.
 pub const BLOCK_SIZE: u64 = 4096;
-
-/// What was written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ImageInfo {
-    /// Bytes, a multiple of [`BLOCK_SIZE`].
-    pub size: u64,
-    /// Derived from the image's content.
-    pub uuid: Uuid,
-    /// What its files are compressed with.
-    pub algorithms: Vec<Algorithm>,
-    /// The oldest kernel that reads it, as far as the image tells.
-    pub least_kernel: KernelRelease,
-    /// The time to which later modification times were set back: seconds since 1970.
-    pub time_limit: u64,
-}
 
 /// Checks a ready image, handed in as TREE, against the target kernel.
 ///

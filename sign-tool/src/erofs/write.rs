@@ -1,15 +1,8 @@
 //! Images by the `erofs-image` crate.
 
-use std::{fs::File, io, path::Path};
+use erofs_image::{BlockSink, Compression, ImageWriter, Options, Time, Tree, write::KernelRelease as Kernel};
 
-use erofs_image::{
-    BlockSink, Compression, ImageWriter, Options, Time, Tree,
-    format::units::Block,
-    write::{FileSink, KernelRelease as Kernel},
-};
-
-use super::{ImageCompression, ImageError, ImageInfo, ImageOptions, TimeClamp, kernel::KernelRelease, superblock};
-use crate::report::Progress;
+use super::{ImageCompression, ImageError, ImageOptions, TimeClamp, kernel::KernelRelease};
 
 /// The levels of those who name none.
 const LZ4HC_LEVEL: u32 = 9;
@@ -17,31 +10,16 @@ const ZSTD_LEVEL: u32 = 3;
 /// Whatever compression it has, such a kernel reads it.
 const LEAST_KERNEL: KernelRelease = KernelRelease::new(6, 1);
 
-/// Writes a tree to the file `image`, which is overwritten; the caller cares for atomicity. The same tree gives the same
-/// bytes, wherever it comes from and with however many threads. `progress` advances by the image's bytes.
+/// Writes a tree to wherever its blocks go. The same tree gives the same bytes, wherever it comes from and with however many
+/// threads. Returns the time to which later modification times were set back: seconds since 1970.
 ///
 /// # Errors
-/// What the target kernel or the format lacks, or what failed. `image` may then hold anything.
-pub fn write(
-    mut tree: Tree,
-    image: &Path,
-    options: &ImageOptions,
-    progress: &Progress,
-) -> Result<ImageInfo, ImageError> {
+/// What the target kernel or the format lacks, or what failed.
+pub fn write(mut tree: Tree, sink: impl BlockSink, options: &ImageOptions) -> Result<u64, ImageError> {
     options.check()?;
     let time = limit_times(&mut tree, options.clamp);
-    let file = File::options().read(true).write(true).create(true).truncate(true).open(image);
-    let file = file.map_err(ImageError::io("create", image))?;
-    let sink = Watched { sink: FileSink(file), progress };
     ImageWriter::new(writer_options(options, time), sink)?.finish(tree)?;
-    let found = superblock::read(image)?;
-    Ok(ImageInfo {
-        size: found.blocks * u64::from(found.block_size),
-        uuid: found.uuid,
-        algorithms: found.algorithms(),
-        least_kernel: found.least_kernel().0,
-        time_limit: time,
-    })
+    Ok(time)
 }
 
 fn writer_options(options: &ImageOptions, time: u64) -> Options {
@@ -79,18 +57,4 @@ fn limit_times(tree: &mut Tree, clamp: TimeClamp) -> u64 {
         metadata.mtime = metadata.mtime.min(latest);
     }
     limit
-}
-
-/// Tells how far it is.
-struct Watched<'a> {
-    sink: FileSink,
-    progress: &'a Progress,
-}
-
-impl BlockSink for Watched<'_> {
-    fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()> {
-        self.sink.write(first, bytes)?;
-        self.progress.advance(bytes.len() as u64);
-        Ok(())
-    }
 }

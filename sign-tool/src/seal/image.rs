@@ -1,129 +1,168 @@
-//! The erofs image and its hash tree.
+//! The erofs image and its hash tree, in one pass.
 
 use std::{
     fs::{File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
     path::Path,
 };
 
-use erofs_image::source::archive::Unpacked;
+use erofs_image::{BlockSink, format::units::Block, source::archive::Unpacked};
 use iofs_policy::{
-    digest::Sha256Digest,
     manifest::{ImageIdentity, SealedVerity},
-    verity::{HashFormat, Salt, VerityParameters},
+    verity::{HashFormat, RootHash, Salt, VerityParameters},
 };
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{SealRequest, config::Config, copy, os_release::OsRelease};
+use super::{SealRequest, config::Config, documents::identity, os_release::OsRelease};
 use crate::{
     atomic::AtomicDirectory,
     epoch::source_date_epoch,
-    erofs::{self, ImageOptions, TimeClamp},
+    erofs::{self, BLOCK_SIZE, ImageOptions, TimeClamp},
     initramfs::kernel::KernelImage,
-    report::{Failure, Output},
-    sealed::{self, digest_file},
+    report::{ExitStatus, Failure, Output, Progress},
+    sealed,
     tree::source::Source,
-    verity::{self, FormatJob},
+    verity::Leaves,
 };
 
-/// The digest of the image, from which everything that could be random is derived.
-pub(super) struct Content(Sha256Digest, u64);
-
-impl Content {
-    fn derive(&self, purpose: &str) -> [u8; 32] {
-        Sha256::new().chain_update(purpose).chain_update([0]).chain_update(self.0.as_bytes()).finalize().into()
-    }
-
-    fn superblock_uuid(&self) -> Uuid {
-        let digest = self.derive("iofs verity superblock uuid");
-        uuid::Builder::from_custom_bytes(digest[..16].try_into().expect("16 of 32 bytes")).into_uuid()
-    }
+/// What was written, and what its tree says of itself.
+pub(super) struct Image {
+    pub(super) identity: ImageIdentity,
+    pub(super) os_release: OsRelease,
+    pub(super) verity: SealedVerity,
 }
 
-/// Writes the erofs image, and reads what the tree says of itself.
-pub(super) fn write_image(
+/// Writes the image and its hash tree. Each block is hashed on its way into the file.
+pub(super) fn write(
     request: &SealRequest,
     kernel: Option<&KernelImage>,
     directory: &AtomicDirectory,
     output: Output,
-) -> Result<(Content, OsRelease), Failure> {
-    let image = directory.file(sealed::IMAGE);
-    let options = ImageOptions { threads: request.threads.get(), ..image_options(&request.config, kernel)? };
+) -> Result<Image, Failure> {
+    let config = &request.config;
+    let options = ImageOptions { threads: request.threads.get(), ..image_options(config, kernel)? };
     let source = Source::open(&request.root)?;
     let progress = output.spinner("reading the root tree");
     let found = source.load()?;
     progress.finish();
-    let os_release = match found {
+    let os_release = found.as_ref().map_or_else(OsRelease::default, |found| OsRelease::read(&found.tree));
+    let identity = identity(config, &os_release, kernel);
+
+    let path = directory.file(sealed::IMAGE);
+    let image = open(&path)?;
+    let progress = output.spinner("writing the erofs image");
+    let mut sink = Hashed { file: &image, leaves: Leaves::new(parameters(config, &identity)), progress: &progress };
+    match found {
         Some(Unpacked { tree, remarks }) => {
             remarks.iter().for_each(|remark| output.warn(remark));
-            let os_release = OsRelease::read(&tree);
-            let progress = output.spinner("writing the erofs image");
-            erofs::write(tree, &image, &options, &progress)?;
-            progress.finish();
-            os_release
+            erofs::write(tree, &mut sink, &options)?;
         }
-        None => {
-            erofs::check_image(&request.root, options.kernel)?;
-            copy(&request.root, &image)?;
-            OsRelease::default()
-        }
-    };
-    let digest = |path: &Path| digest_file(&mut File::open(path)?);
-    let (size, sha256) =
-        digest(&image).map_err(|error| Failure::io(format_args!("read {}", image.display()), &error))?;
-    Ok((Content(sha256, size), os_release))
+        None => copy(&request.root, &mut sink, config, &options)?,
+    }
+    let leaves = sink.leaves;
+    progress.finish();
+    let verity = write_tree(request, directory, leaves)?;
+    Ok(Image { identity, os_release, verity })
 }
 
-/// Writes the hash tree of the image.
-pub(super) fn write_tree(
-    request: &SealRequest,
-    directory: &AtomicDirectory,
-    content: &Content,
-    identity: &ImageIdentity,
-    output: Output,
-) -> Result<SealedVerity, Failure> {
+fn write_tree(request: &SealRequest, directory: &AtomicDirectory, leaves: Leaves) -> Result<SealedVerity, Failure> {
     let section = &request.config.verity;
-    let open = |name: &str, write: bool| {
-        let path = directory.file(name);
-        OpenOptions::new()
-            .read(true)
-            .write(write)
-            .create(write)
-            .open(&path)
-            .map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))
-    };
-    let (data, hash) = (open(sealed::IMAGE, false)?, open(sealed::TREE, true)?);
-    let parameters = VerityParameters {
+    let hash = open(&directory.file(sealed::TREE))?;
+    let superblock: Option<fn(&RootHash) -> Uuid> = section.superblock.then_some(superblock_uuid);
+    let (parameters, root_hash) = leaves.finish(&hash, superblock, request.threads)?;
+    let superblock_uuid = superblock.map(|uuid| uuid(&root_hash));
+    let (on_corruption, root_hash_signature) = (request.config.boot.on_corruption, section.root_hash_signature);
+    Ok(SealedVerity { parameters, root_hash, hash_offset: 0, superblock_uuid, on_corruption, root_hash_signature })
+}
+
+fn open(path: &Path) -> Result<File, Failure> {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path);
+    file.map_err(|error| Failure::io(format_args!("create {}", path.display()), &error))
+}
+
+/// All but the number of blocks.
+fn parameters(config: &Config, identity: &ImageIdentity) -> VerityParameters {
+    let section = &config.verity;
+    VerityParameters {
         format: HashFormat::Normal,
         algorithm: section.algorithm,
         data_block_size: section.data_block_size,
         hash_block_size: section.hash_block_size,
-        data_blocks: verity::count_blocks(&data, section.data_block_size)?,
-        salt: section.salt.clone().unwrap_or_else(|| salt(&request.config, content, identity)),
-    };
-    let superblock_uuid = section.superblock.then(|| content.superblock_uuid());
-    let (hash_offset, threads) = (0, request.threads);
-    let job = FormatJob {
-        data: &data,
-        hash: &hash,
-        hash_offset,
-        superblock: superblock_uuid,
-        parameters: &parameters,
-        threads,
-    };
-    let progress = output.progress("hashing every block", content.1);
-    let root_hash = verity::format(&job, &progress)?;
-    progress.finish();
-    let (on_corruption, root_hash_signature) = (request.config.boot.on_corruption, section.root_hash_signature);
-    Ok(SealedVerity { parameters, root_hash, hash_offset, superblock_uuid, on_corruption, root_hash_signature })
+        data_blocks: 0,
+        salt: section.salt.clone().unwrap_or_else(|| salt(config, identity)),
+    }
 }
 
-/// The salt: another one for each image; the same one for all releases that share slots, so that an update can tell by the
-/// hashes which blocks are already there.
-fn salt(config: &Config, content: &Content, identity: &ImageIdentity) -> Salt {
+/// Refuses blocks that dm-verity would check as one and the file system would ask for one by one: a device's logical blocks
+/// are as large as verity's, and erofs cannot be mounted from larger ones than its own (Linux `sb_set_blocksize`).
+pub(super) fn check_block_size(config: &Config, block_size: u64) -> Result<(), Failure> {
+    let found = config.verity.data_block_size.bytes();
+    if u64::from(found) <= block_size {
+        return Ok(());
+    }
+    let fact = format!("verity.data_block_size: expected at most {block_size}, the image's blocks, found {found}");
+    Err(Failure::new(ExitStatus::Usage, fact).next("omit verity.data_block_size"))
+}
+
+/// The image's blocks on their way into the file.
+struct Hashed<'a> {
+    file: &'a File,
+    leaves: Leaves,
+    progress: &'a Progress,
+}
+
+impl BlockSink for Hashed<'_> {
+    fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()> {
+        let offset = u64::from(first.0) * BLOCK_SIZE;
+        self.file.write_all_at(bytes, offset)?;
+        self.leaves.hash(offset, bytes);
+        self.progress.advance(bytes.len() as u64);
+        Ok(())
+    }
+}
+
+/// So many blocks of a ready image are copied at once.
+const COPY_BLOCKS: u32 = 64;
+
+/// A ready image, as it is. What its file has behind its last block is left out.
+fn copy(from: &Path, sink: &mut Hashed<'_>, config: &Config, options: &ImageOptions) -> Result<(), Failure> {
+    let found = erofs::check_image(from, options.kernel)?;
+    check_block_size(config, found.block_size.into())?;
+    let size = found.blocks * u64::from(found.block_size);
+    let blocks = u32::try_from(size / BLOCK_SIZE).ok().filter(|blocks| u64::from(*blocks) * BLOCK_SIZE == size);
+    let blocks = blocks.ok_or_else(|| {
+        let fact = format!("{}: expected a multiple of {BLOCK_SIZE} bytes, found {size}", from.display());
+        Failure::new(ExitStatus::BadInput, fact)
+            .next("make the image with blocks of 4096 bytes, or pass the tree itself")
+    })?;
+    let failed = |error| Failure::io(format_args!("copy {}", from.display()), &error);
+    let file = File::open(from).map_err(failed)?;
+    let mut buffer = vec![0; COPY_BLOCKS as usize * BLOCK_SIZE as usize];
+    for first in (0..blocks).step_by(COPY_BLOCKS as usize) {
+        let bytes = &mut buffer[..COPY_BLOCKS.min(blocks - first) as usize * BLOCK_SIZE as usize];
+        file.read_exact_at(bytes, u64::from(first) * BLOCK_SIZE).map_err(failed)?;
+        sink.write(Block(first), bytes).map_err(failed)?;
+    }
+    Ok(())
+}
+
+fn derive(purpose: &str, from: &[u8]) -> [u8; 32] {
+    Sha256::new().chain_update(purpose).chain_update([0]).chain_update(from).finalize().into()
+}
+
+fn superblock_uuid(root_hash: &RootHash) -> Uuid {
+    let digest = derive("iofs verity superblock uuid", root_hash.as_bytes());
+    uuid::Builder::from_custom_bytes(digest[..16].try_into().expect("16 of 32 bytes")).into_uuid()
+}
+
+/// The salt, which must be known before the first block is hashed: another one for each image id and version; the same one for
+/// all releases that share slots, so that an update can tell by the hashes which blocks are already there.
+fn salt(config: &Config, identity: &ImageIdentity) -> Salt {
     let bytes = match config.slots {
-        Some(_) => *Sha256Digest::of(format!("iofs slot salt\0{}", identity.id).as_bytes()).as_bytes(),
-        None => content.derive("iofs verity salt"),
+        Some(_) => derive("iofs slot salt", identity.id.as_str().as_bytes()),
+        None => derive("iofs verity salt", format!("{}\0{}", identity.id, identity.version).as_bytes()),
     };
     Salt::new(bytes.to_vec()).expect("32 bytes are a salt")
 }

@@ -79,9 +79,11 @@ pub fn format(job: &FormatJob<'_>, progress: &Progress) -> Result<RootHash, Form
     let area = HashArea { offset: job.hash_offset, superblock: job.superblock.is_some() };
     let tree = area.tree_range(job.parameters, &geometry)?;
     check_room(job, &geometry, &tree)?;
-    let writer = Writer { job, geometry: &geometry, hasher: BlockHasher::new(job.parameters), tree_start: tree.start };
-    let root_hash = writer.write_levels(progress)?;
-    write_superblock(job, tree.start)?;
+    let writer = Writer::new(job.hash, job.parameters, &geometry, tree.start, job.threads);
+    let root_hash = writer.write_levels(Source::data(job), geometry.levels(), progress)?;
+    if let Some(uuid) = job.superblock {
+        write_superblock(job.hash, job.hash_offset, tree.start, job.parameters, uuid)?;
+    }
     job.hash.sync_all().map_err(io_error("flush the hash area"))?;
     Ok(root_hash)
 }
@@ -106,26 +108,34 @@ fn check_room(job: &FormatJob<'_>, geometry: &Geometry, tree: &Range<u64>) -> Re
 }
 
 /// What comes between the superblock and the tree stays as it is, and is zero if the file was shorter.
-fn write_superblock(job: &FormatJob<'_>, tree_start: u64) -> Result<(), MediaError> {
-    let Some(uuid) = job.superblock else { return Ok(()) };
-    let superblock = Superblock { parameters: job.parameters.clone(), uuid };
-    job.hash.write_all_at(&superblock.encode(), job.hash_offset).map_err(io_error("write the superblock"))?;
-    let metadata = job.hash.metadata().map_err(io_error("stat the hash area"))?;
+pub(super) fn write_superblock(
+    hash: &File,
+    offset: u64,
+    tree_start: u64,
+    parameters: &VerityParameters,
+    uuid: Uuid,
+) -> Result<(), MediaError> {
+    let superblock = Superblock { parameters: parameters.clone(), uuid };
+    hash.write_all_at(&superblock.encode(), offset).map_err(io_error("write the superblock"))?;
+    let metadata = hash.metadata().map_err(io_error("stat the hash area"))?;
     if metadata.is_file() && metadata.len() < tree_start {
-        job.hash.set_len(tree_start).map_err(io_error("extend the hash area"))?;
+        hash.set_len(tree_start).map_err(io_error("extend the hash area"))?;
     }
     Ok(())
 }
 
-struct Writer<'a> {
-    job: &'a FormatJob<'a>,
+/// Writes levels of a tree.
+pub(super) struct Writer<'a> {
+    hash: &'a File,
+    parameters: &'a VerityParameters,
     geometry: &'a Geometry,
     hasher: BlockHasher,
     tree_start: u64,
+    threads: NonZeroUsize,
 }
 
 /// The blocks that one level digests: the data or the level below.
-struct Source<'a> {
+pub(super) struct Source<'a> {
     file: &'a File,
     doing: &'static str,
     start: u64,
@@ -133,48 +143,60 @@ struct Source<'a> {
     blocks: u64,
 }
 
-impl Writer<'_> {
-    fn write_levels(&self, progress: &Progress) -> Result<RootHash, FormatError> {
-        let mut source = self.data();
+impl<'a> Writer<'a> {
+    pub(super) fn new(
+        hash: &'a File,
+        parameters: &'a VerityParameters,
+        geometry: &'a Geometry,
+        tree_start: u64,
+        threads: NonZeroUsize,
+    ) -> Self {
+        Self { hash, parameters, geometry, hasher: BlockHasher::new(parameters), tree_start, threads }
+    }
+
+    /// Writes `levels`, the first of which digests `source`. Returns the digest of the last one's only block.
+    pub(super) fn write_levels(
+        &self,
+        mut source: Source<'a>,
+        levels: &[Level],
+        progress: &Progress,
+    ) -> Result<RootHash, FormatError> {
         let silent = Progress::hidden();
-        for (number, level) in self.geometry.levels().iter().enumerate() {
+        for (number, level) in levels.iter().enumerate() {
             self.write_level(&source, level, if number == 0 { progress } else { &silent })?;
             source = self.level(level);
         }
         let mut block = vec![0; source.block_size as usize];
         source.read(&mut block, 0)?;
-        Ok(RootHash::new(self.job.parameters.algorithm, self.hasher.digest(&block))?)
-    }
-
-    fn data(&self) -> Source<'_> {
-        let VerityParameters { data_block_size, data_blocks, .. } = self.job.parameters;
-        let block_size = u64::from(*data_block_size);
-        Source { file: self.job.data, doing: "read the data", start: 0, block_size, blocks: *data_blocks }
+        Ok(RootHash::new(self.parameters.algorithm, self.hasher.digest(&block))?)
     }
 
     /// Levels are read back rather than kept: a small hash block size makes trees that no memory holds.
-    fn level(&self, level: &Level) -> Source<'_> {
-        let block_size = self.hash_block_size();
-        let start = self.tree_start + level.first_block * block_size;
-        Source { file: self.job.hash, doing: "read the hash tree", start, block_size, blocks: level.blocks }
+    pub(super) fn level(&self, level: &Level) -> Source<'a> {
+        let (start, block_size) = (self.level_start(level), self.hash_block_size());
+        Source { file: self.hash, doing: "read the hash tree", start, block_size, blocks: level.blocks }
+    }
+
+    /// Where a level starts in the file.
+    pub(super) fn level_start(&self, level: &Level) -> u64 {
+        self.tree_start + level.first_block * self.hash_block_size()
     }
 
     fn hash_block_size(&self) -> u64 {
-        self.job.parameters.hash_block_size.into()
+        self.parameters.hash_block_size.into()
     }
 
     fn write_level(&self, source: &Source<'_>, level: &Level, progress: &Progress) -> Result<(), MediaError> {
-        let block_size = self.hash_block_size();
-        let start = self.tree_start + level.first_block * block_size;
+        let (start, block_size) = (self.level_start(level), self.hash_block_size());
         // Small hash blocks are written several at once.
         let together = (BUFFER_SIZE / (self.geometry.digests_per_block() * source.block_size)).max(1);
-        in_parallel(level.blocks.div_ceil(together), self.job.threads, Vec::new, |buffer, piece| {
+        in_parallel(level.blocks.div_ceil(together), self.threads, Vec::new, |buffer, piece| {
             let blocks = piece * together..level.blocks.min((piece + 1) * together);
             let mut digests = vec![0; ((blocks.end - blocks.start) * block_size) as usize];
             for (number, slots) in blocks.clone().zip(digests.chunks_exact_mut(block_size as usize)) {
                 self.fill(source, number, slots, buffer, progress)?;
             }
-            let written = self.job.hash.write_all_at(&digests, start + blocks.start * block_size);
+            let written = self.hash.write_all_at(&digests, start + blocks.start * block_size);
             written.map_err(io_error("write the hash tree")).map(|()| true)
         })
     }
@@ -206,7 +228,13 @@ impl Writer<'_> {
     }
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn data(job: &FormatJob<'a>) -> Self {
+        let VerityParameters { data_block_size, data_blocks, .. } = job.parameters;
+        let block_size = u64::from(*data_block_size);
+        Source { file: job.data, doing: "read the data", start: 0, block_size, blocks: *data_blocks }
+    }
+
     fn read(&self, buffer: &mut [u8], block: u64) -> Result<(), MediaError> {
         let offset = self.start + block * self.block_size;
         self.file.read_exact_at(buffer, offset).map_err(io_error(self.doing))

@@ -7,11 +7,13 @@
 mod failure;
 mod format;
 mod hasher;
+mod leaves;
 mod media;
 mod tree;
 mod verify;
 
 pub use format::{FormatError, FormatJob, format};
+pub use leaves::Leaves;
 pub use media::{MediaError, count_blocks, read_superblock};
 pub(crate) use media::{in_parallel, same, size};
 pub use tree::Tree;

@@ -2,12 +2,17 @@
 #![allow(dead_code)]
 
 use std::{
+    fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
 
-use erofs_image::Tree;
+use erofs_image::{Tree, write::FileSink};
 use iofs_sign::{
+    erofs::{
+        self, ImageOptions,
+        superblock::{self, Superblock},
+    },
     report::Failure,
     tree::{
         Source,
@@ -71,6 +76,13 @@ impl Unpacked {
     pub(crate) fn path(&self) -> PathBuf {
         self.0.path().join("tree")
     }
+}
+
+/// Writes an image, and returns what it says about itself.
+pub(crate) fn write(tree: &Path, image: &Path, options: &ImageOptions) -> Superblock {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(image).unwrap();
+    erofs::write(load(tree).unwrap(), FileSink(file), options).unwrap();
+    superblock::read(image).unwrap()
 }
 
 /// Fails with all differences.
