@@ -37,7 +37,7 @@ impl Builder {
 
     /// Follows a path as if the tree were all there is. Where something is missing, where it should be.
     #[allow(clippy::type_complexity)]
-    fn walk(&self, path: &[u8]) -> Result<Result<InodeId, (InodeId, Vec<u8>)>, EntryProblem> {
+    pub(in crate::source) fn walk(&self, path: &[u8]) -> Result<Result<InodeId, (InodeId, Vec<u8>)>, EntryProblem> {
         let (mut at, mut links) = (Tree::ROOT, 0);
         let parts = |path: &[u8]| path.split(|byte| *byte == b'/').map(<[u8]>::to_vec).collect::<VecDeque<_>>();
         let mut waiting = parts(path);
