@@ -2,13 +2,16 @@
 
 mod content;
 mod error;
+mod merge;
 mod node;
+mod overlay;
 
 use std::collections::BTreeMap;
 
 pub use content::{Content, ContentReader, Extent, Region};
 pub use error::{Problem, TreeError, printable};
 pub use node::{Device, FileContent, Kind, Metadata, Node, Time, Xattrs};
+pub use overlay::{OverlayError, overlay};
 
 use crate::format::{directory::NAME_LIMIT, xattr};
 
