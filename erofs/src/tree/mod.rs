@@ -5,6 +5,7 @@ mod error;
 mod merge;
 mod node;
 mod overlay;
+pub mod rules;
 
 use std::collections::BTreeMap;
 
