@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test uses a part")]
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     fs,
     io::Write,
     path::{Path, PathBuf},
@@ -77,13 +79,15 @@ pub struct Layout {
     pub path: PathBuf,
     /// Descriptors for `index.json`.
     pub manifests: Vec<Value>,
+    /// What layers hash to before they are packed, by the digest of what is packed: umoci wants to know.
+    diff_ids: RefCell<HashMap<String, String>>,
 }
 
 impl Layout {
     pub fn new(path: &Path) -> Self {
         fs::create_dir_all(path.join("blobs/sha256")).unwrap();
         fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion": "1.0.0"}"#).unwrap();
-        Self { path: path.to_owned(), manifests: Vec::new() }
+        Self { path: path.to_owned(), manifests: Vec::new(), diff_ids: RefCell::default() }
     }
 
     /// Stores a blob, and describes it.
@@ -112,12 +116,18 @@ impl Layout {
     }
 
     pub fn layer(&self, archive: Archive, docker: bool, tar: &[u8]) -> Value {
-        self.blob(&archive.media_type(docker), &archive.pack(tar))
+        let layer = self.blob(&archive.media_type(docker), &archive.pack(tar));
+        let packed = layer["digest"].as_str().unwrap().to_owned();
+        self.diff_ids.borrow_mut().insert(packed, format!("sha256:{}", digits(tar)));
+        layer
     }
 
     /// Stores a config and a manifest, and describes the latter.
     pub fn manifest(&self, architecture: &str, layers: &[Value]) -> Value {
-        let config = json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}});
+        let known = self.diff_ids.borrow();
+        let ids: Vec<_> = layers.iter().filter_map(|layer| known.get(layer["digest"].as_str()?)).collect();
+        let config =
+            json!({"architecture": architecture, "os": "linux", "rootfs": {"type": "layers", "diff_ids": ids}});
         let config = self.json("application/vnd.oci.image.config.v1+json", &config);
         let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
         self.json("application/vnd.oci.image.manifest.v1+json", &manifest)
