@@ -174,9 +174,9 @@ fn begins_like_layout(path: &Path) -> bool {
         return false;
     }
     let mut reader = TarReader::new(Input::new(io::Cursor::new(block).chain(file), "the archive"));
-    let Ok(Some(entry)) = reader.next_entry() else { return false };
     // GNU tar begins with the directory itself where that is what it was told to archive.
-    let first = normalise(&entry.name).unwrap_or_default();
+    let names = std::iter::from_fn(|| normalise(&reader.next_entry().ok()??.name).ok());
+    let first = names.take(2).find(|name| !name.is_empty()).unwrap_or_default();
     let first = first.split(|byte| *byte == b'/').next().unwrap_or_default();
-    [&b""[..], b"blobs", MARK.as_bytes(), INDEX.as_bytes()].contains(&first)
+    [&b"blobs"[..], MARK.as_bytes(), INDEX.as_bytes()].contains(&first)
 }
