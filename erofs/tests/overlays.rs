@@ -9,11 +9,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{EXACT, assert_same, listing, odd, tool, write};
+use common::{
+    EXACT, assert_same, listing, odd,
+    random::{Made, entries, tree},
+    tool, write,
+};
 use erofs_image::{
     Compression, Metadata, Node, Options, Tree,
     source::directory,
-    tree::{Device, Kind, overlay},
+    tree::{Kind, overlay},
 };
 use proptest::prelude::*;
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
@@ -161,71 +165,6 @@ fn upper_layers_that_are_not_whole_are_refused_by_path_and_attribute() {
         assert!(error.starts_with(&format!("d/e: {attribute}: expected an upper layer that is whole")), "{error}");
         assert_eq!(base.len(), 1);
     }
-}
-
-/// An entry of a random tree.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Made {
-    Directory,
-    Opaque,
-    File,
-    Whiteout,
-    /// Another name of the first file.
-    Link,
-}
-
-fn made() -> impl Strategy<Value = Made> {
-    prop_oneof![
-        4 => Just(Made::Directory),
-        1 => Just(Made::Opaque),
-        3 => Just(Made::File),
-        1 => Just(Made::Whiteout),
-        1 => Just(Made::Link),
-    ]
-}
-
-/// Paths of few names, so that they meet.
-fn entries() -> impl Strategy<Value = BTreeMap<String, Made>> {
-    prop::collection::btree_map("[abc](/[abc]){0,3}", made(), 0..30).prop_map(|made| {
-        let mut kept: BTreeMap<String, Made> = BTreeMap::new();
-        let mut file = false;
-        for (path, made) in made {
-            let parent = path.rsplit_once('/').map_or("", |(parent, _)| parent);
-            let fits = parent.is_empty() || matches!(kept.get(parent), Some(Made::Directory | Made::Opaque));
-            if fits && (made != Made::Link || file) {
-                file |= made == Made::File;
-                kept.insert(path, made);
-            }
-        }
-        kept
-    })
-}
-
-/// Each entry has the layer's number and its own in its metadata.
-fn tree(entries: &BTreeMap<String, Made>, layer: u32) -> Tree {
-    let mut tree = Tree::new(Metadata { uid: layer, ..Metadata::default() });
-    let mut first = None;
-    for (number, (path, made)) in entries.iter().enumerate() {
-        let mut metadata = Metadata { uid: layer, gid: number as u32, ..Metadata::default() };
-        let node = match made {
-            Made::Directory => Node::directory(metadata),
-            Made::Opaque => {
-                metadata.xattrs.insert(b"trusted.overlay.opaque".to_vec(), b"y".to_vec());
-                Node::directory(metadata)
-            }
-            Made::File => Node::file(metadata, path.clone().into_bytes()),
-            Made::Whiteout => Node::other(metadata, Kind::CharacterDevice(Device { major: 0, minor: 0 })),
-            Made::Link => {
-                tree.link(path.as_bytes(), first.unwrap()).unwrap();
-                continue;
-            }
-        };
-        tree.add(path.as_bytes(), node).unwrap();
-        if *made == Made::File {
-            first.get_or_insert(path.as_bytes());
-        }
-    }
-    tree
 }
 
 /// The layer of each path, as the document has it: what is above wins, and what is below is seen where nothing above hides it.
