@@ -29,8 +29,9 @@
 //! # }
 //! ```
 //!
-//! A directory becomes a tree by [`source::directory::load`], a tar archive or an initramfs by [`source::archive`], without
-//! being unpacked.
+//! A directory becomes a tree by [`source::directory::load`], a tar archive or an initramfs by [`source::archive`], a
+//! container image by [`source::oci`], without being unpacked. [`tree::overlay`] puts a tree over another, and
+//! [`tree::rules`] say what a tree shall have, and how.
 
 pub mod archive;
 pub mod format;

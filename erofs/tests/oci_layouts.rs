@@ -43,7 +43,9 @@ fn an_image_is_chosen_by_name_and_platform_through_indexes() {
     let [amd, arm] = ["amd64", "arm64"].map(|name| with_platform(image(&layout, name, name), "linux", name));
     let attested = with_platform(image(&layout, "unknown", "attestation"), "unknown", "unknown");
     let other = json!({"mediaType": "text/plain", "digest": amd["digest"], "size": 1});
-    let nested = layout.json(INDEX, &Layout::index(&[amd.clone(), arm, attested, other]));
+    let mut signature = image(&layout, "amd64", "signature");
+    signature["artifactType"] = "application/example".into();
+    let nested = layout.json(INDEX, &Layout::index(&[amd.clone(), arm, attested, other, signature]));
     let old = image(&layout, "amd64", "old");
     layout.add("stable", nested);
     layout.add("old", old);
@@ -117,6 +119,18 @@ fn indexes_in_indexes_have_an_end() {
     layout.manifests = vec![wide];
     layout.finish();
     assert!(load(folder.path(), &Choice::default()).unwrap_err().contains("at most 64 indexes"));
+    let one = image(&layout, "amd64", "f");
+    layout.manifests = vec![one.clone(); 4096];
+    layout.finish();
+    assert_eq!(load(folder.path(), &Choice::default()), Ok("f".into()));
+    layout.manifests.push(one.clone());
+    layout.finish();
+    assert!(load(folder.path(), &Choice::default()).unwrap_err().contains("manifests: expected at most 4096 images"));
+    layout.manifests.clear();
+    layout.add(&"n".repeat(1025), one);
+    layout.finish();
+    let error = load(folder.path(), &Choice::default()).unwrap_err();
+    assert!(error.contains("ref.name: expected a name of at most 1024 bytes, found 1025"), "{error}");
     // Only a digest that lies leads in a circle.
     let circle = layout.json(INDEX, &Layout::index(&[]));
     let file = layout.file(&circle);

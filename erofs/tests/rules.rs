@@ -122,6 +122,17 @@ fn kinds_of_rules_have_one_order_and_later_rules_of_a_kind_win() {
 }
 
 #[test]
+fn a_later_rule_for_one_name_of_a_file_wins_over_an_earlier_one_for_another() {
+    for (first, second) in [("d/b", "d/a"), ("d/a", "d/b")] {
+        let mut found = tree(&["d/a"]);
+        found.link(b"d/b", b"d/a").unwrap();
+        let rules = [owner(first, 1, 1), owner(second, 2, 2), mode(first, 1), mode(second, 2)];
+        assert_eq!(matched(&apply(&mut found, &rules).unwrap()), [1, 1, 1, 1]);
+        assert_eq!((metadata(&found, "d/a").uid, metadata(&found, "d/b").mode), (2, 2));
+    }
+}
+
+#[test]
 fn what_is_added_joins_directories_and_makes_those_that_lead_there() {
     let folder = tempfile::tempdir().unwrap();
     let host = folder.path().join("host");

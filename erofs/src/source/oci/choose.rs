@@ -14,6 +14,10 @@ use crate::archive::entry::printable;
 const DEPTH_LIMIT: usize = 8;
 /// How many indexes are read.
 const INDEX_LIMIT: usize = 64;
+/// How many images a layout may have.
+const IMAGE_LIMIT: usize = 4096;
+/// The longest name of one; what registries call a tag has 128 bytes.
+const NAME_LIMIT: usize = 1024;
 /// How many of the images a message lists.
 const LISTED: usize = 20;
 
@@ -104,13 +108,14 @@ fn images(layout: &Layout) -> Result<Vec<Found>, OciError> {
     let (mut images, mut read) = (Vec::new(), 1);
     while let Some((index, above, depth)) = waiting.pop() {
         for descriptor in index.manifests {
-            let names: Vec<String> = above.iter().cloned().chain(descriptor.ref_name().map(str::to_owned)).collect();
+            let names: Vec<String> = above.iter().cloned().chain(ref_name(&descriptor)?).collect();
             if descriptor.is_index() {
                 read += 1;
                 check_nesting(&descriptor, depth, read)?;
                 let nested = format!("index {}", descriptor.digest);
                 waiting.push((Index::parse(&nested, &layout.document(&descriptor)?)?, names, depth + 1));
-            } else if descriptor.is_manifest() && is_linux(&descriptor) {
+            } else if is_image(&descriptor) {
+                check_count(images.len())?;
                 images.push(Found { descriptor, names });
             }
         }
@@ -119,8 +124,29 @@ fn images(layout: &Layout) -> Result<Vec<Found>, OciError> {
 }
 
 /// Others are for another system, or no image at all: BuildKit keeps its attestations as `unknown/unknown`.
-fn is_linux(descriptor: &Descriptor) -> bool {
-    descriptor.platform.as_ref().is_none_or(|platform| platform.os == "linux")
+fn is_image(descriptor: &Descriptor) -> bool {
+    descriptor.is_manifest()
+        && descriptor.artifact_type.is_none()
+        && descriptor.platform.as_ref().is_none_or(|platform| platform.os == "linux")
+}
+
+/// Names are kept for each image, so that long ones would take memory many times over.
+fn ref_name(descriptor: &Descriptor) -> Result<Option<String>, OciError> {
+    let name = descriptor.ref_name().map(str::to_owned);
+    match name.as_ref().map(String::len) {
+        Some(length) if length > NAME_LIMIT => {
+            let (of, expected) = (descriptor.digest.to_string(), format!("a name of at most {NAME_LIMIT} bytes"));
+            Err(OciError::field(of, "org.opencontainers.image.ref.name", expected, &length.to_string()))
+        }
+        _ => Ok(name),
+    }
+}
+
+fn check_count(images: usize) -> Result<(), OciError> {
+    if images < IMAGE_LIMIT {
+        return Ok(());
+    }
+    Err(OciError::field("index.json", "manifests", format!("at most {IMAGE_LIMIT} images"), "more"))
 }
 
 fn check_nesting(descriptor: &Descriptor, depth: usize, read: usize) -> Result<(), OciError> {

@@ -48,6 +48,8 @@ pub struct Descriptor {
     pub digest: Digest,
     /// Its bytes.
     pub size: u64,
+    /// What it is for, where it is a signature, a bill of materials or the like, and no image.
+    pub artifact_type: Option<String>,
     /// What it runs on, where it is an image.
     pub platform: Option<Platform>,
     /// Whatever else is known of it.
