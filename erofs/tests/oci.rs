@@ -130,6 +130,19 @@ fn a_layer_is_read_in_each_compression_and_by_either_familys_names() {
             assert_eq!(expected.get_or_insert(found.clone()), &found, "{archive:?}");
         }
     }
+    // Of several streams, as eStargz writes them, and with a frame that is passed over, as zstd:chunked does.
+    let tar = layer("add('f', data=b'x' * 100000); add('g')");
+    let parts = tar.chunks(50_000).flat_map(|part| Archive::Gzip.pack(part)).collect::<Vec<_>>();
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 4, 0, 0, 0, b't', b'o', b'c', b'!'];
+    let framed = [Archive::Zstd.pack(&tar), skippable.to_vec()].concat();
+    for (archive, packed) in [(Archive::Gzip, parts), (Archive::Zstd, framed)] {
+        let mut layout = Layout::new(&folder.path().join(format!("{archive:?}")));
+        let blob = layout.blob(&archive.media_type(false), &packed);
+        let manifest = layout.manifest("amd64", &[blob]);
+        layout.add("", manifest);
+        layout.finish();
+        assert_eq!(expected.as_ref(), Some(&listing(&load(&layout.path).unwrap(), EXACT)), "{archive:?}");
+    }
     assert!(expected.unwrap()["/f"].contains("file of 100000 bytes"));
     assert!(oci::is_layout(&folder.path().join("0false")) && !oci::is_layout(folder.path()));
     fs::remove_dir_all(folder.path().join("0false/blobs")).unwrap();

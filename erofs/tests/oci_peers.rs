@@ -9,7 +9,11 @@ use std::{
     process::Command,
 };
 
-use common::{EXACT, assert_same, listing, odd, tool, write};
+use common::{
+    EXACT, assert_same, listing, odd,
+    random::{archive as random_archive, entries},
+    tool, write,
+};
 use erofs_image::{
     Compression, Options, Tree,
     source::{
@@ -18,6 +22,7 @@ use erofs_image::{
     },
 };
 use layouts::{Archive, Layout};
+use proptest::prelude::*;
 
 /// Runs a line of shell with the folder as `$1`, and fails with its messages.
 fn shell(line: &str, folder: &Path) {
@@ -69,6 +74,23 @@ fn umoci_unpacks_the_same_tree() {
     let theirs = directory::load(&folder.path().join("bundle/rootfs")).unwrap();
     same_image(&theirs, &ours, "umoci, ours");
     assert!(listing(&ours, EXACT).contains_key("/opaque/new/i") && !listing(&ours, EXACT).contains_key("/gone"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    /// It obeys signs where it meets them, so they come first.
+    #[test]
+    fn umoci_unpacks_the_same_of_random_layers(all in prop::collection::vec(entries(), 1..5)) {
+        let folder = tempfile::tempdir().unwrap();
+        let archives: Vec<_> = (0..).zip(&all).map(|(number, entries)| random_archive(entries, number, &[])).collect();
+        let mut layout = Layout::new(&folder.path().join("layout"));
+        layout.packed(Archive::Plain, false, "latest", &archives);
+        layout.finish();
+        shell("cd \"$1\"; umoci unpack --image layout:latest bundle", folder.path());
+        let theirs = directory::load(&folder.path().join("bundle/rootfs")).unwrap();
+        prop_assert_eq!(listing(&theirs, EXACT), listing(&load(&layout.path), EXACT));
+    }
 }
 
 #[test]

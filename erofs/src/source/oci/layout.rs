@@ -71,7 +71,8 @@ impl Layout {
     pub(super) fn document(&self, descriptor: &Descriptor) -> Result<Vec<u8>, OciError> {
         let blob = self.blob(descriptor)?;
         let mut verified = blob.verified(descriptor.digest.clone());
-        let bytes = self.read_document(&blob, &mut verified)?;
+        let mut bytes = vec![0; document_size(&blob)?];
+        verified.read_exact(&mut bytes).map_err(|source| blob.io_error("read", source))?;
         verified.finish()?;
         Ok(bytes)
     }
@@ -87,16 +88,7 @@ impl Layout {
 
     fn unverified(&self, name: &str) -> Result<Vec<u8>, OciError> {
         let blob = self.file(name)?;
-        let mut bytes = vec![0; document_size(&blob)?];
-        std::os::unix::fs::FileExt::read_exact_at(&*blob.file, &mut bytes, blob.start)
-            .map_err(|source| blob.io_error("read", source))?;
-        Ok(bytes)
-    }
-
-    fn read_document(&self, blob: &Blob, from: &mut impl Read) -> Result<Vec<u8>, OciError> {
-        let mut bytes = vec![0; document_size(blob)?];
-        from.read_exact(&mut bytes).map_err(|source| blob.io_error("read", source))?;
-        Ok(bytes)
+        blob.first(document_size(&blob)?)
     }
 
     fn file(&self, name: &str) -> Result<Blob, OciError> {
