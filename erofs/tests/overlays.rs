@@ -179,6 +179,45 @@ fn expected(lower: &BTreeMap<String, Made>, upper: &BTreeMap<String, Made>) -> B
     above.chain(below).collect()
 }
 
+/// Makes the entries that make sense where a kernel mounts them: signs where there is something below to act on.
+fn store(entries: &BTreeMap<String, Made>, root: &Path, layer: u32, lower: Option<&BTreeMap<String, Made>>) {
+    let mut first = None;
+    for (path, made) in entries {
+        let at = root.join(path);
+        let joined = |end: usize| {
+            let below = lower.and_then(|lower| lower.get(&path[..end]));
+            entries.get(&path[..end]) == Some(&Made::Directory) && matches!(below, Some(Made::Directory | Made::Opaque))
+        };
+        match made {
+            Made::Directory | Made::Opaque => fs::create_dir(&at).unwrap(),
+            Made::File => fs::write(&at, path).unwrap(),
+            Made::Link => fs::hard_link(root.join(first.unwrap()), &at).unwrap(),
+            Made::Whiteout if lower.is_some() && path.match_indices('/').all(|(end, _)| joined(end)) => whiteout(&at),
+            Made::Whiteout => continue,
+        }
+        if *made == Made::Opaque && lower.is_some() {
+            mark(&at, "trusted.overlay.opaque", b"y");
+        }
+        if *made == Made::File {
+            first.get_or_insert(path);
+        }
+        std::os::unix::fs::lchown(&at, Some(layer), Some(path.len() as u32)).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_kernel_shows_the_same_of_random_layers(lower in entries(), upper in entries()) {
+        let mount = Mount::new();
+        store(&lower, &mount.path("lower"), 1, None);
+        store(&upper, &mount.path("upper"), 2, Some(&lower));
+        let (kernel, ours) = mount.both("");
+        prop_assert_eq!(listing(&kernel, EXACT), listing(&ours, EXACT));
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 

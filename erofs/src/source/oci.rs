@@ -45,6 +45,17 @@ pub fn is_layout(path: &Path) -> bool {
 
 /// Takes the image of a layout that `choice` leads to.
 ///
+/// ```no_run
+/// use erofs_image::source::oci::{self, Choice};
+///
+/// # fn main() -> Result<(), oci::OciError> {
+/// // skopeo copy docker://… oci:layout:bookworm
+/// let choice = Choice { name: Some("bookworm".into()), architecture: Some("amd64".into()), ..Choice::default() };
+/// let tree = oci::load("layout".as_ref(), &choice)?.tree;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// When the layout is incomplete or not what its digests say, no image or several are chosen, or a layer cannot be applied.
 pub fn load(path: &Path, choice: &Choice) -> Result<Unpacked, OciError> {

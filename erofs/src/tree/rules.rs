@@ -1,4 +1,27 @@
 //! Rules for what a tree shall have, and how.
+//!
+//! ```
+//! use erofs_image::{Metadata, Node, Tree, tree::rules::{Graft, Pattern, Rule, apply}};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut tree = Tree::new(Metadata::with_mode(0o755));
+//! tree.add(b"doc", Node::directory(Metadata::with_mode(0o755)))?;
+//! tree.add(b"doc/readme", Node::file(Metadata::with_mode(0o644), b"Long.".to_vec()))?;
+//!
+//! let hostname = Node::file(Metadata::with_mode(0o600), b"node\n".to_vec());
+//! let rules = [
+//!     Rule::Exclude { pattern: Pattern::parse("doc/**")? },
+//!     Rule::Add { path: b"etc/hostname".to_vec(), graft: Graft::Node(hostname) },
+//!     Rule::Mode { pattern: Pattern::parse("etc/*")?, mode: 0o644 },
+//!     Rule::Owner { pattern: Pattern::parse("srv/**")?, uid: 33, gid: 33 },
+//! ];
+//! let outcomes = apply(&mut tree, &rules)?;
+//! let unused: Vec<_> = outcomes.iter().filter(|outcome| outcome.matched == 0).collect();
+//! assert_eq!(unused[0].rule, "owner srv/** 33:33");
+//! assert!(tree.find(b"doc/readme").is_none() && tree.find(b"etc/hostname").is_some());
+//! # Ok(())
+//! # }
+//! ```
 
 mod graft;
 mod pattern;
