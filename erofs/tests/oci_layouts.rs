@@ -75,6 +75,16 @@ fn an_image_is_chosen_by_name_and_platform_through_indexes() {
     let wrong = Choice { name: Some("old".into()), ..architecture("riscv64") };
     let error = load(folder.path(), &wrong).unwrap_err();
     assert!(error.contains("architecture: expected riscv64, found amd64"), "{error}");
+    let config = json!({"architecture": "arm", "os": "linux", "variant": "v6"});
+    let config = layout.json("application/vnd.oci.image.config.v1+json", &config);
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": []});
+    let manifest = layout.json("application/vnd.oci.image.manifest.v1+json", &manifest);
+    layout.add("six", manifest);
+    layout.finish();
+    let six = |variant: &str| Choice { variant: Some(variant.into()), ..named("six") };
+    assert_eq!(load(folder.path(), &six("v6")), Ok(String::new()));
+    let error = load(folder.path(), &six("v7")).unwrap_err();
+    assert!(error.contains("variant: expected v7, found v6"), "{error}");
     let variant = Choice { variant: Some("v7".into()), ..stable("amd64") };
     assert!(load(folder.path(), &variant).unwrap_err().contains("for linux/amd64/v7, found"));
 }

@@ -84,12 +84,15 @@ fn check_config(layout: &Layout, descriptor: &Descriptor, choice: &Choice) -> Re
     if config.os != "linux" {
         return Err(OciError::field(name, "os", "linux".into(), &config.os));
     }
-    match &choice.architecture {
-        Some(wanted) if *wanted != config.architecture => {
-            Err(OciError::field(name, "architecture", wanted.clone(), &config.architecture))
+    let architecture = ("architecture", &choice.architecture, Some(config.architecture));
+    for (field, wanted, found) in [architecture, ("variant", &choice.variant, config.variant)] {
+        if let (Some(wanted), Some(found)) = (wanted, found)
+            && *wanted != found
+        {
+            return Err(OciError::field(name, field, wanted.clone(), &found));
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 fn add_layer(layers: &mut Layers, store: &mut Store, layout: &Layout, descriptor: &Descriptor) -> Result<(), OciError> {

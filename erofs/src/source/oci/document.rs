@@ -146,6 +146,8 @@ pub struct Config {
     pub architecture: String,
     /// The system.
     pub os: String,
+    /// Which of the processor's kinds.
+    pub variant: Option<String>,
 }
 
 impl Config {
