@@ -29,8 +29,10 @@
 //! # }
 //! ```
 //!
-//! A directory becomes a tree by [`source::directory::load`], a tar archive or an initramfs by [`source::archive`], without
-//! being unpacked; and a tree becomes files by [`extract()`].
+//! A directory becomes a tree by [`source::directory::load`], a tar archive or an initramfs by [`source::archive`], a
+//! container image by [`source::oci`], without being unpacked. [`tree::overlay`] puts a tree over another, and
+//! [`tree::rules`] say what a tree shall have, and how; and
+//! [`extract()`] makes files of a tree.
 
 pub mod archive;
 mod extract;

@@ -136,6 +136,27 @@ pub fn as_mode(value: &[u8]) -> Option<u16> {
     })
 }
 
+/// Gives a list what a new mode says, as `chmod` does: where there is a mask, the group's bits are its own (Linux
+/// `fs/posix_acl.c`, `posix_acl_chmod`). What is no list stays as it is.
+pub fn set_mode(value: &mut [u8], mode: u16) {
+    let Some((version, entries)) = value.split_first_chunk_mut::<4>() else { return };
+    if u32::from_le_bytes(*version) != VERSION {
+        return;
+    }
+    let tag = |entry: &[u8]| u16::from_le_bytes([entry[0], entry[1]]);
+    let masked = entries.chunks_exact(8).any(|entry| tag(entry) == MASK);
+    for entry in entries.chunks_exact_mut(8) {
+        let shift = match tag(entry) {
+            USER_OBJ => 6,
+            MASK => 3,
+            GROUP_OBJ if !masked => 3,
+            OTHER => 0,
+            _ => continue,
+        };
+        entry[2..4].copy_from_slice(&(mode >> shift & 7).to_le_bytes());
+    }
+}
+
 fn rights(text: &[u8]) -> Option<u16> {
     // getfacl's column of effective rights follows after a tab.
     let text = text.split(u8::is_ascii_whitespace).next()?;
@@ -174,6 +195,13 @@ mod tests {
         assert_eq!(value, expected);
         assert_eq!(as_mode(&value), None);
         assert_eq!(as_mode(&parse(b"u::rwx,g::r-x,o::--x", &accounts).unwrap().unwrap()), Some(0o751));
+        let mut changed = value.clone();
+        set_mode(&mut changed, 0o4751);
+        let expected = b"user::rwx,other::--x,user:1000:rw-,user:7:r-x,group::r-x,mask::r-x";
+        assert_eq!(Some(changed), parse(expected, &accounts).unwrap());
+        let mut plain = parse(b"u::rwx,g::r-x,o::--x", &accounts).unwrap().unwrap();
+        set_mode(&mut plain, 0o640);
+        assert_eq!(as_mode(&plain), Some(0o640));
         assert_eq!(parse(b"\n", &accounts), Ok(None));
         assert!(parse(b"user:bart:rw-", &accounts).is_err());
         assert_eq!(parse(b"user:bart:rw-:5", &accounts).unwrap().unwrap()[8..], 5_u32.to_le_bytes());

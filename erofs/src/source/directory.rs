@@ -19,6 +19,7 @@ use rustix::{
 
 use crate::tree::{
     Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Time, Tree, TreeError, Xattrs,
+    rules::Graft,
 };
 
 /// A directory that cannot be taken.
@@ -61,6 +62,20 @@ pub fn load(root: &Path) -> Result<Tree, DirectoryError> {
         waiting.extend(loader.directory(&path, &inside, id)?.into_iter().rev());
     }
     Ok(loader.tree)
+}
+
+/// Takes whatever is at `path`, to be put into another tree: a directory as [`load`] takes it, anything else alone. A symbolic
+/// link stays one.
+///
+/// # Errors
+/// As [`load`].
+pub fn graft(path: &Path) -> Result<Graft, DirectoryError> {
+    let metadata = path.symlink_metadata().map_err(|source| io_error("stat", path, source))?;
+    if metadata.is_dir() {
+        return load(path).map(Graft::Tree);
+    }
+    let common = common(path, &metadata, &mut XattrReader::new())?;
+    Ok(Graft::Node(Node { metadata: common, kind: kind(path, &metadata)? }))
 }
 
 fn io_error(call: &'static str, path: &Path, source: io::Error) -> DirectoryError {

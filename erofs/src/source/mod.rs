@@ -2,4 +2,5 @@
 
 pub mod archive;
 pub mod directory;
+pub mod oci;
 mod unpack;

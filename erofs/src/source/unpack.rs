@@ -38,6 +38,8 @@ pub(super) struct Builder {
     lists: BTreeMap<InodeId, (String, Vec<TextAcl>)>,
     root_is_listed: bool,
     newest: Time,
+    /// What takes a directory's place removes all that is below, as between an image's layers.
+    pub(super) replaces_directories: bool,
     pub(super) remarks: Vec<String>,
 }
 
@@ -49,6 +51,7 @@ impl Builder {
             lists: BTreeMap::new(),
             root_is_listed: false,
             newest: Time::default(),
+            replaces_directories: false,
             remarks: Vec::new(),
         }
     }
@@ -179,7 +182,7 @@ impl Builder {
     /// Removes what is in the way.
     fn clear(&mut self, entry: &Entry, parent: InodeId, last: &[u8]) -> Result<(), UnpackError> {
         let found = self.tree.entries(parent).get(last);
-        if found.is_some_and(|id| !self.tree.entries(*id).is_empty()) {
+        if !self.replaces_directories && found.is_some_and(|id| !self.tree.entries(*id).is_empty()) {
             return Err(EntryProblem::NotEmpty.of(entry));
         }
         self.tree.remove_child(parent, last);

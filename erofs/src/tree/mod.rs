@@ -2,14 +2,18 @@
 
 mod content;
 mod error;
+mod merge;
 mod node;
+mod overlay;
 mod resolve;
+pub mod rules;
 
 use std::collections::BTreeMap;
 
 pub use content::{Content, ContentReader, Extent, Region};
 pub use error::{Problem, TreeError, printable};
 pub use node::{Device, FileContent, Kind, Metadata, Node, Time, Xattrs};
+pub use overlay::{OverlayError, overlay};
 pub use resolve::{ResolveError, Resolved};
 
 use crate::format::{directory::NAME_LIMIT, xattr};

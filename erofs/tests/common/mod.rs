@@ -14,6 +14,7 @@ use erofs_image::{
 };
 
 pub mod odd;
+pub mod random;
 
 /// What a way of carrying a tree cannot carry.
 #[derive(Debug, Clone, Copy, Default)]

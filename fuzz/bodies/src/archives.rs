@@ -160,7 +160,7 @@ fn check_content(entry: &Entry, content: &mut dyn Content) -> Result<(), Archive
 }
 
 /// Corrects the checksum of each block that has the magic of a header.
-fn with_checksums(data: &[u8]) -> Vec<u8> {
+pub(crate) fn with_checksums(data: &[u8]) -> Vec<u8> {
     let mut fixed = data.to_vec();
     for block in fixed.chunks_exact_mut(512).filter(|block| block[257..262] == *b"ustar") {
         block[148..156].fill(b' ');

@@ -4,10 +4,17 @@ use std::sync::Arc;
 
 use erofs_image::{
     Image, ImageWriter, Options, Tree,
-    source::archive::{Unpacked, initramfs_stream, tar_stream},
+    source::{
+        archive::{Unpacked, initramfs_stream, tar_stream},
+        oci::{Config, Descriptor, Index, Layers, Manifest},
+    },
     tree::{FileContent, Kind},
 };
 
+use crate::archives::with_checksums;
+
+/// Between the parts of an image: its index, manifest, config, and layers.
+const SEPARATOR: &[u8] = b"\n--8<--\n";
 /// Files are read up to here, and images written of trees that are no larger.
 const KEPT: u64 = 1 << 16;
 /// The superblock's optional features, of which the lowest bit announces a checksum.
@@ -35,6 +42,54 @@ fn read_image(data: Vec<u8>) -> bool {
     }
     let again = write(&tree).expect("what was read can be written");
     assert_eq!(shape(&tree), shape(&again));
+    true
+}
+
+/// An image's documents name nothing but blobs. Its layers, one over the other, give a tree that can be written and read, or an
+/// error.
+pub fn erofs_oci(data: &[u8]) -> bool {
+    let mut parts = parts(data).into_iter();
+    let mut next = || parts.next().unwrap_or_default();
+    let index = Index::parse("fuzz", next());
+    let manifest = Manifest::parse("fuzz", next());
+    let config = Config::parse("fuzz", next());
+    let described = index.iter().flat_map(|index| &index.manifests);
+    let described =
+        described.chain(manifest.iter().flat_map(|manifest| manifest.layers.iter().chain([&manifest.config])));
+    described.for_each(check_descriptor);
+    let layers: Vec<&[u8]> = parts.collect();
+    check_layers(&layers.iter().map(|layer| with_checksums(layer)).collect::<Vec<_>>());
+    index.is_ok() && manifest.is_ok() && config.is_ok() && !layers.is_empty() && check_layers(&layers)
+}
+
+fn parts(data: &[u8]) -> Vec<&[u8]> {
+    let (mut parts, mut rest) = (Vec::new(), data);
+    while let Some(at) = rest.windows(SEPARATOR.len()).position(|bytes| bytes == SEPARATOR) {
+        parts.push(&rest[..at]);
+        rest = &rest[at + SEPARATOR.len()..];
+    }
+    parts.push(rest);
+    parts
+}
+
+fn check_descriptor(descriptor: &Descriptor) {
+    let path = descriptor.digest.path();
+    let digits = path.strip_prefix("blobs/sha256/").or_else(|| path.strip_prefix("blobs/sha512/"));
+    let digits = digits.expect("no other algorithm is known");
+    assert!(matches!(digits.len(), 64 | 128) && digits.bytes().all(|digit| digit.is_ascii_hexdigit()));
+}
+
+fn check_layers(layers: &[impl AsRef<[u8]>]) -> bool {
+    let mut image = Layers::new();
+    if layers.iter().any(|layer| image.add("fuzz", layer.as_ref()).is_err()) {
+        return false;
+    }
+    let Ok(unpacked) = image.finish() else { return false };
+    for id in unpacked.tree.ids() {
+        // Signs of what is gone are never seen.
+        assert!(!unpacked.tree.entries(id).keys().any(|name| name.starts_with(b".wh.")));
+    }
+    check_unpacked(unpacked);
     true
 }
 

@@ -23,7 +23,7 @@ pub use attest::{certificate, evidence, measurement_log, quote, tcg_log};
 pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{file_system_id, gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
-pub use erofs::erofs_image;
+pub use erofs::{erofs_image, erofs_oci};
 pub use images::{erofs_superblock, kernel_image, unified_kernel_image};
 pub use keys::key_history;
 pub use luks::{integrity_superblock, luks_header, luks_token};
@@ -43,6 +43,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("cpio_initramfs", cpio_initramfs),
     ("dsse_envelope", dsse_envelope),
     ("erofs_image", erofs_image),
+    ("erofs_oci", erofs_oci),
     ("erofs_superblock", erofs_superblock),
     ("evidence", evidence),
     ("file_system_id", file_system_id),

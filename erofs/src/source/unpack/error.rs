@@ -82,6 +82,18 @@ pub enum EntryProblem {
     /// Its name leads to no directory.
     #[error("its directory: {0}")]
     Directory(#[from] ResolveError),
+    /// A layer's sign that something is removed, which names nothing.
+    #[error("name: expected `.wh.` and the name of what the layer removes, as a file, found {found}")]
+    Whiteout {
+        /// What is there instead.
+        found: String,
+    },
+    /// More entries than any real layer has.
+    #[error("expected at most {limit} entries in a layer, found more")]
+    TooMany {
+        /// How many there may be.
+        limit: usize,
+    },
     /// No tree can hold it.
     #[error(transparent)]
     Tree(Problem),

@@ -21,7 +21,8 @@ pub(in crate::source) type Kept = Arc<dyn Content>;
 /// The archive itself, or what came out of it. By default it is the latter.
 #[derive(Default)]
 pub(in crate::source) struct Store {
-    archive: Option<Arc<File>>,
+    /// With the place in the file at which the archive begins.
+    archive: Option<(Arc<File>, u64)>,
     spool: Option<Arc<File>>,
     end: u64,
     /// The current archive is not compressed, so that its content stays where it is.
@@ -32,7 +33,13 @@ impl Store {
     /// For an archive in a file, in which content can stay.
     pub(in crate::source) fn of(archive: &File) -> Result<Self, UnpackError> {
         let archive = Arc::new(archive.try_clone().map_err(UnpackError::Store)?);
-        Ok(Self { archive: Some(archive), in_place: true, ..Self::default() })
+        Ok(Self { archive: Some((archive, 0)), in_place: true, ..Self::default() })
+    }
+
+    /// From here on entries come from an archive that lies in `file` from `start` on.
+    pub(in crate::source) fn turn_to(&mut self, file: Arc<File>, start: u64) {
+        self.archive = Some((file, start));
+        self.in_place = true;
     }
 
     /// Keeps the content of the entry that was read last: nothing unless it is a file.
@@ -48,7 +55,7 @@ impl Store {
         let extents = entry.extents.as_deref().unwrap_or(&whole);
         let stored = extents.iter().map(|extent| extent.length).sum();
         let (file, start) = match &self.archive {
-            Some(archive) if self.in_place => (Arc::clone(archive), content.content_offset()),
+            Some((archive, start)) if self.in_place => (Arc::clone(archive), start + content.content_offset()),
             _ => self.copy(content, stored)?,
         };
         let data = extents.iter().scan(start, |place, part| {
