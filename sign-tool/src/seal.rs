@@ -25,6 +25,7 @@ use crate::{
     x509::SigningCertificate,
 };
 
+mod compose;
 pub mod config;
 mod documents;
 pub mod finish;

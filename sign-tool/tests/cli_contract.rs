@@ -151,7 +151,8 @@ fn json_results_have_the_documented_keys() {
     let arguments = [bench.arguments("sealed"), vec!["--key".into(), bench.text("key.pem")]].concat();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let plan = run(&[&arguments[..], &["--dry-run"]].concat());
-    assert_keys("seal", &plan, &["root", "kernel_release", "modules", "trusted_keys", "threshold", "out"]);
+    let keys = ["root", "entries", "remarks", "kernel_release", "modules", "trusted_keys", "threshold", "out"];
+    assert_keys("seal", &plan, &keys);
     let told = run(&arguments);
     let keys = ["out", "image", "root_hash", "manifest_digest", "image_size", "initramfs_size", "waits_for"];
     assert_keys("seal", &told, &keys);

@@ -18,7 +18,10 @@ use iofs_sign::{
     report::{Failure, Output},
     seal::{
         self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest,
-        config::{Config, PlaceSection, PlaceText},
+        config::{
+            Config, PlaceSection, PlaceText,
+            tree::{Added, Excluded, Moded, Owned, TreeSection},
+        },
         finish::SigningKeys,
         succession::Succession,
     },
@@ -38,13 +41,34 @@ use iofs_sign::{
       --modules … --out sealed
       seals a distribution's own initramfs, which goes on to its root as ever
 
-TREE is a directory, a tar (plain, gz, xz, zst, lz4), a cpio initramfs as distributions ship it, or an erofs image.
-Archives are read where they are, with all their metadata: nobody has to be root.
+  iofs-sign seal --root oci-layout/ --overlay site/ --exclude 'usr/share/doc/**' --add motd:etc/motd --owner 'srv/**=33:33' …
+
+TREE is a directory, a tar (plain, gz, xz, zst, lz4), a cpio initramfs as distributions ship it, a container image in an OCI
+layout (as 'skopeo copy … oci:DIR' makes), or an erofs image. All are read where they are, with all their metadata: nobody has to
+be root. Overlays come first, then what is left out, added, and given owners and modes.
 The time of files newer than SOURCE_DATE_EPOCH, where that is set, is set back to it.")]
 pub(crate) struct Arguments {
     /// The root tree
     #[arg(long, value_name = "TREE")]
     root: PathBuf,
+    /// Which image of an OCI layout: its tag
+    #[arg(long, value_name = "TAG", help_heading = "The tree")]
+    oci_name: Option<String>,
+    /// A tree to lay over the root, as overlayfs does; several are laid in their order
+    #[arg(long, value_name = "TREE", help_heading = "The tree")]
+    overlay: Vec<PathBuf>,
+    /// Leave out what matches, with all below: a glob over paths from the root, such as 'usr/share/doc/**'
+    #[arg(long, value_name = "PATTERN", help_heading = "The tree")]
+    exclude: Vec<Excluded>,
+    /// Add a file or directory of this machine at a path of the image
+    #[arg(long, value_name = "SRC:DST", help_heading = "The tree")]
+    add: Vec<Added>,
+    /// Give what matches to an owner and a group, by number
+    #[arg(long, value_name = "PATTERN=UID:GID", help_heading = "The tree")]
+    owner: Vec<Owned>,
+    /// Give what matches a mode, in octal
+    #[arg(long, value_name = "PATTERN=MODE", help_heading = "The tree")]
+    mode: Vec<Moded>,
     /// A private key that signs (PKCS#8 PEM); several sign together
     #[arg(long, value_name = "PRIVATE", required_unless_present = "unsigned", conflicts_with = "unsigned")]
     key: Vec<PathBuf>,
@@ -191,6 +215,14 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
         config.slots.get_or_insert_default();
     }
     config.trust.threshold = arguments.threshold.unwrap_or(config.trust.threshold);
+    config.tree.extend(TreeSection {
+        oci_name: arguments.oci_name.clone(),
+        overlay: arguments.overlay.clone(),
+        exclude: arguments.exclude.clone(),
+        add: arguments.add.clone(),
+        owner: arguments.owner.clone(),
+        mode: arguments.mode.clone(),
+    });
     config.filesystem.compression = arguments.compression.or(config.filesystem.compression);
     let lines = &mut config.boot.command_lines;
     match &arguments.command_line {

@@ -26,12 +26,16 @@ use crate::{
     report::{ExitStatus, Failure},
 };
 
+pub mod tree;
+
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// Which image this is.
     pub image: ImageSection,
+    /// What else the root tree is made of.
+    pub tree: tree::TreeSection,
     /// The erofs image.
     pub filesystem: FilesystemSection,
     /// The hash tree.
@@ -442,7 +446,7 @@ impl Config {
         toml::from_str(text)
     }
 
-    /// Reads `iofs.toml`. Keys are found relative to it.
+    /// Reads `iofs.toml`. Files that it names are found relative to it.
     ///
     /// # Errors
     /// A [`Failure`] with the file and what [`Config::parse`] says of it.
@@ -462,6 +466,7 @@ impl Config {
         for file in config.trust.keys.iter_mut().chain(&mut config.tpm.srk).chain(of_uki) {
             *file = home.join(&*file);
         }
+        config.tree.found_from(home);
         Ok(config)
     }
 }

@@ -15,7 +15,7 @@ use iofs_policy::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{SealRequest, config::Config, documents::identity, os_release::OsRelease};
+use super::{SealRequest, compose, config::Config, documents::identity, os_release::OsRelease};
 use crate::{
     atomic::AtomicDirectory,
     epoch::source_date_epoch,
@@ -23,7 +23,6 @@ use crate::{
     initramfs::kernel::KernelImage,
     report::{ExitStatus, Failure, Output, Progress},
     sealed,
-    tree::source::Source,
     verity::Leaves,
 };
 
@@ -43,9 +42,8 @@ pub(super) fn write(
 ) -> Result<Image, Failure> {
     let config = &request.config;
     let options = ImageOptions { threads: request.threads.get(), ..image_options(config, kernel)? };
-    let source = Source::open(&request.root)?;
     let progress = output.spinner("reading the root tree");
-    let found = source.load()?;
+    let found = compose::load(request, kernel)?;
     progress.finish();
     let os_release = found.as_ref().map_or_else(OsRelease::default, |found| OsRelease::read(&found.tree));
     let identity = identity(config, &os_release, kernel);

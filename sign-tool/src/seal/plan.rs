@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use iofs_policy::trust::KeyId;
 
-use super::{SealRequest, check, image::image_options, is_sealed, read_init, read_kernel, succession::SealedKeys};
+use super::{
+    SealRequest, check, compose, image::image_options, is_sealed, read_init, read_kernel, succession::SealedKeys,
+};
 use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Failure, tree::source::Source};
 
 /// What `seal` would do, for `--dry-run`.
@@ -12,6 +14,10 @@ use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Fail
 pub struct Plan {
     /// What the root tree is.
     pub root: String,
+    /// How many files, directories and links it has with overlays and rules; nothing of a ready image.
+    pub entries: Option<usize>,
+    /// What the user should know of it, such as rules that match nothing.
+    pub remarks: Vec<String>,
     /// The kernel's release, if there is a kernel.
     pub kernel_release: Option<String>,
     /// The modules for the mini-initramfs.
@@ -28,9 +34,11 @@ impl Plan {
     /// The plan as people read it.
     pub fn to_text(&self) -> String {
         let kernel = self.kernel_release.as_deref().unwrap_or("none: the image alone");
+        let entries = self.entries.map(|count| format!(", {count} inodes")).unwrap_or_default();
+        let remarks: String = self.remarks.iter().map(|remark| format!("           {remark}\n")).collect();
         let keys: Vec<String> = self.trusted_keys.iter().map(KeyId::to_string).collect();
         format!(
-            "root tree: {}\nkernel:    {kernel}\nmodules:   {}\ntrusted:   {} ({} must sign)\nwould write {}",
+            "root tree: {}{entries}\n{remarks}kernel:    {kernel}\nmodules:   {}\ntrusted:   {} ({} must sign)\nwould write {}",
             self.root,
             self.modules.join(" "),
             keys.join(", "),
@@ -58,7 +66,12 @@ pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
         }
         _ => Vec::new(),
     };
+    let found = compose::load(request, kernel.as_ref())?;
+    let found = found.map(|found| (found.tree.into_walked().len(), found.remarks));
+    let (entries, remarks) = found.unzip();
     Ok(Plan {
+        entries,
+        remarks: remarks.unwrap_or_default(),
         root: describe_source(&Source::open(&request.root)?),
         kernel_release: kernel.map(|kernel| kernel.release.to_string()),
         modules,
@@ -73,6 +86,7 @@ fn describe_source(source: &Source) -> String {
         Source::Directory(path) => format!("directory {}", path.display()),
         Source::Tar(path, compression) => format!("tar {} ({})", path.display(), compression.name()),
         Source::Initramfs(path) => format!("cpio initramfs {}", path.display()),
+        Source::Oci(path) => format!("OCI image layout {}", path.display()),
         Source::Erofs(path) => format!("erofs image {}", path.display()),
     }
 }

@@ -9,6 +9,7 @@ use std::{
 use erofs_image::source::{
     archive::{self, UnpackError, Unpacked},
     directory::{self, DirectoryError},
+    oci::{self, Choice, OciError},
 };
 
 use crate::{
@@ -31,6 +32,8 @@ pub enum Source {
     Tar(PathBuf, Compression),
     /// A cpio initramfs: archives in a row, each compressed in its own way.
     Initramfs(PathBuf),
+    /// A container image in an OCI layout: a directory, or a tar archive of one.
+    Oci(PathBuf),
     /// An erofs image, to be used as it is.
     Erofs(PathBuf),
 }
@@ -47,7 +50,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// Something else.
-    #[error("{}: expected a directory, a tar or cpio archive, or an erofs image; found {found}", .path.display())]
+    #[error("{}: expected a directory, a tar or cpio archive, an OCI image layout, or an erofs image; found {found}", .path.display())]
     Unknown {
         /// The file.
         path: PathBuf,
@@ -65,6 +68,9 @@ pub enum SourceError {
     /// A directory cannot be read, or has what no image can hold.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// A container image is incomplete, or not what its digests say, or not told from others.
+    #[error(transparent)]
+    Oci(#[from] OciError),
     /// An archive is bad, or has what no image can hold.
     #[error(transparent)]
     Archive(#[from] UnpackError),
@@ -108,6 +114,20 @@ impl From<DirectoryError> for Failure {
     }
 }
 
+impl From<OciError> for Failure {
+    fn from(error: OciError) -> Self {
+        let fact = error.to_string();
+        match error {
+            OciError::Io { .. } => Self::new(ExitStatus::System, fact),
+            OciError::Choice { .. } => Self::new(ExitStatus::Usage, fact).next(
+                "name one by --oci-name; the processor is the kernel's, or image.architecture of the configuration",
+            ),
+            OciError::Layer { error, .. } | OciError::Image { error } => Self { fact, ..error.into() },
+            _ => Self::new(ExitStatus::BadInput, fact),
+        }
+    }
+}
+
 impl From<UnpackError> for Failure {
     fn from(error: UnpackError) -> Self {
         let fact = error.to_string();
@@ -131,11 +151,12 @@ impl From<SourceError> for Failure {
         match error {
             SourceError::Io { .. } => Self::new(ExitStatus::System, fact).next("check the path and its permissions"),
             SourceError::Unknown { .. } => Self::new(ExitStatus::BadInput, fact)
-                .next("pass a directory, the output of mmdebstrap or `docker export`, an initramfs, or an erofs image"),
+                .next("pass a directory, the output of mmdebstrap, `docker export` or `skopeo copy … oci:`, an initramfs, or an erofs image"),
             SourceError::Compression { .. } => {
                 Self::new(ExitStatus::BadInput, fact).next("recompress it with gzip, xz, zstd or lz4")
             }
             SourceError::Directory(error) => error.into(),
+            SourceError::Oci(error) => error.into(),
             SourceError::Archive(error) => error.into(),
         }
     }
@@ -152,6 +173,9 @@ impl Source {
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let fail = |source| SourceError::Io { path: path.to_owned(), source };
         let kind = std::fs::metadata(path).map_err(fail)?;
+        if oci::is_layout(path) {
+            return Ok(Self::Oci(path.to_owned()));
+        }
         if kind.is_dir() {
             return Ok(Self::Directory(path.to_owned()));
         }
@@ -200,16 +224,17 @@ impl Source {
         Err(SourceError::Unknown { path, found })
     }
 
-    /// Reads the tree: metadata, and where content lies. Nothing is unpacked, and nobody has to be root. `None` for a ready
-    /// image.
+    /// Reads the tree: metadata, and where content lies. Nothing is unpacked, and nobody has to be root. `choice` says which
+    /// of a layout's images. `None` for a ready image.
     ///
     /// # Errors
     /// A bad archive, or an entry that no image can hold.
-    pub fn load(&self) -> Result<Option<Unpacked>, SourceError> {
+    pub fn load(&self, choice: &Choice) -> Result<Option<Unpacked>, SourceError> {
         Ok(match self {
             Self::Directory(path) => Some(Unpacked { tree: directory::load(path)?, remarks: Vec::new() }),
             Self::Tar(path, _) => Some(archive::tar(path)?),
             Self::Initramfs(path) => Some(archive::initramfs(path)?),
+            Self::Oci(path) => Some(oci::load(path, choice)?),
             Self::Erofs(_) => None,
         })
     }

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use erofs_image::{Tree, write::FileSink};
+use erofs_image::{Tree, source::oci::Choice, write::FileSink};
 use iofs_sign::{
     erofs::{
         self, ImageOptions,
@@ -57,7 +57,7 @@ pub(crate) fn shell(script: &str, arguments: &[&Path]) {
 
 /// The tree that an archive or a directory holds.
 pub(crate) fn load(source: &Path) -> Result<Tree, Failure> {
-    let found = Source::open(source)?.load()?.expect("not a ready image");
+    let found = Source::open(source)?.load(&Choice::default())?.expect("not a ready image");
     assert_eq!(found.remarks, [] as [&str; 0]);
     Ok(found.tree)
 }

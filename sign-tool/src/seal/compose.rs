@@ -1,0 +1,88 @@
+//! The tree of an image: what `--root` names, with overlays over it and rules applied.
+
+use std::{fs::File, path::Path, sync::Arc};
+
+use erofs_image::{
+    Image, Tree,
+    source::{archive::Unpacked, directory, oci::Choice},
+    tree::{
+        overlay,
+        rules::{self, Rule},
+    },
+};
+use iofs_policy::manifest::Architecture;
+
+use super::{
+    SealRequest,
+    config::tree::{Added, TreeSection},
+};
+use crate::{
+    erofs,
+    initramfs::kernel::KernelImage,
+    report::{ExitStatus, Failure},
+    tree::source::Source,
+};
+
+/// Loads it. `None` where a ready image is to be used as it is.
+pub(super) fn load(request: &SealRequest, kernel: Option<&KernelImage>) -> Result<Option<Unpacked>, Failure> {
+    let section = &request.config.tree;
+    let architecture = request.config.image.architecture.or(kernel.map(|kernel| kernel.machine.architecture()));
+    let choice = Choice {
+        name: section.oci_name.clone(),
+        architecture: architecture.map(|name| go_name(name).to_owned()),
+        variant: None,
+    };
+    let source = Source::open(&request.root)?;
+    if matches!(source, Source::Erofs(_)) && section.is_empty() {
+        return Ok(None);
+    }
+    let mut found = tree_of(&source, &choice)?;
+    for path in &section.overlay {
+        let upper = tree_of(&Source::open(path)?, &choice)?;
+        found.remarks.extend(upper.remarks);
+        let refused = |error| bad_input(path, &error);
+        overlay(&mut found.tree, upper.tree).map_err(refused)?;
+    }
+    found.remarks.extend(apply(&mut found.tree, section)?);
+    Ok(Some(found))
+}
+
+/// What Go calls processors, and with it OCI.
+fn go_name(architecture: Architecture) -> &'static str {
+    match architecture {
+        Architecture::X86_64 => "amd64",
+        Architecture::Arm64 => "arm64",
+    }
+}
+
+fn tree_of(source: &Source, choice: &Choice) -> Result<Unpacked, Failure> {
+    match source {
+        Source::Erofs(path) => Ok(Unpacked { tree: of_image(path)?, remarks: Vec::new() }),
+        other => Ok(other.load(choice)?.expect("all but ready images are read")),
+    }
+}
+
+/// The tree that an image holds.
+fn of_image(path: &Path) -> Result<Tree, Failure> {
+    erofs::check_image(path, None)?;
+    let file = File::open(path).map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
+    let tree = Image::open(file).and_then(|image| Arc::new(image).tree());
+    tree.map_err(|error| bad_input(path, &error))
+}
+
+fn bad_input(path: &Path, error: &dyn std::error::Error) -> Failure {
+    Failure::new(ExitStatus::BadInput, format!("{}: {error}", path.display()))
+}
+
+/// Follows the rules, and tells which of them had no effect.
+fn apply(tree: &mut Tree, section: &TreeSection) -> Result<Vec<String>, Failure> {
+    let add = |added: &Added| {
+        let graft = directory::graft(&added.source)?;
+        Ok(Rule::Add { path: added.path.clone(), graft })
+    };
+    let added = section.add.iter().map(add).collect::<Result<Vec<_>, Failure>>()?;
+    let rules: Vec<Rule> = section.rules().into_iter().chain(added).collect();
+    let outcomes = rules::apply(tree, &rules).map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
+    let idle = outcomes.into_iter().filter(|outcome| outcome.matched == 0);
+    Ok(idle.map(|outcome| format!("{}: nothing in the tree matches", outcome.rule)).collect())
+}
