@@ -29,6 +29,8 @@ use crate::{
 };
 
 mod disk;
+mod entries;
+pub mod image;
 pub mod initramfs;
 mod luks;
 pub(crate) mod luks_text;
@@ -36,6 +38,9 @@ mod pe;
 mod text;
 
 pub use disk::{InspectedDisk, InspectedPartition};
+pub use entries::{ListedEntry, Listing};
+use entries::{extract_tree, mode_text, refuse_existing};
+pub use image::{Checked, Detail, InspectedErofs};
 pub use initramfs::InspectedInitramfs;
 pub use luks::{InspectedKdf, InspectedKeyslot, InspectedLuks, InspectedSegment, InspectedToken, InspectedTpm2};
 pub use pe::{InspectedPe, InspectedSection};
@@ -157,17 +162,6 @@ pub struct InspectedSuperblock {
     pub tree_bytes: u64,
 }
 
-/// An erofs superblock with what follows from it.
-#[derive(Debug, Serialize)]
-pub struct InspectedErofs {
-    /// What the superblock says.
-    pub superblock: erofs::superblock::Superblock,
-    /// The compression algorithms in use.
-    pub algorithms: Vec<&'static str>,
-    /// The oldest kernel that reads it.
-    pub least_kernel: String,
-}
-
 /// Looks at a file or a sealed directory.
 ///
 /// # Errors
@@ -184,6 +178,15 @@ pub fn inspect(path: &Path) -> Result<Inspection, Failure> {
     by_head(path, &mut file, &head)
 }
 
+/// Whether a file is an erofs image.
+///
+/// # Errors
+/// It cannot be read.
+pub fn is_image(path: &Path) -> Result<bool, Failure> {
+    let found = File::open(path).and_then(|mut file| erofs::superblock::has_magic(&mut file));
+    found.map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))
+}
+
 fn by_head(path: &Path, file: &mut File, head: &[u8]) -> Result<Inspection, Failure> {
     if head.starts_with(b"verity\0\0") {
         return verity_superblock(path, head);
@@ -195,7 +198,7 @@ fn by_head(path: &Path, file: &mut File, head: &[u8]) -> Result<Inspection, Fail
         return luks::inspect(path, file).map(Box::new).map(Inspection::Luks2);
     }
     if erofs::superblock::has_magic(file).unwrap_or(false) {
-        return erofs_image(path);
+        return image::inspect(path, Detail::default()).map(Inspection::Erofs);
     }
     if head.trim_ascii_start().starts_with(b"{") {
         return json(path, file);
@@ -263,15 +266,6 @@ fn verity_superblock(path: &Path, head: &[u8]) -> Result<Inspection, Failure> {
         levels: geometry.levels().iter().map(|level| level.blocks).collect(),
         tree_bytes: geometry.hash_bytes(),
         parameters: superblock.parameters,
-    }))
-}
-
-fn erofs_image(path: &Path) -> Result<Inspection, Failure> {
-    let superblock = erofs::superblock::read(path)?;
-    Ok(Inspection::Erofs(InspectedErofs {
-        algorithms: superblock.algorithms().into_iter().map(erofs::Algorithm::name).collect(),
-        least_kernel: superblock.least_kernel().0.to_string(),
-        superblock,
     }))
 }
 

@@ -7,7 +7,7 @@ use std::{
 
 use iofs_sign::{
     atomic::AtomicFile,
-    inspect::{self, initramfs},
+    inspect::{self, Detail, Inspection, image, initramfs},
     report::{Failure, Output},
 };
 
@@ -21,32 +21,44 @@ use iofs_sign::{
   iofs-sign inspect sealed/manifest.dsse.json
   iofs-sign inspect sealed/initramfs.img --extract etc/iofs/trust.json
   iofs-sign inspect /dev/vda3
+  iofs-sign inspect sealed/image.erofs --check --list
   iofs-sign inspect /boot/initrd.img-6.1.0 --extract-all unpacked")]
 pub(crate) struct Arguments {
     /// The file, a device, or a sealed directory
     file: PathBuf,
-    /// Write one file of an initramfs to standard output, or to --out
+    /// List everything in an erofs image (an initramfs is listed anyway)
+    #[arg(long, conflicts_with_all = ["extract", "extract_all"])]
+    list: bool,
+    /// Read everything in an erofs image, to the last byte of each file, and say what is damaged
+    #[arg(long, conflicts_with_all = ["extract", "extract_all"])]
+    check: bool,
+    /// Write one file of an initramfs or erofs image to standard output, or to --out
     #[arg(long, value_name = "PATH")]
     extract: Option<String>,
     /// Where --extract writes
     #[arg(long, value_name = "FILE", requires = "extract")]
     out: Option<PathBuf>,
-    /// Unpack a whole initramfs into a new directory, with owners and devices (as root)
+    /// Unpack a whole initramfs or erofs image into a new directory; owners and devices are kept for root alone
     #[arg(long, value_name = "DIR", conflicts_with = "extract")]
     extract_all: Option<PathBuf>,
 }
 
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
+    let file = &arguments.file;
     if let Some(name) = &arguments.extract {
-        return extract(&arguments.file, name, arguments.out.as_deref());
+        return extract(file, name, arguments.out.as_deref());
     }
     if let Some(directory) = &arguments.extract_all {
-        for remark in initramfs::extract_all(&arguments.file, directory)? {
-            output.warn(remark);
-        }
+        let left_out = if inspect::is_image(file)? { image::extract_all } else { initramfs::extract_all };
+        left_out(file, directory)?.iter().for_each(|remark| output.warn(remark));
         return Ok(());
     }
-    let inspection = inspect::inspect(&arguments.file)?;
+    let detail = Detail { list: arguments.list, check: arguments.check };
+    let inspection = if arguments.check || arguments.list && inspect::is_image(file)? {
+        Inspection::Erofs(image::inspect(file, detail)?)
+    } else {
+        inspect::inspect(file)?
+    };
     output.result(&inspection, || inspection.to_string());
     Ok(())
 }
@@ -55,13 +67,20 @@ fn extract(archive: &Path, name: &str, out: Option<&Path>) -> Result<(), Failure
     match out {
         None => {
             let mut stdout = std::io::stdout().lock();
-            initramfs::extract(archive, name, &mut stdout)?;
+            extract_to(archive, name, &mut stdout)?;
             stdout.flush().map_err(|error| Failure::io("write standard output", &error))
         }
         Some(path) => {
             let mut file = AtomicFile::create(path, 0o644)?;
-            initramfs::extract(archive, name, file.file())?;
+            extract_to(archive, name, file.file())?;
             file.replace()
         }
+    }
+}
+
+fn extract_to(archive: &Path, name: &str, output: &mut impl Write) -> Result<u64, Failure> {
+    match inspect::is_image(archive)? {
+        true => image::extract(archive, name, output),
+        false => initramfs::extract(archive, name, output),
     }
 }

@@ -2,13 +2,14 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Write},
+    io::{BufReader, Write},
     path::Path,
 };
 
-use erofs_image::{ExtractError, source::archive};
+use erofs_image::source::archive;
 use serde::Serialize;
 
+use super::{ListedEntry, Listing, extract_tree, mode_text, refuse_existing};
 use crate::{
     archive::{
         entry::{Content, Entry, Kind, printable},
@@ -25,27 +26,7 @@ pub struct InspectedInitramfs {
     /// The archives in it, in order.
     pub segments: Vec<Segment>,
     /// The files, in order. A later one replaces an earlier one of the same name.
-    pub entries: Vec<ListedEntry>,
-}
-
-/// A file of an initramfs.
-#[derive(Debug, Serialize)]
-pub struct ListedEntry {
-    /// The archive that it is in.
-    pub segment: usize,
-    /// Its name, printable.
-    pub name: String,
-    /// File type and permissions, as `ls` writes them.
-    pub mode: String,
-    /// Owner.
-    pub uid: u32,
-    /// Group.
-    pub gid: u32,
-    /// Size in bytes.
-    pub size: u64,
-    /// Where a symbolic link points to.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target: Option<String>,
+    pub entries: Listing,
 }
 
 /// Lists an initramfs.
@@ -75,7 +56,7 @@ fn open(path: &Path) -> Result<Input<BufReader<File>>, Failure> {
     Ok(Input::new(BufReader::new(file), path.display().to_string()))
 }
 
-struct Lister(Vec<ListedEntry>);
+struct Lister(Listing);
 
 impl Visitor for Lister {
     type Error = ArchiveError;
@@ -86,9 +67,9 @@ impl Visitor for Lister {
             _ => None,
         };
         self.0.push(ListedEntry {
-            segment: segment.index,
+            segment: Some(segment.index),
             name: entry.display_name(),
-            mode: mode_text(entry),
+            mode: mode_text(letter(&entry.kind), entry.metadata.mode),
             uid: entry.metadata.uid,
             gid: entry.metadata.gid,
             size: entry.size,
@@ -98,9 +79,8 @@ impl Visitor for Lister {
     }
 }
 
-/// Type and permissions as `ls -l` writes them.
-fn mode_text(entry: &Entry) -> String {
-    let kind = match entry.kind {
+fn letter(kind: &Kind) -> char {
+    match kind {
         Kind::File | Kind::HardLink(_) => '-',
         Kind::Directory => 'd',
         Kind::Symlink(_) => 'l',
@@ -108,29 +88,7 @@ fn mode_text(entry: &Entry) -> String {
         Kind::BlockDevice(_) => 'b',
         Kind::Fifo => 'p',
         Kind::Socket => 's',
-    };
-    let mode = entry.metadata.mode;
-    let bit = |mask: u32, letter: char| if mode & mask != 0 { letter } else { '-' };
-    let execute = |mask: u32, special: u32, letter: char| match (mode & mask != 0, mode & special != 0) {
-        (true, true) => letter,
-        (false, true) => letter.to_ascii_uppercase(),
-        (true, false) => 'x',
-        (false, false) => '-',
-    };
-    [
-        kind,
-        bit(0o400, 'r'),
-        bit(0o200, 'w'),
-        execute(0o100, 0o4000, 's'),
-        bit(0o40, 'r'),
-        bit(0o20, 'w'),
-        execute(0o10, 0o2000, 's'),
-        bit(0o4, 'r'),
-        bit(0o2, 'w'),
-        execute(0o1, 0o1000, 't'),
-    ]
-    .into_iter()
-    .collect()
+    }
 }
 
 struct Extractor<'a> {
@@ -164,17 +122,8 @@ impl Visitor for Extractor<'_> {
 /// # Errors
 /// The directory exists, the archive is damaged, or a file cannot be made.
 pub fn extract_all(path: &Path, directory: &Path) -> Result<Vec<String>, Failure> {
-    if directory.symlink_metadata().is_ok() {
-        return Err(Failure::new(ExitStatus::Usage, format!("{} exists already", directory.display()))
-            .next("name a directory that does not exist"));
-    }
+    refuse_existing(directory)?;
     let mut found = archive::initramfs(path)?;
-    let failed = |error: ExtractError| Failure::new(ExitStatus::System, error.to_string());
-    let moved = |error: io::Error| Failure::io(format_args!("make {}", directory.display()), &error);
-    // It appears whole or not at all.
-    let place = tempfile::tempdir_in(crate::atomic::parent(directory)).map_err(moved)?;
-    let staged = place.path().join("tree");
-    found.remarks.extend(erofs_image::extract(&found.tree, &staged).map_err(failed)?);
-    std::fs::rename(&staged, directory).map_err(moved)?;
+    found.remarks.extend(extract_tree(&found.tree, directory)?);
     Ok(found.remarks)
 }

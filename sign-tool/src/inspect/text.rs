@@ -10,7 +10,8 @@ use iofs_policy::{
 };
 
 use super::{
-    Document, InspectedDisk, InspectedErofs, InspectedInitramfs, InspectedMove, InspectedSuperblock, Inspection,
+    Checked, Document, InspectedDisk, InspectedErofs, InspectedInitramfs, InspectedMove, InspectedSuperblock,
+    Inspection, ListedEntry,
 };
 
 impl Display for Inspection {
@@ -200,7 +201,12 @@ fn erofs(image: &InspectedErofs, out: &mut Formatter<'_>) -> fmt::Result {
         Some(false) => "DOES NOT HOLD",
         None => "none",
     };
-    writeln!(out, "  superblock checksum: {checksum}")
+    writeln!(out, "  superblock checksum: {checksum}")?;
+    if let Some(checked) = &image.checked {
+        let Checked { inodes, names, bytes } = checked;
+        writeln!(out, "  read and whole: {inodes} inodes by {names} names, {bytes} bytes")?;
+    }
+    image.entries.iter().flatten().try_for_each(|entry| line(entry, out))
 }
 
 fn list(initramfs: &InspectedInitramfs, out: &mut Formatter<'_>) -> fmt::Result {
@@ -215,16 +221,16 @@ fn list(initramfs: &InspectedInitramfs, out: &mut Formatter<'_>) -> fmt::Result 
             segment.unpacked_size,
             segment.entries
         )?;
-        for entry in initramfs.entries.iter().filter(|entry| entry.segment == segment.index) {
-            let target = entry.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
-            writeln!(
-                out,
-                "{} {:>5} {:>5} {:>10} {}{target}",
-                entry.mode, entry.uid, entry.gid, entry.size, entry.name
-            )?;
+        for entry in initramfs.entries.iter().filter(|entry| entry.segment == Some(segment.index)) {
+            line(entry, out)?;
         }
     }
     Ok(())
+}
+
+fn line(entry: &ListedEntry, out: &mut Formatter<'_>) -> fmt::Result {
+    let target = entry.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
+    writeln!(out, "{} {:>5} {:>5} {:>10} {}{target}", entry.mode, entry.uid, entry.gid, entry.size, entry.name)
 }
 
 /// The stages, each with a bar as long as it took.

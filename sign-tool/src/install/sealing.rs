@@ -223,7 +223,8 @@ fn usual_config(place: &Place) -> Config {
 /// Where the archives that the kernel itself reads end: they come first, and hold nothing but a folder `kernel`.
 pub(super) fn early_end(listed: &InspectedInitramfs) -> u64 {
     let is_early = |index: usize| {
-        let mut names = listed.entries.iter().filter(|entry| entry.segment == index).map(|entry| entry.name.as_str());
+        let mut names =
+            listed.entries.iter().filter(|entry| entry.segment == Some(index)).map(|entry| entry.name.as_str());
         names.all(|name| name == "." || name == "early_cpio" || name.trim_start_matches("./").starts_with("kernel"))
     };
     let last = listed.segments.iter().take_while(|segment| is_early(segment.index)).last();
