@@ -89,7 +89,11 @@ impl Default for Options {
 }
 
 impl Options {
-    pub(super) fn check(&self) -> Result<(), WriteError> {
+    /// Checks ranges, and what the kernel knows.
+    ///
+    /// # Errors
+    /// The option, what it may be, and what it is.
+    pub fn check(&self) -> Result<(), WriteError> {
         let refuse = |option, expected: &str, found: String| {
             Err(WriteError::Option { option, expected: expected.into(), found })
         };

@@ -13,16 +13,6 @@ pub enum ImageError {
     /// The target kernel is too old.
     #[error(transparent)]
     Kernel(#[from] Unsupported),
-    /// An option outside its range.
-    #[error("{option}: expected {expected}, found {found}")]
-    Option {
-        /// The option.
-        option: &'static str,
-        /// Its range.
-        expected: &'static str,
-        /// What was given.
-        found: String,
-    },
     /// The image cannot be written.
     #[error(transparent)]
     Write(#[from] WriteError),
@@ -65,9 +55,11 @@ impl From<ImageError> for Failure {
             ImageError::Kernel(_) => {
                 failure(ExitStatus::Usage).next("compress with lz4 or lz4hc, or choose a newer kernel for the target")
             }
+            ImageError::Write(WriteError::Option { .. }) => {
+                failure(ExitStatus::Usage).next("correct it; lz4 and lz4hc are read by every kernel with erofs")
+            }
             ImageError::Write(WriteError::Content { .. } | WriteError::Sink { .. }) => failure(ExitStatus::System),
             ImageError::Write(_) => failure(ExitStatus::BadInput),
-            ImageError::Option { .. } => failure(ExitStatus::Usage),
             ImageError::Io { .. } => failure(ExitStatus::System),
             ImageError::Format { .. } => {
                 failure(ExitStatus::BadInput).next("make the image anew, or pass the tree itself")

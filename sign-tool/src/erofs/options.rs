@@ -2,10 +2,18 @@
 
 use std::str::FromStr;
 
+use erofs_image::{Compression, Options, Time, write::KernelRelease as Kernel};
+
 use super::{
     error::ImageError,
-    kernel::{Algorithm, KernelRelease, Unsupported, supported},
+    kernel::{Algorithm, KernelRelease},
 };
+
+/// The levels of those who name none.
+const LZ4HC_LEVEL: i32 = 9;
+const ZSTD_LEVEL: i32 = 3;
+/// Whatever compression it has, such a kernel reads it.
+const LEAST_KERNEL: KernelRelease = KernelRelease::new(6, 1);
 
 /// The compression of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,32 +102,32 @@ impl Default for ImageOptions {
 
 impl ImageOptions {
     /// Checks ranges and the target kernel.
+    ///
+    /// # Errors
+    /// The option, what it may be, and what it is.
     pub fn check(&self) -> Result<(), ImageError> {
-        let level = |option, expected, level: Option<u32>, range: std::ops::RangeInclusive<u32>| match level {
-            Some(level) if !range.contains(&level) => {
-                Err(ImageError::Option { option, expected, found: level.to_string() })
-            }
-            _ => Ok(()),
-        };
-        match self.compression {
-            ImageCompression::Lz4Hc(given) => level("lz4hc level", "3 to 12", given, 3..=12)?,
-            ImageCompression::Zstd(given) => level("zstd level", "1 to 22", given, 1..=22)?,
-            ImageCompression::None | ImageCompression::Lz4 => {}
-        }
-        if !self.cluster_size.is_multiple_of(4096) || !(4096..=1 << 20).contains(&self.cluster_size) {
-            let expected = "a multiple of 4096 up to 1048576";
-            return Err(ImageError::Option { option: "cluster size", expected, found: self.cluster_size.to_string() });
-        }
-        self.check_kernel().map_err(ImageError::Kernel)
+        Ok(self.of_writer(0).check()?)
     }
 
-    fn check_kernel(&self) -> Result<(), Unsupported> {
-        let Some(kernel) = self.kernel else { return Ok(()) };
-        self.compression.algorithm().map_or(Ok(()), |algorithm| supported(kernel, algorithm))?;
-        let least = KernelRelease::new(5, 15);
-        if kernel < least {
-            return Err(Unsupported { kernel, least, feature: "big clusters and chunks" });
+    /// What the writer is told; `time` is the image's own, in seconds since 1970.
+    pub(super) fn of_writer(&self, time: u64) -> Options {
+        let level = |given: Option<u32>, usual| given.map_or(usual, |level| i32::try_from(level).unwrap_or(i32::MAX));
+        let compression = match self.compression {
+            ImageCompression::None => Compression::None,
+            ImageCompression::Lz4 => Compression::Lz4,
+            ImageCompression::Lz4Hc(given) => Compression::Lz4hc { level: level(given, LZ4HC_LEVEL) },
+            ImageCompression::Zstd(given) => Compression::Zstd { level: level(given, ZSTD_LEVEL) },
+        };
+        let algorithm = self.compression.algorithm();
+        let needed = algorithm.map_or(LEAST_KERNEL, |algorithm| algorithm.least_kernel().max(LEAST_KERNEL));
+        let kernel = self.kernel.unwrap_or(needed);
+        Options {
+            compression,
+            cluster_size: self.cluster_size as usize,
+            threads: self.threads,
+            build_time: Some(Time { seconds: time as i64, nanoseconds: 0 }),
+            kernel: Kernel::new(kernel.major as u16, kernel.minor as u16),
+            ..Options::default()
         }
-        Ok(())
     }
 }

@@ -7,27 +7,24 @@ use std::{
     path::Path,
 };
 
+use erofs_image::format::superblock::{
+    self as format, COMPAT_CHECKSUM, INCOMPAT_CONFIGURATIONS, RawSuperblock, checksum,
+};
 use serde::Serialize;
 use uuid::Uuid;
+use zerocopy::FromBytes;
 
 use super::{
     ImageError,
     kernel::{Algorithm, KernelRelease},
 };
 
+pub use erofs_image::format::superblock::MAGIC;
+
 /// Where it starts.
-pub const OFFSET: u64 = 1024;
-/// Its first four bytes.
-pub const MAGIC: u32 = 0xE0F5_E1E2;
-/// Its fixed part.
-const SIZE: usize = 128;
+pub const OFFSET: u64 = format::OFFSET as u64;
 /// The kernel accepts blocks from 512 bytes up to its pages, which are 64 KiB at most.
 const BLOCK_BITS: std::ops::RangeInclusive<u8> = 9..=16;
-
-const CHECKSUM: usize = 4;
-const UUID: usize = 48;
-const COMPAT_CHECKSUM: u32 = 1;
-const INCOMPAT_CONFIGS: u32 = 2;
 
 /// Features that a kernel must know, the kernel that learned them, and names. Some bits stand for two features that
 /// came in different releases; the older counts.
@@ -88,30 +85,28 @@ impl Superblock {
     /// Too few bytes, another magic, or an impossible block size.
     pub fn decode(bytes: &[u8]) -> Result<Self, FieldError> {
         let error = |field, expected: &str, found: String| FieldError { field, expected: expected.into(), found };
-        if bytes.len() < SIZE {
+        let Ok((raw, _)) = RawSuperblock::read_from_prefix(bytes) else {
             return Err(error("superblock", "128 bytes", format!("{} bytes", bytes.len())));
+        };
+        if raw.magic != MAGIC {
+            return Err(error("magic", "0xe0f5e1e2", format!("{:#010x}", raw.magic)));
         }
-        let magic = u32_at(bytes, 0);
-        if magic != MAGIC {
-            return Err(error("magic", "0xe0f5e1e2", format!("{magic:#010x}")));
+        if !BLOCK_BITS.contains(&raw.block_bits) {
+            return Err(error("blkszbits", "9 to 16", raw.block_bits.to_string()));
         }
-        let bits = bytes[12];
-        if !BLOCK_BITS.contains(&bits) {
-            return Err(error("blkszbits", "9 to 16", bits.to_string()));
-        }
-        let feature_incompat = u32_at(bytes, 80);
+        let feature_incompat = raw.feature_incompat.get();
         Ok(Self {
-            block_size: 1 << bits,
-            blocks: u32_at(bytes, 36).into(),
-            inodes: u64_at(bytes, 16),
-            build_time: u64_at(bytes, 24),
-            uuid: Uuid::from_slice(&bytes[UUID..UUID + 16]).expect("16 bytes"),
-            feature_compat: u32_at(bytes, 8),
+            block_size: 1 << raw.block_bits,
+            blocks: raw.blocks.get().into(),
+            inodes: raw.inodes.get(),
+            build_time: raw.epoch.get(),
+            uuid: Uuid::from_bytes(raw.uuid),
+            feature_compat: raw.feature_compat.get(),
             feature_incompat,
-            available_algorithms: (feature_incompat & INCOMPAT_CONFIGS != 0).then(|| u16_at(bytes, 84)),
-            checksum_holds: checksum_holds(bytes, 1 << bits),
-            root_nid: u16_at(bytes, 14).into(),
-            meta_block: u32_at(bytes, 40),
+            available_algorithms: (feature_incompat & INCOMPAT_CONFIGURATIONS != 0).then(|| raw.algorithms.get()),
+            checksum_holds: checksum_holds(bytes, &raw),
+            root_nid: raw.root_nid.get().into(),
+            meta_block: raw.meta_block.get(),
         })
     }
 
@@ -203,32 +198,13 @@ fn check(found: &Superblock, size: u64) -> Result<(), FieldError> {
     Ok(())
 }
 
-/// The kernel's crc32c leaves out the last inversion.
-fn checksum(bytes: &[u8]) -> u32 {
-    !crc32c::crc32c(bytes)
-}
-
-fn checksum_holds(bytes: &[u8], block_size: usize) -> Option<bool> {
-    if u32_at(bytes, 8) & COMPAT_CHECKSUM == 0 {
+fn checksum_holds(bytes: &[u8], raw: &RawSuperblock) -> Option<bool> {
+    if raw.feature_compat.get() & COMPAT_CHECKSUM == 0 {
         return None;
     }
-    let length = if block_size > OFFSET as usize { block_size - OFFSET as usize } else { block_size };
-    let Some(covered) = bytes.get(..length) else { return Some(false) };
-    let mut covered = covered.to_vec();
-    covered[CHECKSUM..CHECKSUM + 4].fill(0);
-    Some(checksum(&covered) == u32_at(bytes, CHECKSUM))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes(bytes[at..at + 4].try_into().expect("4 bytes"))
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("8 bytes"))
+    let (block_size, offset) = (1_usize << raw.block_bits, OFFSET as usize);
+    let length = if block_size > offset { block_size - offset } else { block_size };
+    Some(bytes.get(..length).is_some_and(|covered| checksum(covered) == raw.checksum.get()))
 }
 
 #[cfg(test)]
@@ -243,9 +219,9 @@ mod tests {
         bytes[36] = 7;
         bytes[80] = 3;
         bytes[84] = 0b1001;
-        bytes[UUID..UUID + 16].fill(7);
+        bytes[48..64].fill(7);
         let sum = checksum(&bytes);
-        bytes[CHECKSUM..CHECKSUM + 4].copy_from_slice(&sum.to_le_bytes());
+        bytes[4..8].copy_from_slice(&sum.to_le_bytes());
         bytes
     }
 
