@@ -118,6 +118,13 @@ fn names_that_lead_out_of_the_tree_or_nowhere_are_refused_by_entry_and_offset() 
         ("add('d', d); add('h', h, 'd')", "hard link: expected an earlier file as target, found a directory"),
         ("add('d/f'); add('d')", "an earlier entry made a directory of that name that is not empty"),
         ("add('.', s, '/')", "expected a directory as the root"),
+        ("add('d/' + 'n' * 256)", "at offset 1024: name: expected a path below the root, found a part of 256 bytes"),
+        (
+            "add('l', s, 't' * 5000)",
+            "entry l: linkname: expected 1 to 4095 bytes without NUL, found 5000 bytes that begin with ttt",
+        ),
+        ("add('v', b'M')", "entry v: an entry of GNU's multi-volume or incremental archives (type M) is not supported"),
+        ("add('q', b'Q')", "forged.tar: offset 0, entry q: an entry of type Q is not supported"),
     ] {
         let error = forged(folder.path(), entries).unwrap_err().to_string();
         assert!(error.contains(expected), "{entries}: {error}");

@@ -123,6 +123,15 @@ pub fn printable(bytes: &[u8]) -> String {
     })
 }
 
+/// What people see of bytes that may be too many: how many, and how they begin.
+pub(super) fn excerpt(bytes: &[u8]) -> String {
+    const SHOWN: usize = 40;
+    match bytes.get(..SHOWN) {
+        Some(start) if bytes.len() > 2 * SHOWN => format!("{} bytes that begin with {}", bytes.len(), printable(start)),
+        _ => printable(bytes),
+    }
+}
+
 /// The content of the entry that was read last.
 pub trait Content {
     /// Where the rest of the content begins: bytes from the start of the (decompressed) archive.

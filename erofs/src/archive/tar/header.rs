@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::archive::{
-    entry::{Device, Kind, printable},
+    entry::{Device, Kind, excerpt, printable},
     error::{ArchiveError, Place},
 };
 
@@ -112,7 +112,7 @@ impl Header {
             0 if name.ends_with(b"/") => Kind::Directory,
             0 | b'0' | b'7' | b'S' => Kind::File,
             b'1' | b'2' if link.is_empty() || link.contains(&0) || link.len() >= 4096 => {
-                return Err(self.error("linkname", "1 to 4095 bytes without NUL".into(), printable(&link)));
+                return Err(self.error("linkname", "1 to 4095 bytes without NUL".into(), excerpt(&link)));
             }
             b'1' => Kind::HardLink(link),
             b'2' => Kind::Symlink(link),

@@ -15,7 +15,7 @@ use self::{
     pax::{Extensions, Overrides},
 };
 use super::{
-    entry::{Content, Entry, EntryReader, Kind, Metadata, Timestamp, printable},
+    entry::{Content, Entry, EntryReader, Kind, Metadata, Timestamp, excerpt, printable},
     error::ArchiveError,
     input::Input,
 };
@@ -155,7 +155,7 @@ impl<R: Read> TarReader<R> {
         header.set_entry(printable(&name));
         self.name = Some(printable(&name));
         if name.is_empty() || name.contains(&0) || name.len() as u64 > NAME_LIMIT {
-            return Err(header.error("name", format!("1 to {NAME_LIMIT} bytes without NUL"), printable(&name)));
+            return Err(header.error("name", format!("1 to {NAME_LIMIT} bytes without NUL"), excerpt(&name)));
         }
         let link = overrides.link.clone().or(prelude.link).unwrap_or_else(|| header.link_name());
         let kind = header.kind(&name, link)?;
