@@ -17,7 +17,7 @@ use seal_common::{Bench, assert_same, command, files, noise, passes, tool};
 type Files = BTreeMap<String, Vec<u8>>;
 
 /// What both kinds of file system and tar can carry.
-const PORTABLE: Odd = Odd { xattrs: false, device_links: false, longest_name: 200, ..Odd::ALL };
+const PORTABLE: Odd = Odd { xattrs: false, device_links: false, ..Odd::ALL };
 
 /// Seals a tree into `out` with the bench's kernel and key, and makes a disk image of that.
 fn sealed(bench: &Bench, root: &Path, out: &Path, options: &[&str], epoch: Option<u64>) -> Files {
@@ -46,8 +46,8 @@ fn odd_tree(root: &Path, odd: Odd) {
 fn creation_order_threads_and_places_do_not_matter() {
     let bench = Bench::new();
     let (first, second) = (bench.path("first"), bench.path("second"));
-    odd_tree(&first, Odd { longest_name: 200, ..Odd::default() });
-    odd_tree(&second, Odd { longest_name: 200, reversed: true, ..Odd::default() });
+    odd_tree(&first, Odd::default());
+    odd_tree(&second, Odd { reversed: true, ..Odd::default() });
     let expected = sealed(&bench, &first, &bench.path("a"), &["--threads", "1"], None);
     assert_same(&expected, &sealed(&bench, &first, &bench.path("b"), &["--threads", "4"], None));
     assert_same(&expected, &sealed(&bench, &second, &bench.path("elsewhere with spaces"), &[], None));

@@ -24,14 +24,8 @@ const NEWLINE_CAPS: [u8; 20] = [1, 0, 0, 2, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 pub struct Odd {
     /// Extended attributes, capabilities and access control lists.
     pub xattrs: bool,
-    /// Owners above 2²¹, which old tar formats cannot hold.
-    pub large_ids: bool,
     /// Two names of one device, which GNU tar stores as two devices.
     pub device_links: bool,
-    /// The longest name in bytes: 255 is possible, but mkfs.erofs 1.5 cuts at 254.
-    pub longest_name: usize,
-    /// Names with a newline, which line-minded tools split.
-    pub newlines: bool,
     /// Names in the directory with many. ext4 without a journal looks at each inode that was deleted in the last seconds
     /// before it gives out another, so that tests which make and delete thousands again and again would take minutes.
     pub many: usize,
@@ -41,15 +35,7 @@ pub struct Odd {
 
 impl Odd {
     /// Everything.
-    pub const ALL: Self = Self {
-        xattrs: true,
-        large_ids: true,
-        device_links: true,
-        longest_name: 255,
-        newlines: true,
-        many: 5000,
-        reversed: false,
-    };
+    pub const ALL: Self = Self { xattrs: true, device_links: true, many: 5000, reversed: false };
 }
 
 impl Default for Odd {
@@ -59,14 +45,6 @@ impl Default for Odd {
 }
 
 type Step = (Vec<u8>, Box<dyn Fn(&Path) -> io::Result<()>>);
-
-/// Fills `root`, an empty directory, with everything.
-///
-/// # Errors
-/// Without root's rights, or on a file system without extended attributes.
-pub fn build_odd_tree(root: &Path) -> io::Result<()> {
-    build(root, Odd::default())
-}
 
 /// Fills `root` with what is asked for.
 ///
@@ -139,14 +117,10 @@ fn files(odd: Odd) -> Vec<Step> {
     file(b"dir/deep/er/ space and 'quote\" \\ ", 0o644, 0, 0);
     file("dir/\u{fc}ml\u{e4}ut".as_bytes(), 0o644, 0, 0);
     file(b"dir/not-utf8-\xff\xfe", 0o644, 0, 0);
-    file(&[b"dir/".as_slice(), &vec![b'n'; odd.longest_name]].concat(), 0o644, 0, 0);
+    file(&[b"dir/".as_slice(), &[b'n'; 255]].concat(), 0o644, 0, 0);
     file(b"uid-70000", 0o644, 70_000, 80_000);
-    if odd.large_ids {
-        file(b"uid-large", 0o644, 4_000_000_000, 3_000_000_000);
-    }
-    if odd.newlines {
-        file(b"dir/new\nline", 0o644, 0, 0);
-    }
+    file(b"uid-large", 0o644, 4_000_000_000, 3_000_000_000);
+    file(b"dir/new\nline", 0o644, 0, 0);
     for number in 0..odd.many {
         let name = format!("many/{number:04}-{}", "x".repeat(number % 40)).into_bytes();
         steps.push((name, Box::new(|path| File::create(path).map(|_| ()))));
