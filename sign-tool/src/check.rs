@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::{
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory, digest_file},
-    verity::{self, VerifyJob},
+    verity::{self, Engine, VerifyJob},
 };
 
 mod embedded;
@@ -284,6 +284,7 @@ impl Check<'_> {
         let files = self.directory.open(sealed::IMAGE).and_then(|data| Ok((data, self.directory.open(sealed::TREE)?)));
         let Some((data, tree)) = self.note(sealed::IMAGE, files.map_err(|failure| failure.fact)) else { return };
         let job = VerifyJob {
+            engine: Engine::best(),
             data: &data,
             hash: &tree,
             area: HashArea { offset: offset_in_file(manifest), superblock: verity.superblock_uuid.is_some() },

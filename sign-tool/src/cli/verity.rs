@@ -15,7 +15,7 @@ use iofs_policy::verity::{
 };
 use iofs_sign::{
     report::{ExitStatus, Failure, Output},
-    verity::{FormatJob, Verified, VerifyError, VerifyJob, count_blocks, format, read_superblock, verify},
+    verity::{Engine, FormatJob, Verified, VerifyError, VerifyJob, count_blocks, format, read_superblock, verify},
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -128,6 +128,9 @@ struct TreeArguments {
     /// Most threads to use [default: one for each processor]
     #[arg(long, value_name = "NUMBER")]
     threads: Option<NonZeroUsize>,
+    /// What hashes SHA-256: avx512, sha-ni or sha2; all give the same [default: the fastest that this processor has]
+    #[arg(long, value_name = "NAME")]
+    engine: Option<Engine>,
 }
 
 /// Runs the verb.
@@ -145,6 +148,10 @@ impl TreeArguments {
 
     fn threads(&self) -> NonZeroUsize {
         self.threads.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    fn engine(&self) -> Engine {
+        self.engine.unwrap_or_else(Engine::best)
     }
 
     fn open_data(&self) -> Result<File, Failure> {
@@ -260,6 +267,7 @@ fn run_format(arguments: &FormatArguments, output: Output) -> Result<(), Failure
     };
     let hash = HashFile::open(&tree.hash_device)?;
     let job = FormatJob {
+        engine: arguments.tree.engine(),
         data: &data,
         hash: hash.file(),
         hash_offset: tree.hash_offset,
@@ -340,6 +348,7 @@ fn run_verify(arguments: &VerifyArguments, output: Output) -> Result<(), Failure
         .map_err(|error| Failure::io(format_args!("open hash device {}", tree.hash_device.display()), &error))?;
     let parameters = parameters_to_verify(tree, &data, &hash)?;
     let job = VerifyJob {
+        engine: arguments.tree.engine(),
         data: &data,
         hash: &hash,
         area: tree.area(),

@@ -11,6 +11,7 @@ use iofs_policy::verity::{Geometry, HashArea, Level, ParameterError, RootHash, S
 use uuid::Uuid;
 
 use super::{
+    engine::Engine,
     hasher::BlockHasher,
     media::{self, BUFFER_SIZE, MediaError, in_parallel, io_error},
 };
@@ -68,6 +69,8 @@ pub struct FormatJob<'a> {
     pub parameters: &'a VerityParameters,
     /// The most threads to use.
     pub threads: NonZeroUsize,
+    /// What hashes SHA-256.
+    pub engine: Engine,
 }
 
 /// Writes the hash tree, then the superblock, then waits until the storage has them. Progress is in bytes of data.
@@ -79,7 +82,7 @@ pub fn format(job: &FormatJob<'_>, progress: &Progress) -> Result<RootHash, Form
     let area = HashArea { offset: job.hash_offset, superblock: job.superblock.is_some() };
     let tree = area.tree_range(job.parameters, &geometry)?;
     check_room(job, &geometry, &tree)?;
-    let writer = Writer::new(job.hash, job.parameters, &geometry, tree.start, job.threads);
+    let writer = Writer::new(job.hash, job.parameters, &geometry, tree.start, job.threads, job.engine);
     let root_hash = writer.write_levels(Source::data(job), geometry.levels(), progress)?;
     if let Some(uuid) = job.superblock {
         write_superblock(job.hash, job.hash_offset, tree.start, job.parameters, uuid)?;
@@ -150,8 +153,9 @@ impl<'a> Writer<'a> {
         geometry: &'a Geometry,
         tree_start: u64,
         threads: NonZeroUsize,
+        engine: Engine,
     ) -> Self {
-        Self { hash, parameters, geometry, hasher: BlockHasher::new(parameters), tree_start, threads }
+        Self { hash, parameters, geometry, hasher: BlockHasher::new(parameters, engine), tree_start, threads }
     }
 
     /// Writes `levels`, the first of which digests `source`. Returns the digest of the last one's only block.

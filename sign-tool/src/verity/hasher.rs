@@ -3,11 +3,15 @@
 use iofs_policy::verity::{HashAlgorithm, HashFormat, VerityParameters};
 use sha2::{Digest, Sha256, Sha512};
 
+use super::engine::{Engine, Framing};
+
 /// Hashes blocks as a tree's parameters say. Each block starts from the state after the salt.
-///
-/// Works on many blocks a call, so that an engine that hashes several at once can take its place.
 #[derive(Debug, Clone)]
-pub(super) struct BlockHasher(State);
+pub(super) struct BlockHasher {
+    state: State,
+    /// What hashes many blocks at once, where it can.
+    engine: Option<(Engine, Framing)>,
+}
 
 #[derive(Debug, Clone)]
 enum State {
@@ -22,16 +26,23 @@ struct Salted<D> {
 }
 
 impl BlockHasher {
-    pub(super) fn new(parameters: &VerityParameters) -> Self {
-        Self(match parameters.algorithm {
+    pub(super) fn new(parameters: &VerityParameters, engine: Engine) -> Self {
+        let state = match parameters.algorithm {
             HashAlgorithm::Sha256 => State::Sha256(Salted::new(parameters)),
             HashAlgorithm::Sha512 => State::Sha512(Salted::new(parameters)),
-        })
+        };
+        let fits = parameters.algorithm == HashAlgorithm::Sha256 && parameters.format == HashFormat::Normal;
+        Self { state, engine: fits.then(|| (engine, Framing::new(parameters.salt.as_bytes()))) }
     }
 
     /// Hashes each block of `block_size` bytes into the slot of the same number. Slots may be longer than digests.
     pub(super) fn hash(&self, blocks: &[u8], block_size: usize, slots: &mut [u8], slot_size: usize) {
-        match &self.0 {
+        let done = self
+            .engine
+            .as_ref()
+            .map_or(0, |(engine, framing)| engine.hash(framing, blocks, block_size, slots, slot_size));
+        let (blocks, slots) = (&blocks[done * block_size..], &mut slots[done * slot_size..]);
+        match &self.state {
             State::Sha256(salted) => salted.hash(blocks, block_size, slots, slot_size),
             State::Sha512(salted) => salted.hash(blocks, block_size, slots, slot_size),
         }
@@ -39,7 +50,7 @@ impl BlockHasher {
 
     /// The digest of one block.
     pub(super) fn digest(&self, block: &[u8]) -> Vec<u8> {
-        match &self.0 {
+        match &self.state {
             State::Sha256(salted) => salted.digest(block).to_vec(),
             State::Sha512(salted) => salted.digest(block).to_vec(),
         }

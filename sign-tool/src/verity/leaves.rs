@@ -6,7 +6,7 @@ use iofs_policy::verity::{Geometry, HashArea, RootHash, VerityParameters};
 use uuid::Uuid;
 
 use super::{
-    FormatError,
+    Engine, FormatError,
     format::{Writer, write_superblock},
     hasher::BlockHasher,
     media::io_error,
@@ -26,7 +26,7 @@ pub struct Leaves {
 impl Leaves {
     /// For data of a size that is not known yet: `parameters.data_blocks` is of no account.
     pub fn new(parameters: VerityParameters) -> Self {
-        Self { hasher: BlockHasher::new(&parameters), parameters, slots: Vec::new(), hashed: 0 }
+        Self { hasher: BlockHasher::new(&parameters, Engine::best()), parameters, slots: Vec::new(), hashed: 0 }
     }
 
     /// Hashes whole blocks that lie at `offset` bytes, each of which comes once.
@@ -59,7 +59,7 @@ impl Leaves {
         let geometry = Geometry::new(&self.parameters)?;
         let area = HashArea { offset: 0, superblock: superblock.is_some() };
         let tree_start = area.tree_range(&self.parameters, &geometry)?.start;
-        let writer = Writer::new(hash, &self.parameters, &geometry, tree_start, threads);
+        let writer = Writer::new(hash, &self.parameters, &geometry, tree_start, threads, Engine::best());
         let root_hash = match geometry.levels() {
             [] => RootHash::new(self.parameters.algorithm, self.slots)?,
             [lowest, above @ ..] => {
@@ -124,6 +124,7 @@ mod tests {
                 superblock: superblock.map(|id| id(&root)),
                 parameters: &parameters,
                 threads: NonZeroUsize::MIN,
+                engine: Engine::Sha2,
             };
             assert_eq!((parameters.data_blocks, format(&job, &Progress::hidden()).unwrap()), (blocks, root));
             assert!(all(expected) == all(found), "{blocks} blocks");

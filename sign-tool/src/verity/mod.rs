@@ -4,6 +4,7 @@
 //! buffers a thread whatever the size of the device. Results do not depend on the number of threads. Where the
 //! files' own positions are afterwards is unspecified.
 
+mod engine;
 mod failure;
 mod format;
 mod hasher;
@@ -12,6 +13,7 @@ mod media;
 mod tree;
 mod verify;
 
+pub use engine::{Engine, EngineError};
 pub use format::{FormatError, FormatJob, format};
 pub use leaves::Leaves;
 pub use media::{MediaError, count_blocks, read_superblock};

@@ -8,6 +8,7 @@ use iofs_policy::{
 };
 
 use super::{
+    Engine,
     hasher::BlockHasher,
     verify::{Artifact, Fault, Mismatch, VerifyError, digest_in},
 };
@@ -37,7 +38,7 @@ impl Tree {
         if expected != found {
             return Err(VerifyError::TooSmall { artifact: "hash tree", expected, found });
         }
-        let hasher = BlockHasher::new(parameters);
+        let hasher = BlockHasher::new(parameters, Engine::best());
         let tree = Self { parameters: parameters.clone(), geometry, root_hash: root_hash.clone(), hasher, bytes };
         let first = (0..tree.geometry.levels().len()).rev().find_map(|level| tree.mismatch(level));
         first.map_or(Ok(tree), |mismatch| Err(VerifyError::Mismatch(vec![mismatch])))
@@ -163,6 +164,7 @@ mod tests {
             superblock: None,
             parameters: &parameters,
             threads: NonZeroUsize::MIN,
+            engine: Engine::Sha2,
         };
         let root = format(&job, &Progress::hidden()).unwrap();
         let mut bytes = Vec::new();

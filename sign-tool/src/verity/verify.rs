@@ -20,6 +20,7 @@ use iofs_policy::{
 use serde::Serialize;
 
 use super::{
+    engine::Engine,
     hasher::BlockHasher,
     media::{self, BUFFER_SIZE, MediaError, in_parallel, io_error},
 };
@@ -142,6 +143,8 @@ pub struct VerifyJob<'a> {
     pub threads: NonZeroUsize,
     /// How many mismatches to collect before giving up.
     pub limit: NonZeroUsize,
+    /// What hashes SHA-256.
+    pub engine: Engine,
 }
 
 /// Proof that data and hash tree matched a root hash when they were read. Only [`verify`] makes one.
@@ -182,7 +185,7 @@ pub fn verify(job: &VerifyJob<'_>, progress: &Progress) -> Result<Verified, Veri
     if !geometry.levels().is_empty() {
         check_size("hash device", job.hash, tree.end)?;
     }
-    let hasher = BlockHasher::new(job.parameters);
+    let hasher = BlockHasher::new(job.parameters, job.engine);
     let found = Mutex::new(BTreeMap::new());
     Walk { job, geometry: &geometry, hasher, tree_start: tree.start, found: &found }.run(progress)?;
     let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);

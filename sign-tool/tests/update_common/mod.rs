@@ -21,7 +21,7 @@ use iofs_sign::{
     report::Progress,
     sealed::SealedDirectory,
     slots::{held, keys::MachineKeys, record::RecordFile, storage::SlotDevice},
-    verity::{VerifyJob, verify},
+    verity::{Engine, VerifyJob, verify},
 };
 use serde_json::Value;
 
@@ -195,6 +195,7 @@ impl Machine {
     pub(crate) fn is_whole(&self, slot: SlotName, manifest: &VerifiedManifest) -> bool {
         let (verity, file) = (&manifest.manifest().verity, File::open(self.slot(slot)).unwrap());
         let job = VerifyJob {
+            engine: Engine::best(),
             data: &file,
             hash: &file,
             area: HashArea { offset: verity.hash_offset, superblock: verity.superblock_uuid.is_some() },

@@ -11,7 +11,7 @@ use std::{
 use iofs_policy::verity::{HashAlgorithm, HashArea, HashFormat, RootHash, Salt, VerityParameters};
 use iofs_sign::{
     report::Progress,
-    verity::{FormatError, FormatJob, Verified, VerifyError, VerifyJob, format, verify},
+    verity::{Engine, FormatError, FormatJob, Verified, VerifyError, VerifyJob, format, verify},
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -107,6 +107,7 @@ impl Case {
         let data = File::open(data).unwrap();
         let hash = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(hash).unwrap();
         let job = FormatJob {
+            engine: Engine::best(),
             data: &data,
             hash: &hash,
             hash_offset: self.area.offset,
@@ -127,6 +128,7 @@ impl Case {
     ) -> Result<Verified, VerifyError> {
         let (data, hash) = (File::open(data).unwrap(), File::open(hash).unwrap());
         let job = VerifyJob {
+            engine: Engine::best(),
             data: &data,
             hash: &hash,
             area: self.area,

@@ -21,7 +21,7 @@ use crate::{
         record::RecordFile,
         storage::SlotDevice,
     },
-    verity::{self, VerifyJob},
+    verity::{self, Engine, VerifyJob},
 };
 
 /// What the boot loader is to start of a release.
@@ -168,6 +168,7 @@ impl Work<'_> {
         let Incoming { layout, head, envelope, manifest, .. } = self.incoming;
         let verity = &manifest.manifest().verity;
         let job = VerifyJob {
+            engine: Engine::best(),
             data: self.slot.file(),
             hash: self.slot.file(),
             area: HashArea { offset: layout.hash_offset, superblock: verity.superblock_uuid.is_some() },
