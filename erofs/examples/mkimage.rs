@@ -1,5 +1,5 @@
 //! Makes an image of a directory, a tar archive or an initramfs: `mkimage SOURCE IMAGE [--compression none|lz4|lz4hc|zstd] [--level N] [--threads N]
-//! [--cluster BYTES]`.
+//! [--cluster BYTES]`. `mkimage --check IMAGE` reads an image to its last byte.
 
 use std::{
     error::Error,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use erofs_image::{
-    Compression, ImageWriter, Options, Tree,
+    Compression, Image, ImageWriter, Options, Tree,
     source::{archive, directory},
     write::{FileSink, KernelRelease},
 };
@@ -29,15 +29,22 @@ fn run() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let mut places: Vec<PathBuf> = Vec::new();
     let (mut name, mut level, mut options) = ("none".to_owned(), None, Options::default());
+    let mut checked = None;
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} wants a value"));
         match argument.as_str() {
             "--compression" => name = value()?,
             "--level" => level = Some(value()?.parse()?),
             "--threads" => options.threads = value()?.parse()?,
+            "--check" => checked = Some(value()?),
             "--cluster" => options.cluster_size = value()?.parse()?,
             _ => places.push(argument.into()),
         }
+    }
+    if let Some(image) = &checked {
+        let found = Image::open(File::open(image)?)?.check()?;
+        println!("{} inodes, {} bytes, all read", found.inodes, found.bytes);
+        return Ok(());
     }
     let [source, image] = places.as_slice() else { return Err("usage: mkimage SOURCE IMAGE [OPTION]...".into()) };
     options.compression = compression(&name, level)?;
@@ -64,6 +71,8 @@ fn write(source: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Er
         "{} blocks, {} inodes, {} files of the same content as others",
         written.blocks, written.inodes, written.duplicates
     );
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    println!("memory at most:{}", status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or(" unknown"));
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::{
 
 use erofs_image::{BlockSink, format::units::Block, source::archive::Unpacked};
 use iofs_policy::{
-    manifest::{ImageIdentity, SealedVerity},
+    manifest::{ImageId, ImageIdentity, SealedVerity},
     verity::{HashFormat, RootHash, Salt, VerityParameters},
 };
 use sha2::{Digest, Sha256};
@@ -51,7 +51,7 @@ pub(super) fn write(
     let path = directory.file(sealed::IMAGE);
     let image = open(&path)?;
     let progress = output.spinner("writing the erofs image");
-    let mut sink = Hashed { file: &image, leaves: Leaves::new(parameters(config, &identity)), progress: &progress };
+    let mut sink = Hashed { file: &image, leaves: Leaves::new(parameters(config, &identity.id)), progress: &progress };
     match found {
         Some(Unpacked { tree, remarks }) => {
             remarks.iter().for_each(|remark| output.warn(remark));
@@ -81,7 +81,7 @@ fn open(path: &Path) -> Result<File, Failure> {
 }
 
 /// All but the number of blocks.
-fn parameters(config: &Config, identity: &ImageIdentity) -> VerityParameters {
+fn parameters(config: &Config, id: &ImageId) -> VerityParameters {
     let section = &config.verity;
     VerityParameters {
         format: HashFormat::Normal,
@@ -89,7 +89,7 @@ fn parameters(config: &Config, identity: &ImageIdentity) -> VerityParameters {
         data_block_size: section.data_block_size,
         hash_block_size: section.hash_block_size,
         data_blocks: 0,
-        salt: section.salt.clone().unwrap_or_else(|| salt(config, identity)),
+        salt: section.salt.clone().unwrap_or_else(|| salt(id)),
     }
 }
 
@@ -155,14 +155,10 @@ fn superblock_uuid(root_hash: &RootHash) -> Uuid {
     uuid::Builder::from_custom_bytes(digest[..16].try_into().expect("16 of 32 bytes")).into_uuid()
 }
 
-/// The salt, which must be known before the first block is hashed: another one for each image id and version; the same one for
-/// all releases that share slots, so that an update can tell by the hashes which blocks are already there.
-fn salt(config: &Config, identity: &ImageIdentity) -> Salt {
-    let bytes = match config.slots {
-        Some(_) => derive("iofs slot salt", identity.id.as_str().as_bytes()),
-        None => derive("iofs verity salt", format!("{}\0{}", identity.id, identity.version).as_bytes()),
-    };
-    Salt::new(bytes.to_vec()).expect("32 bytes are a salt")
+/// The salt, which must be known before the first block is hashed: one for all releases of an image, so that an update can tell
+/// by the hashes which blocks are already there.
+fn salt(id: &ImageId) -> Salt {
+    Salt::new(derive("iofs verity salt", id.as_str().as_bytes()).to_vec()).expect("32 bytes are a salt")
 }
 
 /// What the image's writer is told.
