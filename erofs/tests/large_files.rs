@@ -4,7 +4,7 @@ mod common;
 
 use std::{fs, io, os::unix::fs::FileExt};
 
-use common::{odd, tool, write};
+use common::{odd, utils::Utils, write};
 use erofs_image::{
     Compression, Image, Metadata, Node, Options, Tree,
     source::directory,
@@ -17,12 +17,12 @@ fn options(compression: Compression) -> Options {
     Options { compression, ..Options::default() }
 }
 
-/// Accepted by fsck.erofs, and read at some places as `expected` fills them.
+/// Accepted by both versions of erofs-utils, and read at some places as `expected` fills them.
 fn check(bytes: &[u8], name: &str, places: &[u64], expected: &dyn ContentReader) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
     fs::write(&path, bytes).unwrap();
-    tool("fsck.erofs", &[path.to_str().unwrap()]);
+    Utils::BOTH.iter().for_each(|utils| utils.accept(&path));
     let image = Image::open(bytes).unwrap();
     image.check().unwrap();
     let inode = image.lookup(name.as_bytes()).unwrap().unwrap();

@@ -1,10 +1,10 @@
-//! Images that mkfs.erofs made are read as the tree that they were made of.
+//! Images that mkfs.erofs 1.5 and 1.8 made are read as the tree that they were made of.
 
 mod common;
 
 use std::fs;
 
-use common::{Lossy, assert_same, listing, odd, read, tool};
+use common::{Lossy, assert_same, listing, odd, read, utils::Utils};
 use erofs_image::source::directory;
 
 /// mkfs.erofs 1.5 cuts names at 254 bytes, and forgets times before 1970 of the image itself.
@@ -16,18 +16,22 @@ fn odd_tree_for_mkfs(root: &std::path::Path) {
 }
 
 fn check(arguments: &[&str]) {
+    Utils::BOTH.iter().for_each(|utils| check_of(*utils, arguments));
+}
+
+fn check_of(utils: Utils, arguments: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("root");
     odd_tree_for_mkfs(&root);
     let image = folder.path().join("image");
     let places = [image.to_str().unwrap(), root.to_str().unwrap()];
-    tool("mkfs.erofs", &[arguments, &["--quiet", "-T1500000000", "--ignore-mtime"], &places].concat());
+    utils.run("mkfs.erofs", &[arguments, &["--quiet", "-T1500000000", "--ignore-mtime"], &places].concat());
     let tree = directory::load(&root).unwrap();
     let found = read(fs::read(&image).unwrap());
     // One time for all, which is the image's.
     assert!(found.ids().all(|id| found.node(id).metadata.mtime.seconds == 1_500_000_000));
     let lossy = Lossy { times: true, ..Lossy::default() };
-    assert_same(&listing(&tree, lossy), &listing(&found, lossy), &format!("{arguments:?}"));
+    assert_same(&listing(&tree, lossy), &listing(&found, lossy), &format!("{utils:?}, {arguments:?}"));
 }
 
 #[test]
@@ -61,4 +65,13 @@ fn images_with_tails_in_their_metadata_are_read() {
     check(&["-zlz4", "-Eztailpacking"]);
     check(&["-zlz4", "-C65536", "-Eztailpacking"]);
     check(&["-zlz4", "-Elegacy-compress,ztailpacking"]);
+}
+
+/// 1.8 counts the level as an option of its own, and knows more.
+#[test]
+fn images_that_1_8_alone_makes_are_read() {
+    check_of(Utils::New, &["-zzstd"]);
+    check_of(Utils::New, &["-zzstd,level=3", "-C65536"]);
+    check_of(Utils::New, &["-zzstd,level=1", "-C1048576"]);
+    check_of(Utils::New, &["-zlz4hc,level=12:zstd", "-C65536"]);
 }

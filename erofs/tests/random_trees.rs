@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{EXACT, FSCK, assert_same, extract, listing, odd, read, write};
+use common::{EXACT, assert_same, listing, odd, read, utils::Utils, write};
 use erofs_image::{
     Compression, Metadata, Node, Options, Time, Tree,
     tree::{Device, InodeId, Kind},
@@ -95,6 +95,15 @@ fn build(steps: &[Step]) -> Tree {
     tree
 }
 
+/// Linux lets files and directories alone have attributes of users, and erofs-utils 1.8 take an empty one for the end of them.
+fn extractable(mut steps: Vec<Step>) -> Vec<Step> {
+    for step in &mut steps {
+        let users = matches!(step.what, What::File(_) | What::Directory);
+        step.metadata.xattrs.retain(|name, value| !value.is_empty() && (users || !name.starts_with(b"user.")));
+    }
+    steps
+}
+
 fn content(parts: &[(usize, bool, u64)]) -> Vec<u8> {
     let part = |(size, compresses, seed): &(usize, bool, u64)| {
         if *compresses { odd::text(*size, *seed as usize) } else { odd::noise(*size, *seed) }
@@ -138,14 +147,15 @@ proptest! {
     #![proptest_config(config(20))]
 
     #[test]
-    fn fsck_extracts_random_trees_as_they_were(steps in vec(step(), 0..40), options in options()) {
-        // Version 1.5 knows no zstd, and cannot pass through directories without rights or with long names.
-        prop_assume!(!matches!(options.compression, Compression::Zstd { .. }));
-        let tree = build(&steps);
+    fn erofs_utils_accept_and_extract_random_trees_as_they_were(steps in vec(step(), 0..40), options in options()) {
+        let tree = build(&extractable(steps));
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("image");
         fs::write(&image, write(&tree, &options).0).unwrap();
-        let found = extract(&image, &folder.path().join("extracted"));
-        assert_same(&listing(&tree, FSCK), &listing(&found, FSCK), "a random tree");
+        for utils in Utils::BOTH.into_iter().filter(|utils| utils.knows(options.compression)) {
+            utils.accept(&image);
+            let found = utils.extract(&image, &folder.path().join(format!("{utils:?}")));
+            assert_same(&listing(&tree, utils.lossy()), &listing(&found, utils.lossy()), "a random tree");
+        }
     }
 }

@@ -1,10 +1,10 @@
-//! What is written is read: by the reader of this crate, and by fsck.erofs.
+//! What is written is read: by the reader of this crate, and by erofs-utils 1.5 and 1.8.
 
 mod common;
 
 use std::fs;
 
-use common::{EXACT, FSCK, assert_same, extract, listing, odd, read, tool, write};
+use common::{EXACT, assert_same, listing, odd, read, utils::Utils, write};
 use erofs_image::{
     Compression, Metadata, Node, Options, Time, Tree,
     source::directory,
@@ -59,26 +59,31 @@ fn a_directory_is_taken_with_attributes_links_devices_and_holes() {
 }
 
 #[test]
-fn fsck_extracts_a_tree_of_all_odd_entries_as_it_was() {
+fn erofs_utils_accept_and_extract_a_tree_of_all_odd_entries_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("root");
     fs::create_dir(&root).unwrap();
     odd::build(&root, false);
-    // fsck.erofs 1.5 leaves holes out and shortens the file.
+    // Both leave holes out, and shorten the file by one at its end.
     ["hole", "sparse", "zeros"].iter().for_each(|name| fs::remove_file(root.join(name)).unwrap());
+    // 1.8 gives a directory its default ACL before it fills it, so that all below inherit that; it takes an empty attribute for the
+    // end of them; and it changes owners after attributes, which takes capabilities away.
+    for (name, attribute) in
+        [("d", "system.posix_acl_default"), ("noise-4065", "user.empty"), ("sizes-4095", "security.capability")]
+    {
+        rustix::fs::removexattr(root.join(name), attribute).unwrap();
+    }
     let tree = directory::load(&root).unwrap();
-    let expected = listing(&tree, FSCK);
+    let (image, target) = (folder.path().join("image"), folder.path().join("extracted"));
     for (compression, cluster_size) in compressions() {
-        // Debian 12's knows no zstd.
-        if matches!(compression, Compression::Zstd { .. }) {
-            continue;
-        }
-        let image = folder.path().join("image");
         fs::write(&image, write(&tree, &options(compression, cluster_size)).0).unwrap();
-        let target = folder.path().join("extracted");
-        let found = listing(&extract(&image, &target), FSCK);
-        fs::remove_dir_all(&target).unwrap();
-        assert_same(&expected, &found, &format!("{compression:?}, {cluster_size}"));
+        for utils in Utils::BOTH.into_iter().filter(|utils| utils.knows(compression)) {
+            utils.accept(&image);
+            let found = listing(&utils.extract(&image, &target), utils.lossy());
+            fs::remove_dir_all(&target).unwrap();
+            let what = format!("{utils:?}, {compression:?}, {cluster_size}");
+            assert_same(&listing(&tree, utils.lossy()), &found, &what);
+        }
     }
 }
 
@@ -93,7 +98,7 @@ fn a_directory_of_100000_entries_is_accepted_and_read() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image");
     fs::write(&image, &bytes).unwrap();
-    tool("fsck.erofs", &[image.to_str().unwrap()]);
+    Utils::BOTH.iter().for_each(|utils| utils.accept(&image));
     assert_same(&listing(&tree, EXACT), &listing(&read(bytes), EXACT), "100,000 entries");
 }
 

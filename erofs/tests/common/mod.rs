@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     process::{Command, Output},
     sync::Arc,
 };
@@ -15,6 +14,7 @@ use erofs_image::{
 
 pub mod odd;
 pub mod random;
+pub mod utils;
 
 /// What a way of carrying a tree cannot carry.
 #[derive(Debug, Clone, Copy, Default)]
@@ -25,8 +25,6 @@ pub struct Lossy {
     pub times: bool,
 }
 
-/// fsck.erofs 1.5 sets modes before owners, which clears set-id bits; it knows no attributes and no hard links.
-pub const FSCK: Lossy = Lossy { xattrs: true, special_modes: true, links: true, times: false };
 pub const EXACT: Lossy = Lossy { xattrs: false, special_modes: false, links: false, times: false };
 
 /// Everything of a tree, by path.
@@ -101,23 +99,16 @@ pub fn read(bytes: Vec<u8>) -> Tree {
     image.tree().unwrap()
 }
 
-/// Runs a tool of erofs-utils, and fails with its messages unless it succeeds.
+/// Runs a tool, and fails with its messages unless it succeeds.
 pub fn tool(name: &str, arguments: &[&str]) -> Output {
     let output = Command::new(name).args(arguments).env("PATH", path()).output();
-    let output = output.unwrap_or_else(|error| panic!("{name}: {error}; run 'apt-get install erofs-utils'"));
+    let output = output.unwrap_or_else(|error| panic!("{name}: {error}; run 'scripts/install-deps test'"));
     let text = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{name} {arguments:?}: {}\n{text}", output.status);
     output
 }
 
-/// Debian has fsck.erofs among the system administrator's programs.
+/// Debian has some among the system administrator's programs.
 fn path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
-}
-
-/// What `fsck.erofs --extract` makes of an image.
-pub fn extract(image: &Path, target: &Path) -> Tree {
-    let target_text = target.to_str().unwrap();
-    tool("fsck.erofs", &[&format!("--extract={target_text}"), image.to_str().unwrap()]);
-    erofs_image::source::directory::load(target).unwrap()
 }
