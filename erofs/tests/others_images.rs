@@ -5,7 +5,7 @@ mod common;
 use std::fs;
 
 use common::{Lossy, assert_same, listing, odd, read, utils::Utils};
-use erofs_image::source::directory;
+use erofs_image::{Image, source::directory};
 
 /// mkfs.erofs 1.5 cuts names at 254 bytes, and forgets times before 1970 of the image itself.
 fn odd_tree_for_mkfs(root: &std::path::Path) {
@@ -74,4 +74,20 @@ fn images_that_1_8_alone_makes_are_read() {
     check_of(Utils::New, &["-zzstd,level=3", "-C65536"]);
     check_of(Utils::New, &["-zzstd,level=1", "-C1048576"]);
     check_of(Utils::New, &["-zlz4hc,level=12:zstd", "-C65536"]);
+}
+
+/// What is not read is named, and nothing of it believed.
+#[test]
+fn images_with_what_is_not_read_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, image) = (folder.path().join("root"), folder.path().join("image"));
+    odd_tree_for_mkfs(&root);
+    for arguments in [&["-zlz4", "-Efragments"][..], &["-zlz4", "-C65536", "-Eall-fragments"], &["-zdeflate"]] {
+        let places = ["--quiet", image.to_str().unwrap(), root.to_str().unwrap()];
+        Utils::New.run("mkfs.erofs", &[arguments, &places].concat());
+        let found = Image::open(fs::read(&image).unwrap()).and_then(|image| image.check());
+        let error = found.unwrap_err().to_string();
+        assert!(error.contains("is not supported; make the image without it"), "{arguments:?}: {error}");
+        fs::remove_file(&image).unwrap();
+    }
 }
