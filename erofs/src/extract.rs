@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::tree::{Content, Device, FileContent, InodeId, Kind, Metadata, Tree, printable};
+use crate::tree::{Content, Device, FileContent, InodeId, Kind, Metadata, Tree, below, printable};
 
 /// So many bytes are copied at once.
 const COPY_SIZE: u64 = 1 << 20;
@@ -70,7 +70,7 @@ pub fn extract(tree: &Tree, root: &Path) -> Result<Vec<String>, ExtractError> {
     let mut directories = Vec::new();
     while let Some((path, id)) = waiting.pop() {
         for (name, child) in tree.entries(id) {
-            let path = if path.is_empty() { name.clone() } else { [&*path, name].join(&b'/') };
+            let path = below(&path, name);
             if maker.entry(&path, *child)? {
                 waiting.push((path, *child));
             }

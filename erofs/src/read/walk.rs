@@ -13,7 +13,7 @@ use crate::{
         inode::*,
         units::Nid,
     },
-    tree::{Content, ContentReader, InodeId, Kind, Metadata, Node, Problem, Tree, printable},
+    tree::{self, Content, ContentReader, InodeId, Kind, Metadata, Node, Problem, Tree, printable},
 };
 
 /// Sixteen times what Linux takes in one call.
@@ -55,7 +55,7 @@ impl<R: ReadAt> Image<R> {
                     let expected = format!("{} for '{}'", file_type(inode.mode), printable(&entry.name));
                     return Err(ReadError::inode(directory.nid, "file_type", expected, entry.file_type));
                 }
-                let path = if path.is_empty() { entry.name } else { [&path[..], &entry.name].join(&b'/') };
+                let path = tree::below(&path, &entry.name);
                 names += 1;
                 self.check_bounds(directory.nid, names, path.len())?;
                 visit(&path, &inode)?;

@@ -18,8 +18,8 @@ use rustix::{
 };
 
 use crate::tree::{
-    Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Time, Tree, TreeError, Xattrs,
-    rules::Graft,
+    self, Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Time, Tree, TreeError,
+    Xattrs, rules::Graft,
 };
 
 /// A directory that cannot be taken.
@@ -97,7 +97,7 @@ impl Loader {
         let mut below = Vec::new();
         for name in names(path)? {
             let child = path.join(OsStr::from_bytes(&name));
-            let inside = if inside.is_empty() { name.clone() } else { [inside, &name].join(&b'/') };
+            let inside = tree::below(inside, &name);
             let refused = |problem: Problem| problem.of(&inside);
             let metadata = child.symlink_metadata().map_err(|source| io_error("stat", &child, source))?;
             let key = (metadata.dev(), metadata.ino());

@@ -272,6 +272,11 @@ impl Tree {
     }
 }
 
+/// The path of what a directory has under a name; the root's is empty.
+pub(crate) fn below(directory: &[u8], name: &[u8]) -> Vec<u8> {
+    if directory.is_empty() { name.to_vec() } else { [directory, name].join(&b'/') }
+}
+
 fn check_name(name: &[u8]) -> Result<(), Problem> {
     match name {
         b"" => Err(Problem::EmptyName),

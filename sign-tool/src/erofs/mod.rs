@@ -6,7 +6,9 @@ mod options;
 pub mod superblock;
 mod write;
 
-use std::path::Path;
+use std::{fs::File, path::Path};
+
+use erofs_image::{Image, ReadError};
 
 pub use self::{
     error::ImageError,
@@ -14,6 +16,8 @@ pub use self::{
     options::{ImageCompression, ImageOptions, TimeClamp},
     write::write,
 };
+
+use crate::report::{ExitStatus, Failure};
 
 /// The unit of dm-verity and of the image: bytes.
 pub const BLOCK_SIZE: u64 = 4096;
@@ -34,4 +38,18 @@ pub fn check_image(image: &Path, kernel: Option<KernelRelease>) -> Result<superb
         }
     }
     Ok(found)
+}
+
+/// Opens an image to read what is in it.
+pub(crate) fn open(path: &Path) -> Result<Image<File>, Failure> {
+    let file = File::open(path).map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
+    Image::open(file).map_err(damaged(path))
+}
+
+/// What reading an image says of it.
+pub(crate) fn damaged(path: &Path) -> impl Fn(ReadError) -> Failure {
+    |error| {
+        let status = if matches!(error, ReadError::Io { .. }) { ExitStatus::System } else { ExitStatus::BadInput };
+        Failure::new(status, format!("{}: {error}", path.display()))
+    }
 }

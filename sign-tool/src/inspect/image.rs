@@ -2,12 +2,17 @@
 
 use std::{fs::File, io::Write, path::Path, sync::Arc};
 
-use erofs_image::{Image, ReadError, read::Inode, tree::printable};
+use erofs_image::{
+    Image, ReadError,
+    format::inode::{MODE_FILE, MODE_SYMLINK},
+    read::Inode,
+    tree::printable,
+};
 use serde::Serialize;
 
 use super::{ListedEntry, Listing, mode_text};
 use crate::{
-    erofs::{self, Algorithm, superblock::Superblock},
+    erofs::{self, Algorithm, damaged, open, superblock::Superblock},
     report::{ExitStatus, Failure},
 };
 
@@ -60,8 +65,8 @@ pub fn inspect(path: &Path, detail: Detail) -> Result<InspectedErofs, Failure> {
     let (mut entries, mut checked) = (None, None);
     if detail.list || detail.check {
         let image = open(path)?;
-        entries = detail.list.then(|| list(&image)).transpose().map_err(bad(path))?;
-        let summary = detail.check.then(|| image.check()).transpose().map_err(bad(path))?;
+        entries = detail.list.then(|| list(&image)).transpose().map_err(damaged(path))?;
+        let summary = detail.check.then(|| image.check()).transpose().map_err(damaged(path))?;
         checked = summary.map(|found| Checked { inodes: found.inodes, names: found.names, bytes: found.bytes });
     }
     Ok(InspectedErofs {
@@ -76,7 +81,7 @@ pub fn inspect(path: &Path, detail: Detail) -> Result<InspectedErofs, Failure> {
 fn list(image: &Image<File>) -> Result<Listing, ReadError> {
     let mut found = Listing::new();
     image.walk(|path, inode| {
-        let is_link = inode.file_type() == 0o120_000;
+        let is_link = inode.file_type() == MODE_SYMLINK;
         found.push(ListedEntry {
             segment: None,
             name: if path.is_empty() { ".".to_owned() } else { printable(path) },
@@ -109,13 +114,13 @@ fn letter(inode: &Inode) -> char {
 /// There is no such regular file, the image is damaged, or `output` takes no more.
 pub fn extract(path: &Path, name: &str, output: &mut impl Write) -> Result<u64, Failure> {
     let image = open(path)?;
-    let found = image.lookup(name.trim_matches('/').as_bytes()).map_err(bad(path))?;
-    let file = found.filter(|inode| inode.file_type() == 0o100_000).ok_or_else(|| {
+    let found = image.lookup(name.trim_matches('/').as_bytes()).map_err(damaged(path))?;
+    let file = found.filter(|inode| inode.file_type() == MODE_FILE).ok_or_else(|| {
         Failure::new(ExitStatus::BadInput, format!("{}: no regular file {name:?} in it", path.display()))
             .next(format!("list what is there: iofs-sign inspect --list {}", path.display()))
     })?;
     for offset in (0..file.size).step_by(PIECE_SIZE) {
-        let bytes = image.read(&file, offset, PIECE_SIZE).map_err(bad(path))?;
+        let bytes = image.read(&file, offset, PIECE_SIZE).map_err(damaged(path))?;
         output.write_all(&bytes).map_err(|error| Failure::io(format_args!("write {name}"), &error))?;
     }
     Ok(file.size)
@@ -127,18 +132,6 @@ pub fn extract(path: &Path, name: &str, output: &mut impl Write) -> Result<u64, 
 /// The directory exists, the image is damaged, or a file cannot be made.
 pub fn extract_all(path: &Path, directory: &Path) -> Result<Vec<String>, Failure> {
     super::refuse_existing(directory)?;
-    let tree = Arc::new(open(path)?).tree().map_err(bad(path))?;
+    let tree = Arc::new(open(path)?).tree().map_err(damaged(path))?;
     super::extract_tree(&tree, directory)
-}
-
-fn open(path: &Path) -> Result<Image<File>, Failure> {
-    let file = File::open(path).map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
-    Image::open(file).map_err(bad(path))
-}
-
-fn bad(path: &Path) -> impl Fn(ReadError) -> Failure {
-    |error| {
-        let status = if matches!(error, ReadError::Io { .. }) { ExitStatus::System } else { ExitStatus::BadInput };
-        Failure::new(status, format!("{}: {error}", path.display()))
-    }
 }

@@ -1,12 +1,12 @@
 //! The tree of an image: what `--root` names, with overlays over it and rules applied.
 
-use std::{fs::File, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use erofs_image::{
-    Image, Tree,
+    Tree,
     source::{archive::Unpacked, directory, oci::Choice},
     tree::{
-        overlay,
+        OverlayError, overlay,
         rules::{self, Rule},
     },
 };
@@ -23,8 +23,12 @@ use crate::{
     tree::source::Source,
 };
 
-/// Loads it. `None` where a ready image is to be used as it is.
-pub(super) fn load(request: &SealRequest, kernel: Option<&KernelImage>) -> Result<Option<Unpacked>, Failure> {
+/// Loads it; `source` is what `--root` names. `None` where a ready image is to be used as it is.
+pub(super) fn load(
+    source: &Source,
+    request: &SealRequest,
+    kernel: Option<&KernelImage>,
+) -> Result<Option<Unpacked>, Failure> {
     let section = &request.config.tree;
     let architecture = request.config.image.architecture.or(kernel.map(|kernel| kernel.machine.architecture()));
     let choice = Choice {
@@ -32,15 +36,14 @@ pub(super) fn load(request: &SealRequest, kernel: Option<&KernelImage>) -> Resul
         architecture: architecture.map(|name| go_name(name).to_owned()),
         variant: None,
     };
-    let source = Source::open(&request.root)?;
     if matches!(source, Source::Erofs(_)) && section.is_empty() {
         return Ok(None);
     }
-    let mut found = tree_of(&source, &choice)?;
+    let mut found = tree_of(source, &choice)?;
     for path in &section.overlay {
         let upper = tree_of(&Source::open(path)?, &choice)?;
         found.remarks.extend(upper.remarks);
-        let refused = |error| bad_input(path, &error);
+        let refused = |error: OverlayError| Failure::new(ExitStatus::BadInput, format!("{}: {error}", path.display()));
         overlay(&mut found.tree, upper.tree).map_err(refused)?;
     }
     found.remarks.extend(apply(&mut found.tree, section)?);
@@ -65,13 +68,7 @@ fn tree_of(source: &Source, choice: &Choice) -> Result<Unpacked, Failure> {
 /// The tree that an image holds.
 fn of_image(path: &Path) -> Result<Tree, Failure> {
     erofs::check_image(path, None)?;
-    let file = File::open(path).map_err(|error| Failure::io(format_args!("open {}", path.display()), &error))?;
-    let tree = Image::open(file).and_then(|image| Arc::new(image).tree());
-    tree.map_err(|error| bad_input(path, &error))
-}
-
-fn bad_input(path: &Path, error: &dyn std::error::Error) -> Failure {
-    Failure::new(ExitStatus::BadInput, format!("{}: {error}", path.display()))
+    Arc::new(erofs::open(path)?).tree().map_err(erofs::damaged(path))
 }
 
 /// Follows the rules, and tells which of them had no effect.

@@ -23,6 +23,7 @@ use crate::{
     initramfs::kernel::KernelImage,
     report::{ExitStatus, Failure, Output, Progress},
     sealed,
+    tree::source::Source,
     verity::Leaves,
 };
 
@@ -43,7 +44,7 @@ pub(super) fn write(
     let config = &request.config;
     let options = ImageOptions { threads: request.threads.get(), ..image_options(config, kernel)? };
     let progress = output.spinner("reading the root tree");
-    let found = compose::load(request, kernel)?;
+    let found = compose::load(&Source::open(&request.root)?, request, kernel)?;
     progress.finish();
     let os_release = found.as_ref().map_or_else(OsRelease::default, |found| OsRelease::read(&found.tree));
     let identity = identity(config, &os_release, kernel);

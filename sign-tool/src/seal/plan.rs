@@ -66,13 +66,14 @@ pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
         }
         _ => Vec::new(),
     };
-    let found = compose::load(request, kernel.as_ref())?;
+    let source = Source::open(&request.root)?;
+    let found = compose::load(&source, request, kernel.as_ref())?;
     let found = found.map(|found| (found.tree.into_walked().len(), found.remarks));
     let (entries, remarks) = found.unzip();
     Ok(Plan {
         entries,
         remarks: remarks.unwrap_or_default(),
-        root: describe_source(&Source::open(&request.root)?),
+        root: describe_source(&source),
         kernel_release: kernel.map(|kernel| kernel.release.to_string()),
         modules,
         trusted_keys: keys.ids().collect(),

@@ -5,7 +5,7 @@ use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 use globset::{Candidate, GlobSet, GlobSetBuilder};
 
 use super::{Pattern, RuleError};
-use crate::tree::{InodeId, Kind, Tree};
+use crate::tree::{InodeId, Kind, Tree, below};
 
 /// An entry: the name that a walk comes by, and what it names.
 pub(super) struct Place<'t> {
@@ -32,7 +32,7 @@ pub(super) fn matches<'p>(
     let (mut waiting, mut matched) = (vec![(Vec::new(), Tree::ROOT)], Vec::new());
     while let Some((path, directory)) = waiting.pop() {
         for (name, id) in tree.entries(directory) {
-            let child = if path.is_empty() { name.clone() } else { [&path[..], name].join(&b'/') };
+            let child = below(&path, name);
             set.matches_candidate_into(&Candidate::new(OsStr::from_bytes(&child)), &mut matched);
             let place = Place { id: *id, name: Some((directory, name)) };
             matched.iter().for_each(|index| found(numbers[*index], &place));
