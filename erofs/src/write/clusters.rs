@@ -28,7 +28,7 @@ pub(super) struct Encoded {
 /// The index has one head for each logical cluster. Hence each physical cluster must reach beyond the logical one in
 /// which it starts: a compressed one does since it holds more than a block, a raw one ends exactly there.
 pub(super) fn encode(input: &[u8], encoder: &mut Encoder) -> Result<Encoded, String> {
-    let mut encoded = Encoded::default();
+    let mut encoded = Encoded { bytes: Vec::with_capacity(input.len()), clusters: Vec::new() };
     let mut at = 0;
     while at < input.len() {
         let found = encoder.fill(&input[at..])?;

@@ -40,7 +40,8 @@ pub struct StoredContent(usize);
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) size: u64,
-    pub(super) digest: blake3::Hash,
+    /// Of the pieces' checksums, for the image's UUID: CRC-32C, since nothing else is as fast.
+    pub(super) checksum: u32,
     pub(super) data: Data,
 }
 
@@ -65,7 +66,9 @@ struct Pending {
     /// Chunks with holes, made out before.
     chunks: Option<(u8, Vec<u32>)>,
     pieces: usize,
-    hasher: blake3::Hasher,
+    checksum: u32,
+    /// Where others may have the same content.
+    digest: Option<blake3::Hasher>,
 }
 
 #[derive(Debug)]
@@ -82,7 +85,9 @@ pub(super) struct Contents {
     compress: bool,
     stored: Vec<Option<Arc<Stored>>>,
     by_digest: HashMap<(u64, blake3::Hash), Arc<Stored>>,
-    /// The sizes of files of several pieces: another of such a size may be the same.
+    /// The sizes that several files have. No other file can have the content of another.
+    common_sizes: HashSet<u64>,
+    /// The sizes of files of several pieces that were stored: another of such a size may be the same.
     long_sizes: HashSet<u64>,
     pending: VecDeque<Pending>,
     queue: VecDeque<Queued>,
@@ -98,6 +103,7 @@ impl Contents {
             compress: options.compression != Compression::None,
             stored: Vec::new(),
             by_digest: HashMap::new(),
+            common_sizes: HashSet::new(),
             long_sizes: HashSet::new(),
             pending: VecDeque::new(),
             queue: VecDeque::new(),
@@ -105,6 +111,12 @@ impl Contents {
             tails: Tails::default(),
             duplicates: 0,
         }
+    }
+
+    /// Tells the sizes of all files that [`Self::store`] will store.
+    pub(super) fn announce(&mut self, sizes: impl Iterator<Item = u64>) {
+        let mut seen: HashSet<u64> = self.all().map(|stored| stored.size).collect();
+        self.common_sizes.extend(sizes.filter(|size| !seen.insert(*size)));
     }
 
     /// What was stored, in order; each content once for each time that it was stored.
@@ -123,13 +135,17 @@ impl Contents {
         output: &mut Output<S>,
     ) -> Result<StoredContent, WriteError> {
         let size = content.size();
+        let digest = self.common_sizes.contains(&size);
+        if size <= PIECE_SIZE {
+            let input = Input::Content(Arc::clone(content), Extent { start: 0, length: size });
+            return self.store_piece(None, size, input, digest, output);
+        }
         let data = holes::data(&**content, self.compress).map_err(|source| content_error(&**content, source))?;
         let sparse = holes::sparse(size, &data, self.compress);
-        let long = size > PIECE_SIZE && sparse.is_none();
-        if long && !self.long_sizes.insert(size) {
+        if digest && sparse.is_none() && !self.long_sizes.insert(size) {
             self.drain(output)?;
-            let digest = long_digest(&**content).map_err(|source| content_error(&**content, source))?;
-            if let Some(found) = self.by_digest.get(&(size, digest)) {
+            let found = long_digest(&**content).map_err(|source| content_error(&**content, source))?;
+            if let Some(found) = self.by_digest.get(&(size, found)) {
                 let found = Arc::clone(found);
                 return Ok(self.duplicate(found));
             }
@@ -138,18 +154,41 @@ impl Contents {
             Some((bits, parts)) => (Some(bits), parts),
             None => (None, vec![Extent { start: 0, length: size }]),
         };
-        let stored = self.begin(size, chunks);
-        let compress = self.compress && size > BLOCK_SIZE as u64 && chunks.is_none();
+        let stored = self.begin(size, chunks, digest);
         let pieces: Vec<Extent> = parts.iter().flat_map(|part| pieces(*part)).collect();
         if pieces.is_empty() {
-            self.drain(output)?;
-            self.pending.pop_back().into_iter().for_each(|file| self.complete(file));
+            self.complete_last(output)?;
         }
         for (number, extent) in pieces.iter().enumerate() {
-            let compress = compress && !self.is_plain(stored);
-            let job = Job { name: None, input: Input::Content(Arc::clone(content), *extent), compress };
+            let compress = self.compress && chunks.is_none() && !self.is_plain(stored);
+            let input = Input::Content(Arc::clone(content), *extent);
+            let job = Job { name: None, input, compress, whole: false, digest };
             self.submit(job, *extent, number + 1 == pieces.len(), output)?;
         }
+        Ok(stored)
+    }
+
+    /// Stores a file of one piece, or none.
+    fn store_piece<S: BlockSink>(
+        &mut self,
+        name: Option<String>,
+        size: u64,
+        input: Input,
+        digest: bool,
+        output: &mut Output<S>,
+    ) -> Result<StoredContent, WriteError> {
+        let stored = self.begin(size, None, digest);
+        if size == 0 {
+            self.complete_last(output)?;
+            return Ok(stored);
+        }
+        let compress = self.compress && size > BLOCK_SIZE as u64;
+        self.submit(
+            Job { name, input, compress, whole: true, digest },
+            Extent { start: 0, length: size },
+            true,
+            output,
+        )?;
         Ok(stored)
     }
 
@@ -161,20 +200,20 @@ impl Contents {
         content: &mut dyn Read,
         output: &mut Output<S>,
     ) -> Result<StoredContent, WriteError> {
-        let stored = self.begin(size, None);
-        if size > PIECE_SIZE {
-            self.long_sizes.insert(size);
-        }
-        if size == 0 {
-            self.drain(output)?;
-            self.pending.pop_back().into_iter().for_each(|file| self.complete(file));
-        }
-        for extent in pieces(Extent { start: 0, length: size }) {
-            let mut bytes = vec![0; extent.length as usize];
+        let mut read = |length: u64| {
+            let mut bytes = vec![0; length as usize];
             let fail = |source| WriteError::Content { name: name.to_owned(), source };
-            content.read_exact(&mut bytes).map_err(fail)?;
-            let compress = self.compress && size > BLOCK_SIZE as u64 && !self.is_plain(stored);
-            let job = Job { name: Some(name.to_owned()), input: Input::Bytes(bytes), compress };
+            content.read_exact(&mut bytes).map_err(fail).map(|()| Input::Bytes(bytes))
+        };
+        if size <= PIECE_SIZE {
+            return self.store_piece(Some(name.to_owned()), size, read(size)?, true, output);
+        }
+        let stored = self.begin(size, None, true);
+        self.long_sizes.insert(size);
+        for extent in pieces(Extent { start: 0, length: size }) {
+            let input = read(extent.length)?;
+            let compress = self.compress && !self.is_plain(stored);
+            let job = Job { name: Some(name.to_owned()), input, compress, whole: false, digest: true };
             self.submit(job, extent, extent.start + extent.length == size, output)?;
         }
         Ok(stored)
@@ -188,15 +227,19 @@ impl Contents {
         Ok(())
     }
 
-    fn begin(&mut self, size: u64, chunk_bits: Option<u8>) -> StoredContent {
+    /// Ends the file that was begun last, of which nothing needs to be written.
+    fn complete_last<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
+        self.drain(output)?;
+        self.pending.pop_back().into_iter().for_each(|file| self.complete(file, None));
+        Ok(())
+    }
+
+    fn begin(&mut self, size: u64, chunk_bits: Option<u8>, digest: bool) -> StoredContent {
         let index = self.stored.len();
         self.stored.push(None);
-        let chunks = chunk_bits.map(|bits| {
-            let count = size.div_ceil((BLOCK_SIZE as u64) << bits);
-            (bits, vec![NO_BLOCK; count as usize])
-        });
-        let hasher = blake3::Hasher::new_derive_key("erofs-image: digests of the pieces of a file");
-        self.pending.push_back(Pending { index, size, data: None, chunks, pieces: 0, hasher });
+        let chunks = chunk_bits.map(|bits| holes_only(size, bits));
+        let digest = digest.then(pieces_hasher);
+        self.pending.push_back(Pending { index, size, data: None, chunks, pieces: 0, checksum: 0, digest });
         StoredContent(index)
     }
 
@@ -232,18 +275,26 @@ impl Contents {
     fn take<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
         let Some(next) = self.queue.pop_front() else { return Ok(()) };
         self.queued_bytes -= next.extent.length;
-        let piece = next.promise.wait()?;
+        let piece = self.pool.wait(next.promise)?;
         let Some(mut file) = self.pending.pop_front() else { return Ok(()) };
-        let whole = next.last && file.pieces == 0 && file.chunks.is_none();
-        if whole && let Some(found) = self.by_digest.get(&(file.size, piece.digest)) {
+        let whole = piece.digest.filter(|_| next.last && file.pieces == 0 && file.chunks.is_none());
+        if let Some(found) = whole.and_then(|digest| self.by_digest.get(&(file.size, digest))) {
             self.stored[file.index] = Some(Arc::clone(found));
             self.duplicates += 1;
             return Ok(());
         }
-        file.hasher.update(piece.digest.as_bytes());
+        if let (Some(hasher), Some(digest)) = (&mut file.digest, piece.digest) {
+            hasher.update(digest.as_bytes());
+        }
+        file.checksum = crc32c::crc32c_append(file.checksum, &piece.checksum.to_le_bytes());
         file.pieces += 1;
-        let digest = whole.then_some(piece.digest);
-        if file.chunks.is_some() {
+        if let Some((bits, parts)) = piece.sparse {
+            file.chunks = Some(holes_only(file.size, bits));
+            for part in parts {
+                let bytes = &piece.raw[part.start as usize..][..part.length as usize];
+                write_chunks(&mut file, part, bytes, output)?;
+            }
+        } else if file.chunks.is_some() {
             write_chunks(&mut file, next.extent, &piece.raw, output)?;
         } else {
             let data = match file.data.take() {
@@ -256,7 +307,7 @@ impl Contents {
             self.pending.push_front(file);
             return Ok(());
         }
-        self.complete_as(file, digest);
+        self.complete(file, whole);
         Ok(())
     }
 
@@ -285,23 +336,29 @@ impl Contents {
         })
     }
 
-    fn complete(&mut self, file: Pending) {
-        self.complete_as(file, None);
-    }
-
-    fn complete_as(&mut self, file: Pending, digest: Option<blake3::Hash>) {
-        let sparse = file.chunks.is_some();
+    /// `whole` is the digest of a file of one piece.
+    fn complete(&mut self, file: Pending, whole: Option<blake3::Hash>) {
+        // Of long files with holes, only the data was digested, and not where it lies.
+        let digest = match file.chunks {
+            Some(_) => whole,
+            None => whole.or_else(|| file.digest.map(|hasher| hasher.finalize())),
+        };
         let data = match file.chunks {
             Some((bits, blocks)) => Data::Chunks { bits, blocks },
             None => file.data.unwrap_or(Data::Flat { first: Block(0), tail: Tail::default() }),
         };
-        let digest = digest.unwrap_or_else(|| file.hasher.finalize());
-        let stored = Arc::new(Stored { size: file.size, digest, data });
-        if !sparse && file.size > 0 {
+        let stored = Arc::new(Stored { size: file.size, checksum: file.checksum, data });
+        if let Some(digest) = digest.filter(|_| file.size > 0) {
             self.by_digest.insert((file.size, digest), Arc::clone(&stored));
         }
         self.stored[file.index] = Some(stored);
     }
+}
+
+/// The chunks of a file while none has data.
+fn holes_only(size: u64, bits: u8) -> (u8, Vec<u32>) {
+    let count = size.div_ceil((BLOCK_SIZE as u64) << bits);
+    (bits, vec![NO_BLOCK; count as usize])
 }
 
 /// How a file is stored, by its first piece.
@@ -328,8 +385,12 @@ pub(super) fn pieces(part: Extent) -> impl Iterator<Item = Extent> {
     })
 }
 
+fn pieces_hasher() -> blake3::Hasher {
+    blake3::Hasher::new_derive_key("erofs-image: digests of the pieces of a file")
+}
+
 fn long_digest(content: &dyn Content) -> std::io::Result<blake3::Hash> {
-    let mut hasher = blake3::Hasher::new_derive_key("erofs-image: digests of the pieces of a file");
+    let mut hasher = pieces_hasher();
     for extent in pieces(Extent { start: 0, length: content.size() }) {
         hasher.update(blake3::hash(&read(content, extent)?).as_bytes());
     }

@@ -7,13 +7,14 @@ use crate::{
 };
 
 /// Parts of a file that hold data, in order and apart.
-type Parts = Vec<Extent>;
+pub(super) type Parts = Vec<Extent>;
 
-/// So many blocks of a file are looked at first.
+/// So many blocks of a file are looked at first; each piece has more.
 const SAMPLES: u64 = 16;
 
-/// Where there is data: all blocks that are not zeros, or simply all of the file where it is worth no closer look. This follows
-/// from the content alone, since archives and file systems keep holes as they like. What they call a hole is not read.
+/// Where there is data in a file of several pieces: all blocks that are not zeros, or simply all of the file where it is worth no
+/// closer look. This follows from the content alone, since archives and file systems keep holes as they like. What they call a
+/// hole is not read.
 pub(super) fn data(content: &dyn Content, compress: bool) -> std::io::Result<Parts> {
     let size = content.size();
     let told = merge(size, &content.data()?, BLOCK_SIZE as u64);
@@ -22,31 +23,40 @@ pub(super) fn data(content: &dyn Content, compress: bool) -> std::io::Result<Par
     }
     let mut found = Parts::new();
     for extent in told.into_iter().flat_map(pieces) {
-        let bytes = read(content, extent)?;
-        for (number, block) in bytes.chunks(BLOCK_SIZE).enumerate() {
-            if block.iter().any(|byte| *byte != 0) {
-                let start = extent.start + (number * BLOCK_SIZE) as u64;
-                found.push(Extent { start, length: block.len() as u64 });
-            }
-        }
+        add_data(&read(content, extent)?, extent.start, &mut found);
     }
     Ok(merge(size, &found, BLOCK_SIZE as u64))
+}
+
+/// As [`sparse`], for a file that was read whole. A single block is never a hole: as a tail it takes less.
+pub(super) fn sparse_piece(bytes: &[u8], compress: bool) -> Option<(u8, Parts)> {
+    if bytes.len() <= BLOCK_SIZE {
+        return None;
+    }
+    let mut found = Parts::new();
+    add_data(bytes, 0, &mut found);
+    sparse(bytes.len() as u64, &found, compress)
+}
+
+/// Adds the blocks of `bytes`, which start at `start`, that are not zeros.
+fn add_data(bytes: &[u8], start: u64, found: &mut Parts) {
+    for (number, block) in bytes.chunks(BLOCK_SIZE).enumerate() {
+        if block.iter().any(|byte| *byte != 0) {
+            found.push(Extent { start: start + (number * BLOCK_SIZE) as u64, length: block.len() as u64 });
+        }
+    }
 }
 
 /// Whether as many of some blocks are zeros as holes are worth.
 fn is_worth_a_look(content: &dyn Content, told: &[Extent], compress: bool) -> std::io::Result<bool> {
     let blocks = content.size().div_ceil(BLOCK_SIZE as u64);
-    if blocks < 2 {
-        return Ok(false);
-    }
-    let samples = SAMPLES.min(blocks);
     let reader = content.open()?;
     let mut zeros = 0;
-    for number in 0..samples {
-        let block = (u128::from(number) * u128::from(blocks) / u128::from(samples)) as u64;
+    for number in 0..SAMPLES {
+        let block = (u128::from(number) * u128::from(blocks) / u128::from(SAMPLES)) as u64;
         zeros += u64::from(is_zeros(&*reader, told, block, content.size())?);
     }
-    Ok(zeros >= if compress { samples / 2 } else { 1 })
+    Ok(zeros >= if compress { SAMPLES / 2 } else { 1 })
 }
 
 fn is_zeros(reader: &dyn ContentReader, told: &[Extent], block: u64, size: u64) -> std::io::Result<bool> {
@@ -145,6 +155,8 @@ mod tests {
         // A last block that is not whole.
         let mut bytes = vec![0; 40_000];
         bytes[39_999] = 1;
-        assert_eq!(data(&bytes, true).unwrap(), [extent(36_864, 3136)]);
+        assert_eq!(sparse_piece(&bytes, true), Some((0, vec![extent(36_864, 3136)])));
+        assert_eq!(sparse_piece(&[0; 4096], false), None);
+        assert_eq!(sparse_piece(&[1; 40_000], false), None);
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn write<S: BlockSink>(
     }
     let mut hasher = blake3::Hasher::new_derive_key("erofs-image: everything that an image holds");
     contents.all().for_each(|stored| {
-        hasher.update(stored.digest.as_bytes());
+        hasher.update(&stored.checksum.to_le_bytes());
     });
     let mut writer = Writer { context, shared, plans, places: Vec::new(), output, hasher };
     writer.detach_long_links()?;

@@ -87,6 +87,12 @@ impl<S: BlockSink> ImageWriter<S> {
                 _ => None,
             })
             .collect();
+        // What was stored before must be known by then.
+        self.contents.drain(&mut self.output)?;
+        self.contents.announce(files.iter().filter_map(|(_, content)| match content {
+            FileContent::Source(content) => Some(content.size()),
+            FileContent::Stored(_) => None,
+        }));
         let mut stored = vec![None; tree.len()];
         for (id, content) in files {
             stored[id.index()] = Some(match content {

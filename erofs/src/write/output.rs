@@ -68,16 +68,16 @@ impl<S: BlockSink> Output<S> {
     }
 
     /// Adds bytes to the current block and those after it.
-    pub(super) fn push(&mut self, mut bytes: &[u8]) -> Result<(), WriteError> {
-        while !bytes.is_empty() {
-            let (now, rest) = bytes.split_at(bytes.len().min(2 * BUFFER_SIZE - self.buffer.len()));
-            self.buffer.extend_from_slice(now);
-            bytes = rest;
-            if self.buffer.len() >= BUFFER_SIZE {
-                self.flush()?;
-            }
+    pub(super) fn push(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let mut rest = bytes;
+        if bytes.len() >= BUFFER_SIZE && self.buffer.len().is_multiple_of(BLOCK_SIZE) {
+            self.flush()?;
+            let whole;
+            (whole, rest) = bytes.split_at(bytes.len() / BLOCK_SIZE * BLOCK_SIZE);
+            self.hand_over(whole)?;
         }
-        Ok(())
+        self.buffer.extend_from_slice(rest);
+        if self.buffer.len() >= BUFFER_SIZE { self.flush() } else { Ok(()) }
     }
 
     /// Fills the current block with zeros.
@@ -86,16 +86,23 @@ impl<S: BlockSink> Output<S> {
         if self.buffer.len() >= BUFFER_SIZE { self.flush() } else { Ok(()) }
     }
 
-    /// Hands over whole blocks.
+    /// Hands over the whole blocks that were gathered.
     fn flush(&mut self) -> Result<(), WriteError> {
-        let whole = self.buffer.len() / BLOCK_SIZE * BLOCK_SIZE;
-        if whole == 0 {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let whole = buffer.len() / BLOCK_SIZE * BLOCK_SIZE;
+        self.hand_over(&buffer[..whole])?;
+        buffer.drain(..whole);
+        self.buffer = buffer;
+        Ok(())
+    }
+
+    fn hand_over(&mut self, blocks: &[u8]) -> Result<(), WriteError> {
+        if blocks.is_empty() {
             return Ok(());
         }
-        let next = self.number(whole)?;
+        let next = self.number(blocks.len())?;
         let sink = |source| WriteError::Sink { what: self.first.to_string(), source };
-        self.sink.write(self.first, &self.buffer[..whole]).map_err(sink)?;
-        self.buffer.drain(..whole);
+        self.sink.write(self.first, blocks).map_err(sink)?;
         self.first = next;
         Ok(())
     }

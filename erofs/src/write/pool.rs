@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, Sender, TryRecvError, channel},
     },
     thread::JoinHandle,
 };
@@ -13,6 +13,7 @@ use super::{
     WriteError,
     clusters::{Encoded, encode},
     encoder::Encoder,
+    holes::{Parts, sparse_piece},
     options::Options,
 };
 use crate::tree::{Content, Extent};
@@ -23,6 +24,10 @@ pub(super) struct Job {
     pub(super) name: Option<String>,
     pub(super) input: Input,
     pub(super) compress: bool,
+    /// The piece is all of its file.
+    pub(super) whole: bool,
+    /// Another file may have the same content.
+    pub(super) digest: bool,
 }
 
 /// Where a piece comes from.
@@ -38,8 +43,13 @@ pub(super) enum Input {
 #[derive(Debug)]
 pub(super) struct Piece {
     pub(super) raw: Vec<u8>,
-    pub(super) digest: blake3::Hash,
+    /// CRC-32C.
+    pub(super) checksum: u32,
+    /// Where the job asked for it.
+    pub(super) digest: Option<blake3::Hash>,
     pub(super) encoded: Option<Encoded>,
+    /// Of a whole file: the size of chunks and the data, where it is better stored with holes. It is not compressed then.
+    pub(super) sparse: Option<(u8, Parts)>,
 }
 
 type Reply = Result<Piece, WriteError>;
@@ -51,24 +61,13 @@ pub(super) enum Promise {
     Later(Receiver<Reply>),
 }
 
-impl Promise {
-    pub(super) fn wait(self) -> Reply {
-        match self {
-            Self::Now(reply) => *reply,
-            Self::Later(receiver) => receiver.recv().unwrap_or_else(|_| {
-                let source = io::Error::other("a thread ended too early");
-                Err(WriteError::Content { name: "a piece".into(), source })
-            }),
-        }
-    }
-}
-
 type Task = (Job, Sender<Reply>);
 
-/// The threads. With one there are none: the caller works itself.
+/// The threads, of which the caller is one.
 #[derive(Debug)]
 pub(super) struct Pool {
     sender: Option<Sender<Task>>,
+    tasks: Arc<Mutex<Receiver<Task>>>,
     threads: Vec<JoinHandle<()>>,
     own: Worker,
 }
@@ -76,19 +75,15 @@ pub(super) struct Pool {
 impl Pool {
     pub(super) fn new(options: &Options) -> Self {
         let own = Worker { options: options.clone(), encoder: None };
-        let count = options.worker_count();
-        if count < 2 {
-            return Self { sender: None, threads: Vec::new(), own };
-        }
         let (sender, receiver) = channel::<Task>();
-        let receiver = Arc::new(Mutex::new(receiver));
-        let threads = (0..count).filter_map(|_| {
-            let (receiver, mut worker) = (Arc::clone(&receiver), Worker { options: options.clone(), encoder: None });
+        let tasks = Arc::new(Mutex::new(receiver));
+        let threads = (1..options.worker_count()).filter_map(|_| {
+            let (tasks, mut worker) = (Arc::clone(&tasks), Worker { options: options.clone(), encoder: None });
             // Without a thread the others do its work.
-            std::thread::Builder::new().spawn(move || worker.run(&receiver)).ok()
+            std::thread::Builder::new().spawn(move || worker.run(&tasks)).ok()
         });
         let threads: Vec<_> = threads.collect();
-        Self { sender: (!threads.is_empty()).then_some(sender), threads, own }
+        Self { sender: (!threads.is_empty()).then_some(sender), tasks, threads, own }
     }
 
     /// How many pieces should be under way, so that no thread waits.
@@ -102,6 +97,26 @@ impl Pool {
         match sender.send((job, reply)) {
             Ok(()) => Promise::Later(receiver),
             Err(unsent) => Promise::Now(Box::new(self.own.work(unsent.0.0))),
+        }
+    }
+
+    /// Waits for a piece, and works meanwhile.
+    pub(super) fn wait(&mut self, promise: Promise) -> Reply {
+        let receiver = match promise {
+            Promise::Now(reply) => return *reply,
+            Promise::Later(receiver) => receiver,
+        };
+        loop {
+            match receiver.try_recv() {
+                Ok(reply) => return reply,
+                Err(TryRecvError::Disconnected) => return Err(ended()),
+                Err(TryRecvError::Empty) => {}
+            }
+            // A thread that waits for work holds the lock: there is none then.
+            let next = self.tasks.try_lock().ok().and_then(|tasks| tasks.try_recv().ok());
+            let Some((job, reply)) = next else { return receiver.recv().unwrap_or_else(|_| Err(ended())) };
+            // That may be the one that is waited for.
+            let _ = reply.send(self.own.work(job));
         }
     }
 }
@@ -140,14 +155,15 @@ impl Worker {
                 (String::new(), raw)
             }
         };
-        let digest = blake3::hash(&raw);
-        let encoded = if job.compress {
+        let (checksum, digest) = (crc32c::crc32c(&raw), job.digest.then(|| blake3::hash(&raw)));
+        let sparse = if job.whole { sparse_piece(&raw, job.compress) } else { None };
+        let encoded = if job.compress && sparse.is_none() {
             let fail = |fact| WriteError::Compress { name, fact };
             Some(self.encode(&raw).map_err(fail)?)
         } else {
             None
         };
-        Ok(Piece { raw, digest, encoded })
+        Ok(Piece { raw, checksum, digest, encoded, sparse })
     }
 
     fn encode(&mut self, raw: &[u8]) -> Result<Encoded, String> {
@@ -157,6 +173,11 @@ impl Worker {
         };
         encode(raw, encoder)
     }
+}
+
+fn ended() -> WriteError {
+    let source = io::Error::other("a thread ended too early");
+    WriteError::Content { name: "a piece".into(), source }
 }
 
 pub(super) fn content_error(content: &dyn Content, source: io::Error) -> WriteError {
