@@ -6,7 +6,7 @@ use std::{
     fs::{File, OpenOptions},
     io,
     os::unix::{
-        ffi::OsStrExt,
+        ffi::{OsStrExt, OsStringExt},
         fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -95,11 +95,10 @@ impl Loader {
     /// Adds what is in a directory, and returns the directories among it.
     fn directory(&mut self, path: &Path, inside: &[u8], id: InodeId) -> Result<Vec<Waiting>, DirectoryError> {
         let mut below = Vec::new();
-        for name in names(path)? {
+        for (name, metadata) in entries(path)? {
             let child = path.join(OsStr::from_bytes(&name));
             let inside = tree::below(inside, &name);
             let refused = |problem: Problem| problem.of(&inside);
-            let metadata = child.symlink_metadata().map_err(|source| io_error("stat", &child, source))?;
             let key = (metadata.dev(), metadata.ino());
             let several = metadata.nlink() > 1 && !metadata.is_dir();
             if let Some(first) = self.seen.get(&key).filter(|_| several) {
@@ -120,12 +119,16 @@ impl Loader {
 }
 
 /// Sorted, so that nothing depends on how the file system lists them.
-fn names(path: &Path) -> Result<Vec<Vec<u8>>, DirectoryError> {
-    let entries = path.read_dir().map_err(|source| io_error("list", path, source))?;
-    let names = entries.map(|entry| entry.map(|entry| entry.file_name().as_bytes().to_vec()));
-    let mut names: Vec<_> = names.collect::<Result<_, _>>().map_err(|source| io_error("list", path, source))?;
-    names.sort_unstable();
-    Ok(names)
+fn entries(path: &Path) -> Result<Vec<(Vec<u8>, std::fs::Metadata)>, DirectoryError> {
+    let mut found = Vec::new();
+    for entry in path.read_dir().map_err(|source| io_error("list", path, source))? {
+        let entry = entry.map_err(|source| io_error("list", path, source))?;
+        // Asked of the open directory, which spares the walk along the path.
+        let metadata = entry.metadata().map_err(|source| io_error("stat", &entry.path(), source))?;
+        found.push((entry.file_name().into_vec(), metadata));
+    }
+    found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(found)
 }
 
 fn common(path: &Path, metadata: &std::fs::Metadata, xattrs: &mut XattrReader) -> Result<Metadata, DirectoryError> {

@@ -45,7 +45,7 @@ impl BlockSink for FileSink {
 }
 
 /// So many bytes go to the sink at once.
-const BUFFER_SIZE: usize = 256 << 10;
+const BUFFER_SIZE: usize = 128 << 10;
 
 /// Numbers blocks, and gathers them.
 #[derive(Debug)]

@@ -88,7 +88,7 @@ impl Pool {
 
     /// How many pieces should be under way, so that no thread waits.
     pub(super) fn depth(&self) -> usize {
-        self.threads.len() * 2 + 1
+        (self.threads.len() + 1) * 4
     }
 
     pub(super) fn submit(&mut self, job: Job) -> Promise {

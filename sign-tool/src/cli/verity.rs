@@ -128,7 +128,7 @@ struct TreeArguments {
     /// Most threads to use [default: one for each processor]
     #[arg(long, value_name = "NUMBER")]
     threads: Option<NonZeroUsize>,
-    /// What hashes SHA-256: avx512, sha-ni or sha2; all give the same [default: the fastest that this processor has]
+    /// What hashes SHA-256: avx512, avx512x2, sha-ni or sha2; all give the same [default: the fastest, which is tried out]
     #[arg(long, value_name = "NAME")]
     engine: Option<Engine>,
 }

@@ -14,7 +14,7 @@ use std::{
 use iofs_policy::verity::{BlockSize, Superblock, SuperblockError};
 
 /// How much data a thread reads at once. Larger buffers fall out of the second-level cache before they are hashed.
-pub(super) const BUFFER_SIZE: u64 = 1 << 20;
+pub(super) const BUFFER_SIZE: u64 = 1 << 18;
 
 /// Why a file or device cannot hold what it should.
 #[derive(Debug, thiserror::Error)]

@@ -13,35 +13,40 @@ use super::{
 };
 
 /// Blocks in one group: a lane of 32 bits each.
-pub(super) const LANES: usize = 16;
-/// Two groups take turns, so that one works while the other waits for its results.
-pub(super) const GROUPS: usize = 2;
-/// Blocks at once.
-pub(super) const WIDTH: usize = GROUPS * LANES;
+const LANES: usize = 16;
 
-/// The states of `WIDTH` digests under way, word by word.
-struct States([[__m512i; 8]; GROUPS]);
+/// The states of `GROUPS` groups of digests under way, word by word. Two groups take turns: processors that take in four vectors a
+/// cycle would wait for the results of one, and those that take in two run out of registers for two.
+struct States<const GROUPS: usize>([[__m512i; 8]; GROUPS]);
 
-/// Whether this processor has what [`compress`] needs.
+/// Whether this processor has what [`States::compress`] needs.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
 }
 
-/// The digests of salted blocks of one size.
-pub(super) fn digests(framing: &Framing, blocks: &[&[u8]; WIDTH]) -> [State; WIDTH] {
+/// The digests of sixteen salted blocks of one size.
+pub(super) fn one_group(framing: &Framing, blocks: &[&[u8]; LANES]) -> [State; LANES] {
     assert!(is_available(), "engines are only chosen where there are");
     // SAFETY: the processor has what it needs.
-    unsafe { hash(framing, blocks) }
+    unsafe { hash::<1, _>(framing, blocks) }
+}
+
+/// The digests of 32 salted blocks of one size.
+pub(super) fn two_groups(framing: &Framing, blocks: &[&[u8]; 2 * LANES]) -> [State; 2 * LANES] {
+    assert!(is_available(), "engines are only chosen where there are");
+    // SAFETY: the processor has what it needs.
+    unsafe { hash::<2, _>(framing, blocks) }
 }
 
 #[target_feature(enable = "avx512f,avx512bw")]
-fn hash(framing: &Framing, blocks: &[&[u8]; WIDTH]) -> [State; WIDTH] {
-    let mut states = States::new(&framing.state);
+fn hash<const GROUPS: usize, const WIDTH: usize>(framing: &Framing, blocks: &[&[u8]; WIDTH]) -> [State; WIDTH] {
+    const { assert!(WIDTH == GROUPS * LANES) };
+    let mut states = States::<GROUPS>::new(&framing.state);
     side_by_side(framing, blocks, |chunks| states.compress(chunks));
     states.finish()
 }
 
-impl States {
+impl<const GROUPS: usize> States<GROUPS> {
     /// All from one state.
     #[target_feature(enable = "avx512f,avx512bw")]
     fn new(state: &State) -> Self {
@@ -50,15 +55,15 @@ impl States {
 
     /// Each lane's state.
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn finish(&self) -> [State; WIDTH] {
+    fn finish<const WIDTH: usize>(&self) -> [State; WIDTH] {
         let mut found = [[0; 8]; WIDTH];
-        for (group, states) in self.0.iter().enumerate() {
+        for (states, found) in self.0.iter().zip(found.chunks_exact_mut(LANES)) {
             for (word, lanes) in states.iter().enumerate() {
                 let mut values = [0_u32; LANES];
                 // SAFETY: `values` has room for a whole vector, and need not be aligned.
                 unsafe { _mm512_storeu_si512(values.as_mut_ptr().cast(), *lanes) };
-                for (lane, value) in values.into_iter().enumerate() {
-                    found[group * LANES + lane][word] = value;
+                for (state, value) in found.iter_mut().zip(values) {
+                    state[word] = value;
                 }
             }
         }
@@ -67,18 +72,18 @@ impl States {
 
     /// Takes in a chunk of each message.
     #[target_feature(enable = "avx512f,avx512bw")]
-    fn compress(&mut self, chunks: &[&Chunk; WIDTH]) {
+    fn compress(&mut self, chunks: &[&Chunk]) {
         let mut words = [[_mm512_setzero_si512(); 16]; GROUPS];
-        for (group, words) in words.iter_mut().enumerate() {
-            *words = transposed(chunks[group * LANES..][..LANES].try_into().expect("a group's chunks"));
+        let (groups, _) = chunks.as_chunks::<LANES>();
+        for (words, chunks) in words.iter_mut().zip(groups) {
+            *words = transposed(chunks);
         }
         let mut work = self.0;
-        for first in (0..64).step_by(16) {
-            if first > 0 {
-                schedule(&mut words);
-            }
-            sixteen_rounds(&mut work, &words, K[first..first + 16].try_into().expect("sixteen constants"));
+        let (constants, _) = K.as_chunks();
+        for constants in &constants[..3] {
+            sixteen_rounds::<true, _>(&mut work, &mut words, constants);
         }
+        sixteen_rounds::<false, _>(&mut work, &mut words, &constants[3]);
         for (states, work) in self.0.iter_mut().zip(work) {
             for (state, work) in states.iter_mut().zip(work) {
                 *state = _mm512_add_epi32(*state, work);
@@ -93,11 +98,13 @@ impl States {
 fn transposed(chunks: &[&Chunk; LANES]) -> [__m512i; 16] {
     const _: () = assert!(CHUNK_SIZE == size_of::<__m512i>());
     let swap = _mm512_broadcast_i32x4(_mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3));
-    let rows = chunks.map(|chunk| {
+    // Not by `map`, which would call a function for each.
+    let mut rows = [swap; 16];
+    for (row, chunk) in rows.iter_mut().zip(chunks) {
         // SAFETY: a chunk has as many bytes as a vector, and need not be aligned.
-        let row = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
-        _mm512_shuffle_epi8(row, swap)
-    });
+        let loaded = unsafe { _mm512_loadu_si512(chunk.as_ptr().cast()) };
+        *row = _mm512_shuffle_epi8(loaded, swap);
+    }
     let mut pairs = rows;
     for at in (0..16).step_by(2) {
         pairs[at] = _mm512_unpacklo_epi32(rows[at], rows[at + 1]);
@@ -124,40 +131,36 @@ fn transposed(chunks: &[&Chunk; LANES]) -> [__m512i; 16] {
     words
 }
 
-/// The next sixteen words of the message schedule, in the place of the last.
+/// Sixteen rounds, each of which leaves the word for the sixteenth round after it where there is one: so there is always something
+/// to do while a result is waited for.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn schedule(words: &mut [[__m512i; 16]; GROUPS]) {
-    for at in 0..16 {
-        for words in words.iter_mut() {
-            let (before15, before2) = (words[(at + 1) % 16], words[(at + 14) % 16]);
-            let low = xor3(
-                _mm512_ror_epi32::<7>(before15),
-                _mm512_ror_epi32::<18>(before15),
-                _mm512_srli_epi32::<3>(before15),
-            );
-            let high = xor3(
-                _mm512_ror_epi32::<17>(before2),
-                _mm512_ror_epi32::<19>(before2),
-                _mm512_srli_epi32::<10>(before2),
-            );
-            let sum = _mm512_add_epi32(_mm512_add_epi32(words[at], words[(at + 9) % 16]), _mm512_add_epi32(low, high));
-            words[at] = sum;
-        }
-    }
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn sixteen_rounds(work: &mut [[__m512i; 8]; GROUPS], words: &[[__m512i; 16]; GROUPS], constants: &[u32; 16]) {
+fn sixteen_rounds<const MORE: bool, const GROUPS: usize>(
+    work: &mut [[__m512i; 8]; GROUPS],
+    words: &mut [[__m512i; 16]; GROUPS],
+    constants: &[u32; 16],
+) {
     macro_rules! rounds {
         ($($at:literal)*) => {$(
-            for (state, words) in work.iter_mut().zip(words) {
+            for (state, words) in work.iter_mut().zip(words.iter_mut()) {
                 round::<$at>(state, _mm512_add_epi32(words[$at], _mm512_set1_epi32(constants[$at] as i32)));
+                if MORE {
+                    words[$at] = scheduled::<$at>(words);
+                }
             }
         )*};
     }
     rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+}
+
+/// The next word of the message schedule, for the place of the oldest.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn scheduled<const AT: usize>(words: &[__m512i; 16]) -> __m512i {
+    let (before15, before2) = (words[(AT + 1) % 16], words[(AT + 14) % 16]);
+    let low = xor3(_mm512_ror_epi32::<7>(before15), _mm512_ror_epi32::<18>(before15), _mm512_srli_epi32::<3>(before15));
+    let high = xor3(_mm512_ror_epi32::<17>(before2), _mm512_ror_epi32::<19>(before2), _mm512_srli_epi32::<10>(before2));
+    _mm512_add_epi32(_mm512_add_epi32(words[AT], words[(AT + 9) % 16]), _mm512_add_epi32(low, high))
 }
 
 /// One round. Instead of moving the eight variables on, the places that stand for them do.

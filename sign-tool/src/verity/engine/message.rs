@@ -15,16 +15,6 @@ pub(in crate::verity) struct Framing {
     salt_size: usize,
 }
 
-/// The chunks of one block.
-struct Chunks<'b> {
-    /// Put together, unless the salt ends with a chunk.
-    first: Chunk,
-    within: &'b [Chunk],
-    /// Put together: the end of the block with the padding.
-    last: [Chunk; 2],
-    last_count: usize,
-}
-
 impl Framing {
     pub(in crate::verity) fn new(salt: &[u8]) -> Self {
         let (whole, rest) = salt.as_chunks::<CHUNK_SIZE>();
@@ -33,41 +23,60 @@ impl Framing {
         Self { state, rest: rest.to_vec(), salt_size: salt.len() }
     }
 
-    /// `block` has at least 64 bytes.
-    fn chunks<'b>(&self, block: &'b [u8]) -> Chunks<'b> {
+    /// The chunk that begins with the rest of the salt, where there is one, and how much of the block it takes.
+    fn first(&self) -> Option<(Chunk, usize)> {
         let rest = self.rest.len();
-        let (start, after) = block.split_at(if rest == 0 { 0 } else { CHUNK_SIZE - rest });
-        let mut first = [0; CHUNK_SIZE];
-        first[..rest].copy_from_slice(&self.rest);
-        first[rest..rest + start.len()].copy_from_slice(start);
-        let (within, end) = after.as_chunks::<CHUNK_SIZE>();
-        let mut last = [0; 2 * CHUNK_SIZE];
-        last[..end.len()].copy_from_slice(end);
-        last[end.len()] = 0x80;
+        let mut chunk = [0; CHUNK_SIZE];
+        chunk[..rest].copy_from_slice(&self.rest);
+        (rest > 0).then_some((chunk, CHUNK_SIZE - rest))
+    }
+
+    /// The padding of messages with blocks of `block_size`: one chunk or two, where the first `end` bytes are the block's last.
+    fn padding(&self, block_size: usize, end: usize) -> ([Chunk; 2], usize) {
+        let mut padding = [0; 2 * CHUNK_SIZE];
+        padding[end] = 0x80;
         // The length in bits takes the last eight bytes.
-        let last_count = if end.len() + 9 <= CHUNK_SIZE { 1 } else { 2 };
-        let bits = 8 * (self.salt_size + block.len()) as u64;
-        last[last_count * CHUNK_SIZE - 8..last_count * CHUNK_SIZE].copy_from_slice(&bits.to_be_bytes());
-        let (last, _) = last.as_chunks::<CHUNK_SIZE>();
-        Chunks { first, within, last: [last[0], last[1]], last_count }
+        let count = if end + 9 <= CHUNK_SIZE { 1 } else { 2 };
+        let bits = 8 * (self.salt_size + block_size) as u64;
+        padding[count * CHUNK_SIZE - 8..count * CHUNK_SIZE].copy_from_slice(&bits.to_be_bytes());
+        let (chunks, _) = padding.as_chunks::<CHUNK_SIZE>();
+        ([chunks[0], chunks[1]], count)
     }
 }
 
-/// Gives the chunks of several blocks, those of one number side by side, to `compress`.
+/// Gives the chunks of several blocks, those of one number side by side, to `compress`. The blocks are of one size, and that is a
+/// multiple of a chunk's.
 #[inline(always)]
 pub(super) fn side_by_side<const WIDTH: usize>(
     framing: &Framing,
     blocks: &[&[u8]; WIDTH],
     mut compress: impl FnMut(&[&Chunk; WIDTH]),
 ) {
-    let messages = blocks.map(|block| framing.chunks(block));
-    if !framing.rest.is_empty() {
-        compress(&std::array::from_fn(|lane| &messages[lane].first));
+    let mut start = 0;
+    if let Some((template, taken)) = framing.first() {
+        let mut chunks = [template; WIDTH];
+        for (chunk, block) in chunks.iter_mut().zip(blocks) {
+            chunk[CHUNK_SIZE - taken..].copy_from_slice(&block[..taken]);
+        }
+        compress(&chunks.each_ref());
+        start = taken;
     }
-    for number in 0..messages[0].within.len() {
-        compress(&std::array::from_fn(|lane| &messages[lane].within[number]));
+    let mut chunks = [&[0; CHUNK_SIZE]; WIDTH];
+    for number in 0..(blocks[0].len() - start) / CHUNK_SIZE {
+        for (chunk, block) in chunks.iter_mut().zip(blocks) {
+            *chunk = &block[start..].as_chunks().0[number];
+        }
+        compress(&chunks);
     }
-    for number in 0..messages[0].last_count {
-        compress(&std::array::from_fn(|lane| &messages[lane].last[number]));
+    let end = (blocks[0].len() - start) % CHUNK_SIZE;
+    let (padding, count) = framing.padding(blocks[0].len(), end);
+    for (number, padding) in padding[..count].iter().enumerate() {
+        let mut chunks = [*padding; WIDTH];
+        if number == 0 {
+            for (chunk, block) in chunks.iter_mut().zip(blocks) {
+                chunk[..end].copy_from_slice(&block[block.len() - end..]);
+            }
+        }
+        compress(&chunks.each_ref());
     }
 }

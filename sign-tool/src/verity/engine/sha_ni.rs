@@ -62,13 +62,20 @@ impl States {
     /// Takes in a chunk of each message.
     #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
     fn compress(&mut self, chunks: &[&Chunk; WIDTH]) {
-        let mut words = chunks.map(|chunk| loaded(chunk));
-        let mut work = self.0;
-        for round in 0..16 {
-            for (state, words) in work.iter_mut().zip(&mut words) {
-                four_rounds(state, words, round);
-            }
+        let mut words = [[_mm_setzero_si128(); 4]; WIDTH];
+        for (words, chunk) in words.iter_mut().zip(chunks) {
+            load(chunk, words);
         }
+        let mut work = self.0;
+        macro_rules! rounds {
+            ($($round:literal)*) => {$(
+                let constants = four_constants($round);
+                for (state, words) in work.iter_mut().zip(&mut words) {
+                    four_rounds(state, words, constants);
+                }
+            )*};
+        }
+        rounds!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
         for (state, work) in self.0.iter_mut().zip(work) {
             *state = [_mm_add_epi32(state[0], work[0]), _mm_add_epi32(state[1], work[1])];
         }
@@ -78,22 +85,30 @@ impl States {
 /// The sixteen words of a chunk, in the order of the processor.
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn loaded(chunk: &Chunk) -> [__m128i; 4] {
+fn load(chunk: &Chunk, words: &mut [__m128i; 4]) {
     let swap = _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
     let (quarters, _) = chunk.as_chunks::<16>();
-    [0, 1, 2, 3].map(|at| {
+    for (words, quarter) in words.iter_mut().zip(quarters) {
         // SAFETY: a quarter has as many bytes as a vector, and need not be aligned.
-        let quarter = unsafe { _mm_loadu_si128(quarters[at].as_ptr().cast()) };
-        _mm_shuffle_epi8(quarter, swap)
-    })
+        let quarter = unsafe { _mm_loadu_si128(quarter.as_ptr().cast()) };
+        *words = _mm_shuffle_epi8(quarter, swap);
+    }
 }
 
-/// Rounds `4 * round` and the next three. `words` has the schedule's last sixteen words, the oldest first.
+/// Those of rounds `4 * round` and the next three.
 #[inline]
 #[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
-fn four_rounds(state: &mut [__m128i; 2], words: &mut [__m128i; 4], round: usize) {
-    let [k0, k1, k2, k3] = [0, 1, 2, 3].map(|at| K[4 * round + at] as i32);
-    let input = _mm_add_epi32(words[0], _mm_set_epi32(k3, k2, k1, k0));
+fn four_constants(round: usize) -> __m128i {
+    let (constants, _) = K.as_chunks::<4>();
+    let [a, b, c, d] = constants[round];
+    _mm_set_epi32(d as i32, c as i32, b as i32, a as i32)
+}
+
+/// Four rounds. `words` has the schedule's last sixteen words, the oldest first.
+#[inline]
+#[target_feature(enable = "sha,sse2,ssse3,sse4.1")]
+fn four_rounds(state: &mut [__m128i; 2], words: &mut [__m128i; 4], constants: __m128i) {
+    let input = _mm_add_epi32(words[0], constants);
     let next = _mm_sha256rnds2_epu32(state[1], state[0], input);
     let after = _mm_sha256rnds2_epu32(state[0], next, _mm_shuffle_epi32::<0x0e>(input));
     *state = [after, next];
