@@ -18,8 +18,8 @@ use std::{
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use iofs_attest::{batch, evidence::Evidence};
-use iofs_policy::hex;
+use iofs_attest::{batch, evidence::Evidence, tcg::EventLog};
+use iofs_policy::{hex, measurement_log};
 use support::*;
 
 const FIRMWARE_EVENTS: u8 = 56;
@@ -53,6 +53,15 @@ fn quotes(criterion: &mut Criterion) {
         .bench_function("json line", |bencher| bencher.iter(|| batch::verify_line(&config, 1, hint::black_box(&line))));
     group.finish();
     compare(&evidence, &verifier);
+}
+
+/// Both logs of a machine, as the verifier and `explain` read them.
+fn logs(criterion: &mut Criterion) {
+    let (evidence, _) = evidence();
+    let (firmware, ours) = (evidence.firmware_log.unwrap().0, evidence.measurement_log.unwrap().0);
+    let read = || (EventLog::parse(&firmware).unwrap().events.len(), measurement_log::parse(&ours).unwrap().len());
+    assert_eq!(read(), (usize::from(FIRMWARE_EVENTS), 4));
+    criterion.bench_function("logs of 60 events", |bencher| bencher.iter(|| hint::black_box(read())));
 }
 
 /// Measures both in the same minute, and prints the ratio.
@@ -95,5 +104,5 @@ fn write_for_tpm2_tools(folder: &Path, evidence: &Evidence) {
     fs::write(folder.join("sig"), &*evidence.signature).unwrap();
 }
 
-criterion_group!(benches, quotes);
+criterion_group!(benches, logs, quotes);
 criterion_main!(benches);

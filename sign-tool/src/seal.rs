@@ -9,6 +9,7 @@ use std::{
 use iofs_policy::{
     digest::Sha256Digest,
     manifest::{ImageIdentity, Manifest},
+    release::Artifact,
     slots::Chooser,
     trust::{TrustedKey, TrustedKeys},
     verity::RootHash,
@@ -17,7 +18,7 @@ use iofs_policy::{
 use crate::{
     atomic::{self, AtomicDirectory},
     erofs,
-    initramfs::{self, Format, init, kernel::KernelImage, modules::ModuleSet},
+    initramfs::{self, Format, cache::SegmentCache, init, kernel::KernelImage, modules::ModuleSet},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory},
@@ -79,6 +80,8 @@ pub struct KernelRequest {
     pub modules: PathBuf,
     /// The static `verify-init`, or a folder that holds it and verify-init-full; none looks in the usual places.
     pub init: Option<PathBuf>,
+    /// Where the mini-initramfs may be found compressed.
+    pub cache: SegmentCache,
 }
 
 /// A unified kernel image to make.
@@ -132,9 +135,13 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let kernel = read_kernel(request)?;
     let init = read_init(request)?;
     let stub = read_stub(request, kernel.as_ref())?;
+    let modules = read_modules(request, kernel.as_ref())?;
     let directory = AtomicDirectory::create(&request.out, request.replace, is_sealed)?;
 
-    let Image { identity, os_release, verity } = image::write(request, kernel.as_ref(), &directory, output)?;
+    let image = || measured_image(request, kernel.as_ref(), &directory, output);
+    let pack = || modules.map(|(kernel, modules, cache)| pack_initramfs(kernel, &modules, &init, cache)).transpose();
+    let ((image, measured), initramfs) = together(request.threads, image, pack)?;
+    let Image { identity, os_release, verity } = image;
     let manifest =
         Manifest { keys: keys.change.clone(), ..manifest(&request.config, identity, verity, kernel.as_ref())? };
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
@@ -142,14 +149,15 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
 
     write_documents(&directory, &manifest, &trust)?;
     keys.write(&directory)?;
-    if let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) {
-        write_kernel(request, paths, kernel, &init, &directory, output)?;
+    if let (Some(paths), Some(kernel), Some(initramfs)) = (&request.kernel, &kernel, initramfs) {
+        copy(&paths.image, &directory.file(sealed::KERNEL))?;
+        directory.write(sealed::INITRAMFS_BASE, &initramfs)?;
         if let Some(stub) = &stub {
             write_uki_base(request, stub, kernel, os_release.sealed(&manifest.image), &directory)?;
         }
     }
     write_certificates(&request.certificates, &directory)?;
-    let inside = SealedDirectory::new(directory.path());
+    let inside = SealedDirectory::new(directory.path()).with_measured(measured);
     let pending = finish::sign_locked(&inside, &request.keys)?;
     directory.commit()?;
     describe(request, &manifest, pending)
@@ -233,21 +241,57 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::io(format_args!("copy {} to {}", from.display(), to.display()), &error))
 }
 
-fn write_kernel(
-    request: &SealRequest,
-    paths: &KernelRequest,
+/// The modules that the kernel will be given, and where they may be found compressed.
+fn read_modules<'a>(
+    request: &'a SealRequest,
+    kernel: Option<&'a KernelImage>,
+) -> Result<Option<(&'a KernelImage, ModuleSet, &'a SegmentCache)>, Failure> {
+    let (Some(paths), Some(kernel)) = (&request.kernel, kernel) else { return Ok(None) };
+    let modules = ModuleSet::collect(kernel, &paths.modules, &request.config.module_requests())?;
+    Ok(Some((kernel, modules, &paths.cache)))
+}
+
+/// The mini-initramfs as far as it is known before anything is signed.
+fn pack_initramfs(
     kernel: &KernelImage,
+    modules: &ModuleSet,
     init: &[u8],
+    cache: &SegmentCache,
+) -> Result<Vec<u8>, Failure> {
+    let format = if kernel.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd };
+    let (base, _) = initramfs::base_segment(modules, init, format, 0, cache)?;
+    Ok(base)
+}
+
+/// The image with its tree, and what the release statement will say of it.
+fn measured_image(
+    request: &SealRequest,
+    kernel: Option<&KernelImage>,
     directory: &AtomicDirectory,
     output: Output,
-) -> Result<(), Failure> {
-    copy(&paths.image, &directory.file(sealed::KERNEL))?;
-    let progress = output.spinner("packing the mini-initramfs");
-    let modules = ModuleSet::collect(kernel, &paths.modules, &request.config.module_requests())?;
-    let format = if kernel.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd };
-    let (base, _) = initramfs::base_segment(&modules, init, format, 0)?;
+) -> Result<(Image, Artifact), Failure> {
+    let image = image::write(request, kernel, directory, output)?;
+    let progress = output.spinner("measuring the image");
+    let measured = SealedDirectory::new(directory.path()).artifact(sealed::IMAGE)?;
     progress.finish();
-    directory.write(sealed::INITRAMFS_BASE, &base)
+    Ok((image, measured))
+}
+
+/// Does two things at once where there are threads for it.
+fn together<A, B: Send>(
+    threads: NonZeroUsize,
+    here: impl FnOnce() -> Result<A, Failure>,
+    beside: impl FnOnce() -> Result<B, Failure> + Send,
+) -> Result<(A, B), Failure> {
+    if threads.get() == 1 {
+        return Ok((here()?, beside()?));
+    }
+    std::thread::scope(|scope| {
+        let other = scope.spawn(beside);
+        let found = here();
+        let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((found?, other?))
+    })
 }
 
 /// systemd's stub, where a unified kernel image is to be made.

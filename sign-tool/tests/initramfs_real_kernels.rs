@@ -9,7 +9,9 @@ use std::{
 
 use iofs_policy::paths;
 use iofs_sign::initramfs::{
-    self, EmbeddedFile, Format, Initramfs, InitramfsPlan, Segment, in_archive,
+    self, EmbeddedFile, Format, Initramfs, InitramfsPlan, Segment,
+    cache::SegmentCache,
+    in_archive,
     kernel::KernelImage,
     modules::ModuleSet,
     profile::{Feature, Profile, requests},
@@ -42,7 +44,9 @@ fn init() -> Vec<u8> {
 fn build(modules: &ModuleSet, format: Format) -> Initramfs {
     let file = |path: &str, bytes: &[u8]| EmbeddedFile { path: path.to_owned(), mode: 0o644, bytes: bytes.to_vec() };
     let files = [file(in_archive(paths::MANIFEST), b"manifest"), file(in_archive(paths::TRUST), b"trust")];
-    initramfs::build(&InitramfsPlan { modules, init: &init(), files: &files, format, mtime: 1_700_000_000 }).unwrap()
+    let cache = SegmentCache::none();
+    let plan = InitramfsPlan { modules, init: &init(), files: &files, format, mtime: 1_700_000_000, cache };
+    initramfs::build(&plan).unwrap()
 }
 
 /// A segment without what fills it up: zstd(1) takes zeros behind a frame for a damaged one, the kernel skips them.

@@ -19,7 +19,7 @@ use iofs_policy::{
 use iofs_sign::{
     disk::{self, Additions, DiskReport},
     erofs::ImageCompression,
-    initramfs::{EmbeddedFile, Format, image_segment, in_archive},
+    initramfs::{EmbeddedFile, Format, cache::SegmentCache, image_segment, in_archive},
     inspect::initramfs::inspect,
     keys::PrivateKey,
     pe::Headers,
@@ -117,9 +117,11 @@ impl Chain {
     pub fn seal(suite: &str, root: &Path, change: impl FnOnce(&mut SealRequest)) -> Result<Self> {
         let kernel = cache::kernel(suite)?;
         let folder = tempfile::tempdir()?;
+        let (init, segments) =
+            (Some(verify_inits()?), SegmentCache::at(&cache::target_folder("vm-scratch")?.join("segments")));
         let mut request = SealRequest {
             root: root.to_owned(),
-            kernel: Some(KernelRequest { image: kernel.vmlinuz, modules: kernel.modules, init: Some(verify_inits()?) }),
+            kernel: Some(KernelRequest { image: kernel.vmlinuz, modules: kernel.modules, init, cache: segments }),
             keys: SigningKeys { release: vec![example_key(1)?], ..SigningKeys::default() },
             uki: None,
             certificates: Certificates::default(),

@@ -1,6 +1,6 @@
 //! Keys of certificates, and signatures by them.
 
-use iofs_policy::pcr::{PcrBank, PcrDigest};
+use iofs_policy::pcr::PcrBank;
 use x509_cert::{der::asn1::ObjectIdentifier, spki::SubjectPublicKeyInfoOwned};
 
 use super::{CertificateError, der};
@@ -70,6 +70,6 @@ pub(super) fn verify(key: &Key, algorithm: ObjectIdentifier, signed: &[u8], sign
         }
         _ => return None,
     };
-    let digest = PcrDigest::of(bank, &[signed]);
-    Some(VerifyingKey::new(key).zip(numbers).is_some_and(|(key, numbers)| key.verifies(algorithm, &digest, &numbers)))
+    let verifying = VerifyingKey::new(key).zip(numbers);
+    Some(verifying.is_some_and(|(key, numbers)| key.verifies(algorithm, bank, signed, &numbers)))
 }

@@ -1,7 +1,5 @@
 //! TPMT_SIGNATURE (section 11.3.4), and whether it holds.
 
-use iofs_policy::pcr::PcrDigest;
-
 use crate::{
     bytes::{FieldError, Reader},
     key::AttestationKey,
@@ -71,8 +69,7 @@ impl Signature {
         if self.scheme != key.scheme() {
             return Err(SignatureError::Scheme { expected: key.scheme(), found: self.scheme });
         }
-        let digest = PcrDigest::of(self.scheme.digest, &[message]);
-        if key.verifying_key().verifies(self.scheme.algorithm, &digest, &self.numbers) {
+        if key.verifying_key().verifies(self.scheme.algorithm, self.scheme.digest, message, &self.numbers) {
             Ok(())
         } else {
             Err(SignatureError::Wrong)

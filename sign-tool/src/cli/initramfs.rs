@@ -59,6 +59,8 @@ pub(crate) struct Arguments {
     /// The compression
     #[arg(long, value_enum, default_value_t)]
     compress: Format,
+    #[command(flatten)]
+    cache: super::CacheArguments,
     /// The initramfs to write
     #[arg(long, value_name = "FILE", required_unless_present_any = ["dry_run", "list_modules"])]
     out: Option<PathBuf>,
@@ -99,6 +101,7 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
         files: &files,
         format: arguments.compress,
         mtime: source_date_epoch()?.unwrap_or_default(),
+        cache: arguments.cache.to_cache(),
     };
     let spinner = output.spinner("compressing the initramfs");
     let built = initramfs::build(&plan)?;

@@ -36,12 +36,17 @@ mod update;
 mod verify;
 mod verity;
 
-use std::{num::NonZeroUsize, path::Path, process::ExitCode};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Parser;
 use iofs_policy::trust::KeyId;
 use iofs_sign::{
     attest as inputs,
+    initramfs::cache::SegmentCache,
     report::{ExitStatus, Failure, Output},
     sealed::bad_input,
 };
@@ -155,6 +160,28 @@ fn report(failure: &Failure, output: Output) {
         eprintln!("{}", serde_json::json!({ "error": failure }));
     } else {
         eprintln!("{failure}");
+    }
+}
+
+/// Where mini-initramfs are kept compressed.
+#[derive(Debug, clap::Args)]
+struct CacheArguments {
+    /// Keep what is compressed for a kernel here, for its next image; all of it may be removed at any time [default:
+    /// iofs-sign in $XDG_CACHE_HOME, or in ~/.cache]
+    #[arg(long, value_name = "DIR", conflicts_with = "no_cache")]
+    cache: Option<PathBuf>,
+    /// Compress the mini-initramfs anew, and keep nothing
+    #[arg(long)]
+    no_cache: bool,
+}
+
+impl CacheArguments {
+    fn to_cache(&self) -> SegmentCache {
+        match &self.cache {
+            Some(place) => SegmentCache::at(place),
+            None if self.no_cache => SegmentCache::none(),
+            None => SegmentCache::of_user(),
+        }
     }
 }
 

@@ -161,6 +161,8 @@ pub(crate) struct Arguments {
     /// The most threads to use [default: one per processor]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    cache: super::CacheArguments,
     /// Show what would be sealed, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -270,7 +272,7 @@ fn read_pcr_public_key(path: &Path) -> Result<String, Failure> {
 
 fn kernel(arguments: &Arguments) -> Option<KernelRequest> {
     let (image, modules) = (arguments.kernel.clone()?, arguments.modules.clone()?);
-    Some(KernelRequest { image, modules, init: arguments.init.clone() })
+    Some(KernelRequest { image, modules, init: arguments.init.clone(), cache: arguments.cache.to_cache() })
 }
 
 fn describe(sealed: &Sealed) -> String {

@@ -3,6 +3,7 @@
 //! It is two archives, compressed each on its own, since the kernel unpacks one after the other. The first depends on
 //! the kernel and verify-init only, so that it can be kept per kernel; the small second one belongs to one image.
 
+pub mod cache;
 pub mod elf;
 pub mod init;
 pub mod kernel;
@@ -18,6 +19,7 @@ use iofs_policy::paths;
 use serde::Serialize;
 
 use self::{
+    cache::SegmentCache,
     elf::Machine,
     modules::ModuleSet,
     newc::{Archive, PathError},
@@ -69,6 +71,8 @@ pub struct InitramfsPlan<'a> {
     pub format: Format,
     /// The timestamp of every entry, seconds since 1970.
     pub mtime: u32,
+    /// Where the first archive may be found compressed.
+    pub cache: SegmentCache,
 }
 
 /// An initramfs.
@@ -149,7 +153,7 @@ impl From<InitramfsError> for Failure {
 /// # Errors
 /// If the init binary is not a static executable for the kernel's machine, or files collide.
 pub fn build(plan: &InitramfsPlan<'_>) -> Result<Initramfs, InitramfsError> {
-    let (mut bytes, first) = base_segment(plan.modules, plan.init, plan.format, plan.mtime)?;
+    let (mut bytes, first) = base_segment(plan.modules, plan.init, plan.format, plan.mtime, &plan.cache)?;
     let mut segments = vec![first];
     if !plan.files.is_empty() {
         let (second, mut segment) = image_segment(plan.files, plan.format, plan.mtime)?;
@@ -177,6 +181,7 @@ pub fn base_segment(
     init: &[u8],
     format: Format,
     mtime: u32,
+    cache: &SegmentCache,
 ) -> Result<(Vec<u8>, Segment), InitramfsError> {
     init::check(init, modules.machine)?;
     let index = modules.index.to_text();
@@ -191,7 +196,7 @@ pub fn base_segment(
     for (name, bytes) in &modules.files {
         archive.file(&format!("lib/modules/{}/{name}", modules.release), 0o644, &bytes[..])?;
     }
-    pack(&archive, format, mtime)
+    pack(&archive, format, mtime, cache)
 }
 
 /// The archive of one image, to be appended to a [`base_segment`].
@@ -203,7 +208,7 @@ pub fn image_segment(files: &[EmbeddedFile], format: Format, mtime: u32) -> Resu
     for file in files {
         archive.file(&file.path, file.mode, &file.bytes[..])?;
     }
-    pack(&archive, format, mtime)
+    pack(&archive, format, mtime, &SegmentCache::none())
 }
 
 impl Report {
@@ -226,9 +231,14 @@ pub fn in_archive(path: &str) -> &str {
     path.trim_start_matches('/')
 }
 
-fn pack(archive: &Archive<'_>, format: Format, mtime: u32) -> Result<(Vec<u8>, Segment), InitramfsError> {
+fn pack(
+    archive: &Archive<'_>,
+    format: Format,
+    mtime: u32,
+    cache: &SegmentCache,
+) -> Result<(Vec<u8>, Segment), InitramfsError> {
     let plain = archive.to_bytes(mtime);
-    let mut bytes = compress(&plain, format)?;
+    let mut bytes = cache.compressed(&plain, format, |plain| compress(plain, format))?;
     bytes.resize(bytes.len().next_multiple_of(ALIGNMENT), 0);
     let files = archive.files().map(|(path, size)| FileSize { path: path.to_owned(), size }).collect();
     let segment = Segment { offset: 0, compressed: bytes.len(), uncompressed: plain.len(), files };

@@ -21,7 +21,7 @@ use super::{
     sysroot::Sysroot,
 };
 use crate::{
-    initramfs::profile::Profile,
+    initramfs::{cache::SegmentCache, profile::Profile},
     inspect::initramfs::{self, InspectedInitramfs},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
@@ -156,6 +156,8 @@ impl Sealer<'_> {
                 image: file(&kernel.image)?,
                 modules: file(&kernel.modules)?,
                 init: self.init.clone(),
+                // One kernel is sealed once.
+                cache: SegmentCache::none(),
             }),
             keys: SigningKeys { release: keys, x509: signer.into_iter().collect(), pcr: Vec::new() },
             uki: line.map(|_| UkiRequest { stub: None, pcr_public_key: None }),
