@@ -5,6 +5,7 @@ use std::{
     error::Error,
     fs::File,
     io::Read,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -65,7 +66,7 @@ fn compression(name: &str, level: Option<i32>) -> Result<Compression, String> {
 }
 
 fn write(source: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Error>> {
-    let tree = load(source)?;
+    let tree = load(source, NonZeroUsize::new(options.threads).map_or_else(std::thread::available_parallelism, Ok)?)?;
     let written = ImageWriter::new(options, FileSink(File::create(image)?))?.finish(tree)?;
     println!(
         "{} blocks, {} inodes, {} files of the same content as others",
@@ -76,9 +77,9 @@ fn write(source: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Er
     Ok(())
 }
 
-fn load(source: &Path) -> Result<Tree, Box<dyn Error>> {
+fn load(source: &Path, threads: NonZeroUsize) -> Result<Tree, Box<dyn Error>> {
     if source.is_dir() {
-        return Ok(directory::load(source)?);
+        return Ok(directory::load_on(source, threads)?);
     }
     let mut magic = [0; 5];
     File::open(source)?.read_exact(&mut magic)?;

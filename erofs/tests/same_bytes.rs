@@ -38,10 +38,15 @@ fn another_folder_and_order_of_entries_make_the_same_bytes() {
         fs::read_dir(path.join("many")).unwrap().map(|entry| entry.unwrap().file_name()).collect()
     };
     assert_ne!(names(first.path()), names(second.path()), "the file systems list alike, which proves nothing");
-    let trees = [&first, &second].map(|folder| directory::load(folder.path()).unwrap());
+    let three = std::num::NonZeroUsize::new(3).unwrap();
+    let trees = [
+        directory::load(first.path()).unwrap(),
+        directory::load(second.path()).unwrap(),
+        directory::load_on(second.path(), three).unwrap(),
+    ];
     for options in all() {
         let images = trees.each_ref().map(|tree| write(tree, &options));
-        assert!(images[0] == images[1], "{options:?}");
+        assert!(images[0] == images[1] && images[0] == images[2], "{options:?}");
     }
 }
 

@@ -135,11 +135,13 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let kernel = read_kernel(request)?;
     let init = read_init(request)?;
     let stub = read_stub(request, kernel.as_ref())?;
-    let modules = read_modules(request, kernel.as_ref())?;
     let directory = AtomicDirectory::create(&request.out, request.replace, is_sealed)?;
 
     let image = || measured_image(request, kernel.as_ref(), &directory, output);
-    let pack = || modules.map(|(kernel, modules, cache)| pack_initramfs(kernel, &modules, &init, cache)).transpose();
+    let pack = || {
+        let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) else { return Ok(None) };
+        pack_initramfs(&request.config, paths, kernel, &init).map(Some)
+    };
     let ((image, measured), initramfs) = together(request.threads, image, pack)?;
     let Image { identity, os_release, verity } = image;
     let manifest =
@@ -241,25 +243,16 @@ fn copy(from: &Path, to: &Path) -> Result<(), Failure> {
         .map_err(|error| Failure::io(format_args!("copy {} to {}", from.display(), to.display()), &error))
 }
 
-/// The modules that the kernel will be given, and where they may be found compressed.
-fn read_modules<'a>(
-    request: &'a SealRequest,
-    kernel: Option<&'a KernelImage>,
-) -> Result<Option<(&'a KernelImage, ModuleSet, &'a SegmentCache)>, Failure> {
-    let (Some(paths), Some(kernel)) = (&request.kernel, kernel) else { return Ok(None) };
-    let modules = ModuleSet::collect(kernel, &paths.modules, &request.config.module_requests())?;
-    Ok(Some((kernel, modules, &paths.cache)))
-}
-
 /// The mini-initramfs as far as it is known before anything is signed.
 fn pack_initramfs(
+    config: &Config,
+    paths: &KernelRequest,
     kernel: &KernelImage,
-    modules: &ModuleSet,
     init: &[u8],
-    cache: &SegmentCache,
 ) -> Result<Vec<u8>, Failure> {
+    let modules = ModuleSet::collect(kernel, &paths.modules, &config.module_requests())?;
     let format = if kernel.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd };
-    let (base, _) = initramfs::base_segment(modules, init, format, 0, cache)?;
+    let (base, _) = initramfs::base_segment(&modules, init, format, 0, &paths.cache)?;
     Ok(base)
 }
 

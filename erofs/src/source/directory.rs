@@ -1,12 +1,15 @@
 //! A tree from a directory.
 
+mod scan;
+
 use std::{
     collections::HashMap,
     ffi::OsStr,
     fs::{File, OpenOptions},
     io,
+    num::NonZeroUsize,
     os::unix::{
-        ffi::{OsStrExt, OsStringExt},
+        ffi::OsStrExt,
         fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
@@ -17,6 +20,7 @@ use rustix::{
     io::Errno,
 };
 
+use self::scan::Listed;
 use crate::tree::{
     self, Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Time, Tree, TreeError,
     Xattrs, rules::Graft,
@@ -52,14 +56,21 @@ pub enum DirectoryError {
 /// # Errors
 /// When something cannot be read, or no image can hold it.
 pub fn load(root: &Path) -> Result<Tree, DirectoryError> {
+    load_on(root, NonZeroUsize::MIN)
+}
+
+/// As [`load`], listing on up to `threads` threads. The tree is the same.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_on(root: &Path, threads: NonZeroUsize) -> Result<Tree, DirectoryError> {
     let metadata = root.symlink_metadata().map_err(|source| io_error("stat", root, source))?;
-    let mut xattrs = XattrReader::new();
-    let tree = Tree::new(common(root, &metadata, &mut xattrs)?);
-    let mut loader = Loader { tree, seen: HashMap::new(), xattrs };
-    let mut waiting = vec![(root.to_path_buf(), Vec::new(), Tree::ROOT)];
-    while let Some((path, inside, id)) = waiting.pop() {
+    let tree = Tree::new(common(root, &metadata, &mut XattrReader::new())?);
+    let mut loader = Loader { tree, seen: HashMap::new(), found: scan::scan(root, threads)? };
+    let mut waiting = vec![(0, Vec::new(), Tree::ROOT)];
+    while let Some((number, inside, id)) = waiting.pop() {
         // Depth first, and the first name first.
-        waiting.extend(loader.directory(&path, &inside, id)?.into_iter().rev());
+        waiting.extend(loader.directory(number, &inside, id)?.into_iter().rev());
     }
     Ok(loader.tree)
 }
@@ -82,21 +93,22 @@ fn io_error(call: &'static str, path: &Path, source: io::Error) -> DirectoryErro
     DirectoryError::Io { call, path: path.to_owned(), source }
 }
 
-type Waiting = (PathBuf, Vec<u8>, InodeId);
+/// A directory's number, its path in the tree, and its inode.
+type Waiting = (usize, Vec<u8>, InodeId);
 
 struct Loader {
     tree: Tree,
     /// Inodes with several names, by device and number.
     seen: HashMap<(u64, u64), InodeId>,
-    xattrs: XattrReader,
+    /// What is not in the tree yet.
+    found: HashMap<usize, Vec<Listed>>,
 }
 
 impl Loader {
     /// Adds what is in a directory, and returns the directories among it.
-    fn directory(&mut self, path: &Path, inside: &[u8], id: InodeId) -> Result<Vec<Waiting>, DirectoryError> {
-        let mut below = Vec::new();
-        for (name, metadata) in entries(path)? {
-            let child = path.join(OsStr::from_bytes(&name));
+    fn directory(&mut self, number: usize, inside: &[u8], id: InodeId) -> Result<Vec<Waiting>, DirectoryError> {
+        let mut directories = Vec::new();
+        for Listed { name, metadata, node, below } in self.found.remove(&number).unwrap_or_default() {
             let inside = tree::below(inside, &name);
             let refused = |problem: Problem| problem.of(&inside);
             let key = (metadata.dev(), metadata.ino());
@@ -105,30 +117,14 @@ impl Loader {
                 self.tree.link_child(id, &name, *first).map_err(refused)?;
                 continue;
             }
-            let node = Node { metadata: common(&child, &metadata, &mut self.xattrs)?, kind: kind(&child, &metadata)? };
             let added = self.tree.add_child(id, &name, node).map_err(refused)?;
             if several {
                 self.seen.insert(key, added);
             }
-            if metadata.is_dir() {
-                below.push((child, inside, added));
-            }
+            directories.extend(below.map(|number| (number, inside, added)));
         }
-        Ok(below)
+        Ok(directories)
     }
-}
-
-/// Sorted, so that nothing depends on how the file system lists them.
-fn entries(path: &Path) -> Result<Vec<(Vec<u8>, std::fs::Metadata)>, DirectoryError> {
-    let mut found = Vec::new();
-    for entry in path.read_dir().map_err(|source| io_error("list", path, source))? {
-        let entry = entry.map_err(|source| io_error("list", path, source))?;
-        // Asked of the open directory, which spares the walk along the path.
-        let metadata = entry.metadata().map_err(|source| io_error("stat", &entry.path(), source))?;
-        found.push((entry.file_name().into_vec(), metadata));
-    }
-    found.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(found)
 }
 
 fn common(path: &Path, metadata: &std::fs::Metadata, xattrs: &mut XattrReader) -> Result<Metadata, DirectoryError> {

@@ -1,6 +1,6 @@
 //! The tree of an image: what `--root` names, with overlays over it and rules applied.
 
-use std::{path::Path, sync::Arc};
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 use erofs_image::{
     Tree,
@@ -39,9 +39,9 @@ pub(super) fn load(
     if matches!(source, Source::Erofs(_)) && section.is_empty() {
         return Ok(None);
     }
-    let mut found = tree_of(source, &choice)?;
+    let mut found = tree_of(source, &choice, request.threads)?;
     for path in &section.overlay {
-        let upper = tree_of(&Source::open(path)?, &choice)?;
+        let upper = tree_of(&Source::open(path)?, &choice, request.threads)?;
         found.remarks.extend(upper.remarks);
         let refused = |error: OverlayError| Failure::new(ExitStatus::BadInput, format!("{}: {error}", path.display()));
         overlay(&mut found.tree, upper.tree).map_err(refused)?;
@@ -58,10 +58,10 @@ fn go_name(architecture: Architecture) -> &'static str {
     }
 }
 
-fn tree_of(source: &Source, choice: &Choice) -> Result<Unpacked, Failure> {
+fn tree_of(source: &Source, choice: &Choice, threads: NonZeroUsize) -> Result<Unpacked, Failure> {
     match source {
         Source::Erofs(path) => Ok(Unpacked { tree: of_image(path)?, remarks: Vec::new() }),
-        other => Ok(other.load(choice)?.expect("all but ready images are read")),
+        other => Ok(other.load(choice, threads)?.expect("all but ready images are read")),
     }
 }
 

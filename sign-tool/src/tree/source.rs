@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Seek},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -225,13 +226,13 @@ impl Source {
     }
 
     /// Reads the tree: metadata, and where content lies. Nothing is unpacked, and nobody has to be root. `choice` says which
-    /// of a layout's images. `None` for a ready image.
+    /// of a layout's images; directories are listed on up to `threads` threads. `None` for a ready image.
     ///
     /// # Errors
     /// A bad archive, or an entry that no image can hold.
-    pub fn load(&self, choice: &Choice) -> Result<Option<Unpacked>, SourceError> {
+    pub fn load(&self, choice: &Choice, threads: NonZeroUsize) -> Result<Option<Unpacked>, SourceError> {
         Ok(match self {
-            Self::Directory(path) => Some(Unpacked { tree: directory::load(path)?, remarks: Vec::new() }),
+            Self::Directory(path) => Some(Unpacked { tree: directory::load_on(path, threads)?, remarks: Vec::new() }),
             Self::Tar(path, _) => Some(archive::tar(path)?),
             Self::Initramfs(path) => Some(archive::initramfs(path)?),
             Self::Oci(path) => Some(oci::load(path, choice)?),

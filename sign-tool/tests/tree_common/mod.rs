@@ -3,6 +3,7 @@
 
 use std::{
     fs::File,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -57,7 +58,7 @@ pub(crate) fn shell(script: &str, arguments: &[&Path]) {
 
 /// The tree that an archive or a directory holds.
 pub(crate) fn load(source: &Path) -> Result<Tree, Failure> {
-    let found = Source::open(source)?.load(&Choice::default())?.expect("not a ready image");
+    let found = Source::open(source)?.load(&Choice::default(), NonZeroUsize::MIN)?.expect("not a ready image");
     assert_eq!(found.remarks, [] as [&str; 0]);
     Ok(found.tree)
 }
