@@ -2,7 +2,7 @@
 
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 .DEFAULT_GOAL := help
-.PHONY: help demo build check test test-installed cache bench audit fuzz clean
+.PHONY: help demo build check test test-installed cache bench bench-quick sizes audit fuzz clean
 
 help:  ## this list
 	@echo 'A first look:  make demo   seals a Debian root, boots it, and tries to tamper with it'
@@ -32,6 +32,12 @@ cache:  ## download kernels and stubs, and make the roots that demo and tests bo
 bench:  ## measure sizes and times, and compare with dracut
 	@scripts/install-deps bench
 	@scripts/bench
+
+bench-quick:  ## run what make test runs of it: engines, manifests, headers, logs and quotes, each once and compared
+	@cargo test --quiet --locked --package iofs-sign --bench chain --package iofs-attest --bench verify
+
+sizes:  ## print how many bytes a boot reads before its root
+	@scripts/size-report
 
 audit:  ## licences, sources and advisories of all dependencies
 	@scripts/audit
