@@ -6,14 +6,14 @@
 
 use std::{
     fs,
-    io::{self, Read, Write},
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use sha2::{Digest, Sha256};
-use tempfile::Builder;
 
 use super::{Format, ZSTD_LEVEL, ZSTD_WINDOW_LOG};
+use crate::atomic;
 
 /// A folder of compressed archives, or none.
 #[derive(Debug, Clone, Default)]
@@ -52,7 +52,8 @@ impl SegmentCache {
             return Ok(found);
         }
         let bytes = compress(plain)?;
-        let _ = keep(place, &path, &bytes);
+        // Under its name at once, so that nobody finds a part.
+        let _ = fs::create_dir_all(place).map(|()| atomic::write(&path, 0o600, &bytes));
         Ok(bytes)
     }
 }
@@ -83,15 +84,6 @@ fn is(unpacked: &mut impl Read, plain: &[u8]) -> bool {
     let mut found = Vec::with_capacity(plain.len() + 1);
     let limit = plain.len() as u64 + 1;
     unpacked.take(limit).read_to_end(&mut found).is_ok() && found == plain
-}
-
-/// Under its name at once, so that nobody finds a part.
-fn keep(place: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::create_dir_all(place)?;
-    let mut file = Builder::new().prefix(crate::atomic::TEMPORARY).tempfile_in(place)?;
-    file.write_all(bytes)?;
-    file.persist(path)?;
-    Ok(())
 }
 
 #[cfg(test)]
