@@ -2,6 +2,11 @@
 
 use std::{fmt, io};
 
+use rustix::{
+    buffer::spare_capacity,
+    io::{Errno, pread},
+};
+
 /// Bytes of a file, from `start` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -18,6 +23,16 @@ pub trait ContentReader: Send + Sync {
     /// # Errors
     /// When it cannot be read, or ends before.
     fn read_exact_at(&self, target: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The bytes of a part, which must fit into memory.
+    ///
+    /// # Errors
+    /// As [`Self::read_exact_at`].
+    fn read_part(&self, part: Extent) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; usize::try_from(part.length).map_err(|_| io::ErrorKind::OutOfMemory)?];
+        self.read_exact_at(&mut bytes, part.start)?;
+        Ok(bytes)
+    }
 }
 
 /// A handle of a file's content. It is cheap to keep, and opened when it is needed, perhaps more than once.
@@ -38,6 +53,14 @@ pub trait Content: fmt::Debug + Send + Sync {
     /// # Errors
     /// When it cannot be opened, or its size is no longer [`Content::size`].
     fn open(&self) -> io::Result<Box<dyn ContentReader + '_>>;
+
+    /// All of it, which must fit into memory.
+    ///
+    /// # Errors
+    /// As [`Self::open`], or when it cannot be read.
+    fn read_all(&self) -> io::Result<Vec<u8>> {
+        self.open()?.read_part(Extent { start: 0, length: self.size() })
+    }
 
     /// What people call it in messages.
     fn name(&self) -> String;
@@ -70,6 +93,28 @@ impl ContentReader for std::fs::File {
     fn read_exact_at(&self, target: &mut [u8], offset: u64) -> io::Result<()> {
         std::os::unix::fs::FileExt::read_exact_at(self, target, offset)
     }
+
+    fn read_part(&self, part: Extent) -> io::Result<Vec<u8>> {
+        let bytes = read_up_to(self, part)?;
+        if bytes.len() as u64 == part.length { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    }
+}
+
+/// The bytes of a part, or fewer where the file ends before. None of them is set before it is read.
+pub(crate) fn read_up_to(file: &std::fs::File, part: Extent) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(part.length).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let at = part.start.checked_add(bytes.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
+        match pread(file, spare_capacity(&mut bytes), at) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // What was allocated may be more than what was asked for.
+    bytes.truncate(length);
+    Ok(bytes)
 }
 
 /// A part of an open file, such as an entry of an archive that is not compressed.

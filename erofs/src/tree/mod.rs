@@ -10,6 +10,7 @@ pub mod rules;
 
 use std::collections::BTreeMap;
 
+pub(crate) use content::read_up_to;
 pub use content::{Content, ContentReader, Extent, Region};
 pub use error::{Problem, TreeError, printable};
 pub use node::{Device, FileContent, Kind, Metadata, Node, Time, Xattrs};

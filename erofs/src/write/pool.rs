@@ -86,9 +86,10 @@ impl Pool {
         Self { sender: (!threads.is_empty()).then_some(sender), tasks, threads, own }
     }
 
-    /// How many pieces should be under way, so that no thread waits.
+    /// How many pieces should be under way, so that no thread waits. Without others to wait for, none: what was just read is
+    /// written while it is in the processor's cache.
     pub(super) fn depth(&self) -> usize {
-        (self.threads.len() + 1) * 4
+        if self.threads.is_empty() { 0 } else { (self.threads.len() + 1) * 2 }
     }
 
     pub(super) fn submit(&mut self, job: Job) -> Promise {
@@ -151,8 +152,8 @@ impl Worker {
         let (name, raw) = match job.input {
             Input::Bytes(bytes) => (job.name.unwrap_or_default(), bytes),
             Input::Content(content, extent) => {
-                let raw = read(&*content, extent).map_err(|source| content_error(&*content, source))?;
-                (String::new(), raw)
+                let raw = if job.whole { content.read_all() } else { read(&*content, extent) };
+                (String::new(), raw.map_err(|source| content_error(&*content, source))?)
             }
         };
         let (checksum, digest) = (crc32c::crc32c(&raw), job.digest.then(|| blake3::hash(&raw)));
@@ -185,8 +186,5 @@ pub(super) fn content_error(content: &dyn Content, source: io::Error) -> WriteEr
 }
 
 pub(super) fn read(content: &dyn Content, extent: Extent) -> io::Result<Vec<u8>> {
-    let size = usize::try_from(extent.length).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    let mut bytes = vec![0; size];
-    content.open()?.read_exact_at(&mut bytes, extent.start)?;
-    Ok(bytes)
+    content.open()?.read_part(extent)
 }
