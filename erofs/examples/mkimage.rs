@@ -12,7 +12,10 @@ use std::{
 
 use erofs_image::{
     Compression, Image, ImageWriter, Options, Tree,
-    source::{archive, directory},
+    source::{
+        archive::{self, Keep},
+        directory,
+    },
     write::{FileSink, KernelRelease},
 };
 
@@ -66,7 +69,7 @@ fn compression(name: &str, level: Option<i32>) -> Result<Compression, String> {
 }
 
 fn write(source: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Error>> {
-    let tree = load(source, NonZeroUsize::new(options.threads).map_or_else(std::thread::available_parallelism, Ok)?)?;
+    let tree = load(source, &options)?;
     let written = ImageWriter::new(options, FileSink(File::create(image)?))?.finish(tree)?;
     println!(
         "{} blocks, {} inodes, {} files of the same content as others",
@@ -77,13 +80,15 @@ fn write(source: &Path, image: &Path, options: Options) -> Result<(), Box<dyn Er
     Ok(())
 }
 
-fn load(source: &Path, threads: NonZeroUsize) -> Result<Tree, Box<dyn Error>> {
+fn load(source: &Path, options: &Options) -> Result<Tree, Box<dyn Error>> {
     if source.is_dir() {
+        let threads = NonZeroUsize::new(options.threads).map_or_else(std::thread::available_parallelism, Ok)?;
         return Ok(directory::load_on(source, threads)?);
     }
     let mut magic = [0; 5];
     File::open(source)?.read_exact(&mut magic)?;
-    let unpacked = if &magic == b"07070" { archive::initramfs(source)? } else { archive::tar(source)? };
+    let keep = Keep::Packed(options.clone());
+    let unpacked = if &magic == b"07070" { archive::initramfs(source, &keep)? } else { archive::tar(source, &keep)? };
     unpacked.remarks.iter().for_each(|remark| eprintln!("mkimage: {remark}"));
     Ok(unpacked.tree)
 }

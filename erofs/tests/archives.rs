@@ -8,7 +8,7 @@ use common::{EXACT, assert_same, listing, odd, write};
 use erofs_image::{
     Compression, Options, Tree,
     source::{
-        archive::{self, UnpackError, Unpacked},
+        archive::{self, Keep, UnpackError, Unpacked},
         directory,
     },
 };
@@ -40,6 +40,13 @@ fn is_the_image_of(expected: &Tree, found: &Unpacked, what: &str) {
     assert!(write(expected, &options).0 == write(&found.tree, &options).0, "{what}: other bytes");
 }
 
+/// As it is, packed as the image will have it, and packed in another way.
+fn keeps() -> [Keep; 4] {
+    let packed = |compression| Keep::Packed(Options { compression, threads: 2, ..Options::default() });
+    let zstd = Compression::Zstd { level: 3 };
+    [Keep::Plain, packed(Compression::Lz4), packed(zstd), packed(Compression::None)]
+}
+
 #[test]
 fn a_pax_archive_gives_the_bytes_of_its_tree_however_it_is_compressed() {
     let folder = tempfile::tempdir().unwrap();
@@ -57,7 +64,9 @@ fn a_pax_archive_gives_the_bytes_of_its_tree_however_it_is_compressed() {
     ] {
         let packed = folder.path().join(name);
         shell(&line, [&root, &packed]);
-        is_the_image_of(&expected, &archive::tar(&packed).unwrap(), name);
+        for keep in keeps() {
+            is_the_image_of(&expected, &archive::tar(&packed, &keep).unwrap(), &format!("{name}, {keep:?}"));
+        }
     }
 }
 
@@ -77,10 +86,12 @@ fn an_initramfs_of_several_archives_gives_one_tree() {
     let line = "cd \"$1\"; pack() { find . | cpio --quiet -o -H \"$1\"; }
         (cd ../early && pack newc) >\"$2\"; pack crc | zstd -q >>\"$2\"";
     shell(line, [&root, &packed]);
-    let found = archive::initramfs(&packed).unwrap();
+    let found = keeps().map(|keep| archive::initramfs(&packed, &keep).unwrap());
     fs::write(root.join("kernel/old"), "of the first archive").unwrap();
     shell("find \"$1\" -exec touch -h -d @1700000000 {} +", [&root, &root]);
-    is_the_image_of(&directory::load(&root).unwrap(), &found, "initramfs");
+    for found in found {
+        is_the_image_of(&directory::load(&root).unwrap(), &found, "initramfs");
+    }
 }
 
 /// A tar of these entries by Python, which writes what honest tools do not.
@@ -97,7 +108,7 @@ t.close()";
     let run = Command::new("python3").args(["-c", script]).arg(&packed).arg(entries).output();
     let run = run.expect("apt-get install python3");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
-    archive::tar(&packed)
+    archive::tar(&packed, &Keep::Plain)
 }
 
 #[test]

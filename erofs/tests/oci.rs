@@ -8,7 +8,10 @@ use std::{fs, path::Path};
 use common::{EXACT, listing};
 use erofs_image::{
     Tree,
-    source::oci::{self, Choice, OciError},
+    source::{
+        archive::Keep,
+        oci::{self, Choice, OciError},
+    },
 };
 use layouts::{Archive, Layout, layer};
 
@@ -31,7 +34,7 @@ fn paths(tree: &Tree) -> Vec<String> {
 }
 
 fn load(path: &Path) -> Result<Tree, OciError> {
-    oci::load(path, &Choice::default()).map(|unpacked| unpacked.tree)
+    oci::load(path, &Choice::default(), &Keep::Plain).map(|unpacked| unpacked.tree)
 }
 
 /// What becomes of layers, each given as lines for [`layer`].

@@ -4,7 +4,10 @@ mod layouts;
 
 use std::{fs, path::Path};
 
-use erofs_image::source::oci::{self, Choice};
+use erofs_image::source::{
+    archive::Keep,
+    oci::{self, Choice},
+};
 use layouts::{Archive, Layout, layer};
 use serde_json::{Value, json};
 
@@ -12,7 +15,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
 fn load(path: &Path, choice: &Choice) -> Result<String, String> {
-    let loaded = oci::load(path, choice).map_err(|error| error.to_string())?;
+    let loaded = oci::load(path, choice, &Keep::Plain).map_err(|error| error.to_string())?;
     let names = loaded.tree.entries(erofs_image::Tree::ROOT).keys();
     Ok(names.map(|name| String::from_utf8_lossy(name).into_owned()).collect::<Vec<_>>().join(" "))
 }

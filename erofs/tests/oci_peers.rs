@@ -17,7 +17,8 @@ use common::{
 use erofs_image::{
     Compression, Options, Tree,
     source::{
-        archive, directory,
+        archive::{self, Keep},
+        directory,
         oci::{self, Choice},
     },
 };
@@ -32,7 +33,9 @@ fn shell(line: &str, folder: &Path) {
 }
 
 fn load(path: &Path) -> Tree {
-    let loaded = oci::load(path, &Choice::default()).unwrap_or_else(|error| panic!("{error}"));
+    // As the images below are written.
+    let keep = Keep::Packed(Options { compression: Compression::Lz4, ..Options::default() });
+    let loaded = oci::load(path, &Choice::default(), &keep).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(loaded.remarks, [] as [&str; 0]);
     loaded.tree
 }
@@ -133,10 +136,15 @@ fn skopeo_copies_of_an_image_are_the_same_image() {
     let bytes = fs::read(to("plain.tar")).unwrap();
     let at = bytes.windows(7).position(|bytes| bytes == b"changed").unwrap();
     fs::write(to("plain.tar"), [&bytes[..at], b"forged!", &bytes[at + 7..]].concat()).unwrap();
-    let error = oci::load(&to("plain.tar"), &Choice::default()).unwrap_err().to_string();
+    let error = oci::load(&to("plain.tar"), &Choice::default(), &Keep::Plain).unwrap_err().to_string();
     assert!(error.contains("digest: expected sha256:"), "{error}");
     shell("cd \"$1/layout\"; tar -rf ../plain.tar index.json", folder.path());
-    assert!(oci::load(&to("plain.tar"), &Choice::default()).unwrap_err().to_string().contains("each name once"));
+    assert!(
+        oci::load(&to("plain.tar"), &Choice::default(), &Keep::Plain)
+            .unwrap_err()
+            .to_string()
+            .contains("each name once")
+    );
 }
 
 #[test]
@@ -166,7 +174,7 @@ fn odd_files_survive_in_layers() {
 fn debian_in_layers_is_the_image_of_debian_in_one_archive() {
     let whole = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cache/roots/trixie.tar");
     assert!(whole.exists(), "{} is missing; run 'make cache'", whole.display());
-    let expected = archive::tar(&whole).unwrap().tree;
+    let expected = archive::tar(&whole, &Keep::Plain).unwrap().tree;
     let folder = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(&whole, folder.path().join("whole.tar")).unwrap();
     shell(

@@ -54,13 +54,11 @@ pub(super) fn decode<R: ReadAt>(
 fn decompress(inode: &Inode, algorithm: u8, bytes: &[u8], output: &mut [u8]) -> Result<(), ReadError> {
     let length = output.len();
     let fact = match algorithm {
-        // What follows the output wanted is padding, or what another file uses.
-        0 => match lzzzz::lz4::decompress_partial(bytes, output, length) {
-            Ok(found) if found == length => return Ok(()),
-            Ok(found) => format!("{found}"),
-            Err(error) => error.to_string(),
+        0 => match decompress_lz4(bytes, output) {
+            Ok(()) => return Ok(()),
+            Err(fact) => fact,
         },
-        3 => match zstd(bytes, output) {
+        3 => match decompress_zstd(bytes, output) {
             Ok(()) => return Ok(()),
             Err(error) => error.to_string(),
         },
@@ -72,7 +70,18 @@ fn decompress(inode: &Inode, algorithm: u8, bytes: &[u8], output: &mut [u8]) -> 
     Err(ReadError::inode(inode.nid, "compressed data", format!("{length} bytes of output"), fact))
 }
 
-fn zstd(bytes: &[u8], output: &mut [u8]) -> std::io::Result<()> {
+/// Fills `output`. What follows in `bytes` is padding, or what another file uses.
+pub(crate) fn decompress_lz4(bytes: &[u8], output: &mut [u8]) -> Result<(), String> {
+    let length = output.len();
+    match lzzzz::lz4::decompress_partial(bytes, output, length) {
+        Ok(found) if found == length => Ok(()),
+        Ok(found) => Err(found.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Fills `output` from the first frame.
+pub(crate) fn decompress_zstd(bytes: &[u8], output: &mut [u8]) -> std::io::Result<()> {
     let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes)?.single_frame();
     // `Z_EROFS_ZSTD_MAX_DICT_SIZE` is 1 MiB.
     decoder.window_log_max(20)?;

@@ -16,6 +16,7 @@ mod superblock;
 mod walk;
 mod xattr;
 
+pub(crate) use compressed::{decompress_lz4, decompress_zstd};
 pub use data::File;
 pub use directory::Entry;
 pub use error::{Place, ReadError};

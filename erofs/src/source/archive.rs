@@ -4,7 +4,7 @@
 //! loop has an end. Later entries take the place of earlier ones.
 //!
 //! An archive that is not compressed is read where it lies, when the image is written. What comes out of a compressed one
-//! is kept meanwhile in a temporary file without a name.
+//! is kept meanwhile in a temporary file without a name, best of all as the image will hold it ([`Keep::Packed`]).
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::unpack::{Builder, Store};
-pub use super::unpack::{EntryProblem, UnpackError, Unpacked};
+pub use super::unpack::{EntryProblem, Keep, UnpackError, Unpacked};
 use crate::archive::{
     compression::{Compression, MAGIC_SIZE},
     entry::{self, Entry, EntryReader},
@@ -26,7 +26,7 @@ use crate::archive::{
 ///
 /// # Errors
 /// A bad archive, or an entry that no tree can hold.
-pub fn tar(path: &Path) -> Result<Unpacked, UnpackError> {
+pub fn tar(path: &Path, keep: &Keep) -> Result<Unpacked, UnpackError> {
     let mut file = open(path)?;
     let mut magic = Vec::new();
     let fail = |source| UnpackError::Open { path: path.to_owned(), source };
@@ -35,19 +35,19 @@ pub fn tar(path: &Path) -> Result<Unpacked, UnpackError> {
     let name = path.display().to_string();
     let compression = Compression::detect(&magic);
     if compression == Compression::None {
-        let store = Store::of(&file)?;
+        let store = Store::of(&file, keep)?;
         return entries(store, Input::new(BufReader::with_capacity(1 << 16, file), name));
     }
     let stream = compression.reader(BufReader::with_capacity(1 << 16, file)).map_err(fail)?;
-    entries(Store::default(), Input::new(stream, name))
+    entries(Store::new(keep)?, Input::new(stream, name))
 }
 
 /// Takes a tar archive that is not compressed from wherever it comes; `name` is what messages call it.
 ///
 /// # Errors
 /// As [`tar`].
-pub fn tar_stream(name: &str, stream: impl Read) -> Result<Unpacked, UnpackError> {
-    entries(Store::default(), Input::new(stream, name))
+pub fn tar_stream(name: &str, stream: impl Read, keep: &Keep) -> Result<Unpacked, UnpackError> {
+    entries(Store::new(keep)?, Input::new(stream, name))
 }
 
 fn entries<R: Read>(store: Store, input: Input<R>) -> Result<Unpacked, UnpackError> {
@@ -62,6 +62,7 @@ fn take<R: Read>(mut store: Store, input: Input<R>) -> Result<Unpacked, UnpackEr
         let content = store.keep(&entry, &mut reader)?;
         builder.add(&entry, &content)?;
     }
+    store.finish()?;
     builder.finish()
 }
 
@@ -69,9 +70,9 @@ fn take<R: Read>(mut store: Store, input: Input<R>) -> Result<Unpacked, UnpackEr
 ///
 /// # Errors
 /// As [`tar`].
-pub fn initramfs(path: &Path) -> Result<Unpacked, UnpackError> {
+pub fn initramfs(path: &Path, keep: &Keep) -> Result<Unpacked, UnpackError> {
     let file = open(path)?;
-    let visitor = Archives { builder: Builder::new(), store: Store::of(&file)?, archive: None, in_place: true };
+    let visitor = Archives { builder: Builder::new(), store: Store::of(&file, keep)?, archive: None, in_place: true };
     visitor.walk(&mut Input::new(file, path.display().to_string()))
 }
 
@@ -79,8 +80,8 @@ pub fn initramfs(path: &Path) -> Result<Unpacked, UnpackError> {
 ///
 /// # Errors
 /// As [`tar`].
-pub fn initramfs_stream(name: &str, stream: impl Read) -> Result<Unpacked, UnpackError> {
-    let visitor = Archives { builder: Builder::new(), store: Store::default(), archive: None, in_place: false };
+pub fn initramfs_stream(name: &str, stream: impl Read, keep: &Keep) -> Result<Unpacked, UnpackError> {
+    let visitor = Archives { builder: Builder::new(), store: Store::new(keep)?, archive: None, in_place: false };
     visitor.walk(&mut Input::new(stream, name))
 }
 
@@ -98,8 +99,8 @@ struct Archives {
 
 impl Archives {
     fn walk<R: Read>(mut self, input: &mut Input<R>) -> Result<Unpacked, UnpackError> {
-        let taken = initramfs::walk(input, &mut self).and_then(|_| self.builder.finish());
-        taken.map_err(|error| error.in_archive(input.name()))
+        let walked = initramfs::walk(input, &mut self).and_then(|_| self.store.finish());
+        walked.and_then(|()| self.builder.finish()).map_err(|error| error.in_archive(input.name()))
     }
 }
 

@@ -27,7 +27,7 @@ pub use self::{
     layer::Layers,
 };
 use super::{
-    archive::Unpacked,
+    archive::{Keep, Unpacked},
     unpack::{Store, UnpackError},
 };
 use crate::archive::{
@@ -46,19 +46,19 @@ pub fn is_layout(path: &Path) -> bool {
 /// Takes the image of a layout that `choice` leads to.
 ///
 /// ```no_run
-/// use erofs_image::source::oci::{self, Choice};
+/// use erofs_image::source::{archive::Keep, oci::{self, Choice}};
 ///
 /// # fn main() -> Result<(), oci::OciError> {
 /// // skopeo copy docker://… oci:layout:bookworm
 /// let choice = Choice { name: Some("bookworm".into()), architecture: Some("amd64".into()), ..Choice::default() };
-/// let tree = oci::load("layout".as_ref(), &choice)?.tree;
+/// let tree = oci::load("layout".as_ref(), &choice, &Keep::Plain)?.tree;
 /// # Ok(())
 /// # }
 /// ```
 ///
 /// # Errors
 /// When the layout is incomplete or not what its digests say, no image or several are chosen, or a layer cannot be applied.
-pub fn load(path: &Path, choice: &Choice) -> Result<Unpacked, OciError> {
+pub fn load(path: &Path, choice: &Choice, keep: &Keep) -> Result<Unpacked, OciError> {
     let layout = Layout::open(path)?;
     let manifest = choose::manifest(&layout, choice)?;
     check_config(&layout, &manifest.config, choice)?;
@@ -66,11 +66,12 @@ pub fn load(path: &Path, choice: &Choice) -> Result<Unpacked, OciError> {
         let found = manifest.layers.len().to_string();
         return Err(OciError::field("the manifest", "layers", format!("at most {LAYER_LIMIT}"), &found));
     }
-    let (mut layers, mut store) = (Layers::new(), Store::default());
+    let image_error = |error| OciError::Image { error };
+    let (mut layers, mut store) = (Layers::new(), Store::new(keep).map_err(image_error)?);
     for descriptor in &manifest.layers {
         add_layer(&mut layers, &mut store, &layout, descriptor)?;
     }
-    layers.finish().map_err(|error| OciError::Image { error })
+    store.finish().and_then(|()| layers.finish()).map_err(image_error)
 }
 
 /// The image's own word on what it runs on, since an index need not say so.

@@ -11,6 +11,7 @@ use std::{
 };
 
 pub use self::error::{EntryProblem, UnpackError};
+pub use self::store::Keep;
 pub(super) use self::store::{Kept, Store};
 use crate::{
     archive::{

@@ -7,6 +7,8 @@ use rustix::{
     io::{Errno, pread},
 };
 
+use crate::write::Packed;
+
 /// Bytes of a file, from `start` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -64,6 +66,12 @@ pub trait Content: fmt::Debug + Send + Sync {
 
     /// What people call it in messages.
     fn name(&self) -> String;
+
+    /// Itself, where it is compressed already as an image may have it.
+    #[doc(hidden)]
+    fn packed(&self) -> Option<&Packed> {
+        None
+    }
 }
 
 impl ContentReader for &[u8] {

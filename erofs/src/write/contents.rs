@@ -8,11 +8,12 @@ use std::{
 
 use super::{
     BlockSink, WriteError,
-    clusters::Cluster,
+    clusters::{Cluster, Encoded},
     holes,
     options::{Compression, Options},
     output::Output,
-    pool::{Input, Job, Piece, Pool, Promise, content_error, read},
+    pipeline::Pipeline,
+    pool::{Input, Job, Piece, content_error, read},
     tails::{Tail, Tails},
 };
 use crate::{
@@ -29,8 +30,6 @@ pub(super) const PIECE_SIZE: u64 = 1 << 20;
 /// The longest tail that finds a place behind any inode: inodes start at multiples of 32, so that so much of a block may
 /// be out of reach.
 const TAIL_LIMIT: usize = BLOCK_SIZE - SLOT_SIZE;
-/// Small files under way at once.
-const QUEUE_LIMIT: usize = 512;
 
 /// Content that an image holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,17 +70,11 @@ struct Pending {
     digest: Option<blake3::Hasher>,
 }
 
-#[derive(Debug)]
-struct Queued {
-    promise: Promise,
-    extent: Extent,
-    last: bool,
-}
-
 /// All contents of an image.
 #[derive(Debug)]
 pub(super) struct Contents {
-    pool: Pool,
+    /// With the part of its file that a piece is, and whether it is the last.
+    pipeline: Pipeline<(Extent, bool)>,
     compress: bool,
     stored: Vec<Option<Arc<Stored>>>,
     by_digest: HashMap<(u64, blake3::Hash), Arc<Stored>>,
@@ -90,8 +83,6 @@ pub(super) struct Contents {
     /// The sizes of files of several pieces that were stored: another of such a size may be the same.
     long_sizes: HashSet<u64>,
     pending: VecDeque<Pending>,
-    queue: VecDeque<Queued>,
-    queued_bytes: u64,
     pub(super) tails: Tails,
     pub(super) duplicates: u64,
 }
@@ -99,15 +90,13 @@ pub(super) struct Contents {
 impl Contents {
     pub(super) fn new(options: &Options) -> Self {
         Self {
-            pool: Pool::new(options),
+            pipeline: Pipeline::new(options),
             compress: options.compression != Compression::None,
             stored: Vec::new(),
             by_digest: HashMap::new(),
             common_sizes: HashSet::new(),
             long_sizes: HashSet::new(),
             pending: VecDeque::new(),
-            queue: VecDeque::new(),
-            queued_bytes: 0,
             tails: Tails::default(),
             duplicates: 0,
         }
@@ -221,7 +210,7 @@ impl Contents {
 
     /// Writes all that is under way.
     pub(super) fn drain<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
-        while !self.queue.is_empty() {
+        while !self.pipeline.is_empty() {
             self.take(output)?;
         }
         Ok(())
@@ -262,10 +251,8 @@ impl Contents {
         last: bool,
         output: &mut Output<S>,
     ) -> Result<(), WriteError> {
-        let promise = self.pool.submit(job);
-        self.queue.push_back(Queued { promise, extent, last });
-        self.queued_bytes += extent.length;
-        while self.queued_bytes > self.pool.depth() as u64 * PIECE_SIZE || self.queue.len() > QUEUE_LIMIT {
+        self.pipeline.submit(job, extent.length, (extent, last));
+        while self.pipeline.is_full() {
             self.take(output)?;
         }
         Ok(())
@@ -273,11 +260,9 @@ impl Contents {
 
     /// Writes the piece that is next.
     fn take<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
-        let Some(next) = self.queue.pop_front() else { return Ok(()) };
-        self.queued_bytes -= next.extent.length;
-        let piece = self.pool.wait(next.promise)?;
+        let Some((piece, (extent, last))) = self.pipeline.next()? else { return Ok(()) };
         let Some(mut file) = self.pending.pop_front() else { return Ok(()) };
-        let whole = piece.digest.filter(|_| next.last && file.pieces == 0 && file.chunks.is_none());
+        let whole = piece.digest.filter(|_| last && file.pieces == 0 && file.chunks.is_none());
         if let Some(found) = whole.and_then(|digest| self.by_digest.get(&(file.size, digest))) {
             self.stored[file.index] = Some(Arc::clone(found));
             self.duplicates += 1;
@@ -295,15 +280,15 @@ impl Contents {
                 write_chunks(&mut file, part, bytes, output)?;
             }
         } else if file.chunks.is_some() {
-            write_chunks(&mut file, next.extent, &piece.raw, output)?;
+            write_chunks(&mut file, extent, &piece.raw, output)?;
         } else {
             let data = match file.data.take() {
                 Some(data) => data,
-                None => first_data(&piece, next.last, output.next()?),
+                None => first_data(&piece, last, output.next()?),
             };
-            file.data = Some(self.write_piece(data, piece, next.last, output)?);
+            file.data = Some(self.write_piece(data, piece, last, output)?);
         }
-        if !next.last {
+        if !last {
             self.pending.push_front(file);
             return Ok(());
         }
@@ -363,12 +348,17 @@ fn holes_only(size: u64, bits: u8) -> (u8, Vec<u32>) {
 
 /// How a file is stored, by its first piece.
 fn first_data(piece: &Piece, last: bool, next: Block) -> Data {
-    let flat = Data::Flat { first: next, tail: Tail::default() };
-    let Some(encoded) = &piece.encoded else { return flat };
-    let index = CompactParts::new(0, 0, 0).size(piece.raw.len().div_ceil(BLOCK_SIZE) as u64) as usize;
-    let tail = if last { tail_of(piece.raw.len()) } else { 0 };
-    let plain = (piece.raw.len() - tail).next_multiple_of(BLOCK_SIZE) + tail;
-    if encoded.bytes.len() + index < plain { Data::Compressed { first: next, clusters: Vec::new() } } else { flat }
+    match &piece.encoded {
+        Some(encoded) if shrinks(encoded, piece.length, last) => Data::Compressed { first: next, clusters: Vec::new() },
+        _ => Data::Flat { first: next, tail: Tail::default() },
+    }
+}
+
+/// Whether the first piece of a file, of so many bytes, takes less room when it is compressed.
+pub(super) fn shrinks(encoded: &Encoded, length: usize, last: bool) -> bool {
+    let index = CompactParts::new(0, 0, 0).size(length.div_ceil(BLOCK_SIZE) as u64) as usize;
+    let tail = if last { tail_of(length) } else { 0 };
+    encoded.bytes.len() + index < (length - tail).next_multiple_of(BLOCK_SIZE) + tail
 }
 
 /// How much of the end of so many bytes goes behind the inode.

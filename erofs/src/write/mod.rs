@@ -15,6 +15,8 @@ mod inode;
 mod metadata;
 mod options;
 mod output;
+mod packed;
+mod pipeline;
 mod pool;
 mod slots;
 mod superblock;
@@ -27,6 +29,8 @@ pub use contents::StoredContent;
 pub use error::WriteError;
 pub use options::{Compression, KernelRelease, Options};
 pub use output::{BlockSink, FileSink};
+pub use packed::Packed;
+pub(crate) use packed::Packer;
 
 use self::{contents::Contents, output::Output};
 use crate::tree::{FileContent, InodeId, Kind, Tree};

@@ -42,7 +42,10 @@ pub(super) enum Input {
 /// A piece that is ready.
 #[derive(Debug)]
 pub(super) struct Piece {
+    /// As it is in the file; empty where it came packed.
     pub(super) raw: Vec<u8>,
+    /// Its bytes in the file.
+    pub(super) length: usize,
     /// CRC-32C.
     pub(super) checksum: u32,
     /// Where the job asked for it.
@@ -149,6 +152,9 @@ impl Worker {
     }
 
     fn work(&mut self, job: Job) -> Reply {
+        if let Some(piece) = self.packed(&job)? {
+            return Ok(piece);
+        }
         let (name, raw) = match job.input {
             Input::Bytes(bytes) => (job.name.unwrap_or_default(), bytes),
             Input::Content(content, extent) => {
@@ -164,7 +170,15 @@ impl Worker {
         } else {
             None
         };
-        Ok(Piece { raw, checksum, digest, encoded, sparse })
+        Ok(Piece { length: raw.len(), raw, checksum, digest, encoded, sparse })
+    }
+
+    /// The piece, where it was compressed before.
+    fn packed(&self, job: &Job) -> Result<Option<Piece>, WriteError> {
+        let Input::Content(content, extent) = &job.input else { return Ok(None) };
+        let Some(packed) = content.packed().filter(|_| job.compress) else { return Ok(None) };
+        let piece = packed.piece(*extent, &self.options).map_err(|source| content_error(&**content, source))?;
+        Ok(piece.map(|piece| Piece { digest: piece.digest.filter(|_| job.digest), ..piece }))
     }
 
     fn encode(&mut self, raw: &[u8]) -> Result<Encoded, String> {

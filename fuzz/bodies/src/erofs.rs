@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use erofs_image::{
-    Image, ImageWriter, Options, Tree,
+    Compression, Image, ImageWriter, Options, Tree,
     source::{
-        archive::{Unpacked, initramfs_stream, tar_stream},
+        archive::{Keep, Unpacked, initramfs_stream, tar_stream},
         oci::{Config, Descriptor, Index, Layers, Manifest},
     },
     tree::{FileContent, Kind},
@@ -95,12 +95,12 @@ fn check_layers(layers: &[impl AsRef<[u8]>]) -> bool {
 
 /// A tar archive becomes a tree that can be written and read, or an error.
 pub(crate) fn tar_tree(data: &[u8]) {
-    tar_stream("fuzz", data).into_iter().for_each(check_unpacked);
+    tar_stream("fuzz", data, &Keep::Packed(options())).into_iter().for_each(check_unpacked);
 }
 
 /// The same for an initramfs.
 pub(crate) fn initramfs_tree(data: &[u8]) {
-    initramfs_stream("fuzz", data).into_iter().for_each(check_unpacked);
+    initramfs_stream("fuzz", data, &Keep::Packed(options())).into_iter().for_each(check_unpacked);
 }
 
 fn check_unpacked(unpacked: Unpacked) {
@@ -130,10 +130,13 @@ fn check_tree(tree: &Tree) -> u64 {
 }
 
 /// Nothing where the tree has what the format cannot hold, such as a device number of too many bits.
+fn options() -> Options {
+    Options { compression: Compression::Lz4, threads: 1, ..Options::default() }
+}
+
 fn write(tree: &Tree) -> Option<Tree> {
     let mut bytes = Vec::new();
-    let options = Options { threads: 1, ..Options::default() };
-    ImageWriter::new(options, &mut bytes).ok()?.finish(tree.clone()).ok()?;
+    ImageWriter::new(options(), &mut bytes).ok()?.finish(tree.clone()).ok()?;
     let image = Arc::new(Image::open(bytes).expect("our own image"));
     image.check().expect("our own image");
     Some(image.tree().expect("our own image"))

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use erofs_image::{Compression, Options, Time, write::KernelRelease as Kernel};
+use erofs_image::{Compression, Options, Time, source::archive::Keep, write::KernelRelease as Kernel};
 
 use super::{
     error::ImageError,
@@ -107,6 +107,11 @@ impl ImageOptions {
     /// The option, what it may be, and what it is.
     pub fn check(&self) -> Result<(), ImageError> {
         Ok(self.of_writer(0).check()?)
+    }
+
+    /// How content of compressed archives is kept until it is written so.
+    pub fn keep(&self) -> Keep {
+        Keep::Packed(self.of_writer(0))
     }
 
     /// What the writer is told; `time` is the image's own, in seconds since 1970.

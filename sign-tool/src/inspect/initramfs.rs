@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use erofs_image::source::archive;
+use erofs_image::source::archive::{self, Keep};
 use serde::Serialize;
 
 use super::{ListedEntry, Listing, extract_tree, mode_text, refuse_existing};
@@ -123,7 +123,7 @@ impl Visitor for Extractor<'_> {
 /// The directory exists, the archive is damaged, or a file cannot be made.
 pub fn extract_all(path: &Path, directory: &Path) -> Result<Vec<String>, Failure> {
     refuse_existing(directory)?;
-    let mut found = archive::initramfs(path)?;
+    let mut found = archive::initramfs(path, &Keep::Plain)?;
     found.remarks.extend(extract_tree(&found.tree, directory)?);
     Ok(found.remarks)
 }

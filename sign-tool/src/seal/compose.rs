@@ -4,7 +4,11 @@ use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 use erofs_image::{
     Tree,
-    source::{archive::Unpacked, directory, oci::Choice},
+    source::{
+        archive::{Keep, Unpacked},
+        directory,
+        oci::Choice,
+    },
     tree::{
         OverlayError, overlay,
         rules::{self, Rule},
@@ -23,11 +27,12 @@ use crate::{
     tree::source::Source,
 };
 
-/// Loads it; `source` is what `--root` names. `None` where a ready image is to be used as it is.
+/// Loads it; `source` is what `--root` names, and `keep` is for what comes out of compressed archives. `None` where a ready image is to be used as it is.
 pub(super) fn load(
     source: &Source,
     request: &SealRequest,
     kernel: Option<&KernelImage>,
+    keep: &Keep,
 ) -> Result<Option<Unpacked>, Failure> {
     let section = &request.config.tree;
     let architecture = request.config.image.architecture.or(kernel.map(|kernel| kernel.machine.architecture()));
@@ -39,9 +44,10 @@ pub(super) fn load(
     if matches!(source, Source::Erofs(_)) && section.is_empty() {
         return Ok(None);
     }
-    let mut found = tree_of(source, &choice, request.threads)?;
+    let tree_of = |source: &Source| tree_of(source, &choice, request.threads, keep);
+    let mut found = tree_of(source)?;
     for path in &section.overlay {
-        let upper = tree_of(&Source::open(path)?, &choice, request.threads)?;
+        let upper = tree_of(&Source::open(path)?)?;
         found.remarks.extend(upper.remarks);
         let refused = |error: OverlayError| Failure::new(ExitStatus::BadInput, format!("{}: {error}", path.display()));
         overlay(&mut found.tree, upper.tree).map_err(refused)?;
@@ -58,10 +64,10 @@ fn go_name(architecture: Architecture) -> &'static str {
     }
 }
 
-fn tree_of(source: &Source, choice: &Choice, threads: NonZeroUsize) -> Result<Unpacked, Failure> {
+fn tree_of(source: &Source, choice: &Choice, threads: NonZeroUsize, keep: &Keep) -> Result<Unpacked, Failure> {
     match source {
         Source::Erofs(path) => Ok(Unpacked { tree: of_image(path)?, remarks: Vec::new() }),
-        other => Ok(other.load(choice, threads)?.expect("all but ready images are read")),
+        other => Ok(other.load(choice, threads, keep)?.expect("all but ready images are read")),
     }
 }
 

@@ -43,8 +43,9 @@ pub(super) fn write(
 ) -> Result<Image, Failure> {
     let config = &request.config;
     let options = ImageOptions { threads: request.threads.get(), ..image_options(config, kernel)? };
+    options.check()?;
     let progress = output.spinner("reading the root tree");
-    let found = compose::load(&Source::open(&request.root)?, request, kernel)?;
+    let found = compose::load(&Source::open(&request.root)?, request, kernel, &options.keep())?;
     progress.finish();
     let os_release = found.as_ref().map_or_else(OsRelease::default, |found| OsRelease::read(&found.tree));
     let identity = identity(config, &os_release, kernel);

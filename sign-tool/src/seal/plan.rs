@@ -7,7 +7,13 @@ use iofs_policy::trust::KeyId;
 use super::{
     SealRequest, check, compose, image::image_options, is_sealed, read_init, read_kernel, succession::SealedKeys,
 };
-use crate::{atomic::AtomicDirectory, initramfs::modules::ModuleSet, report::Failure, tree::source::Source};
+use crate::{
+    atomic::AtomicDirectory,
+    erofs::{ImageCompression, ImageOptions},
+    initramfs::modules::ModuleSet,
+    report::Failure,
+    tree::source::Source,
+};
 
 /// What `seal` would do, for `--dry-run`.
 #[derive(Debug, serde::Serialize)]
@@ -58,7 +64,8 @@ pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
     let keys = SealedKeys::new(request)?.trusted;
     let kernel = read_kernel(request)?;
     read_init(request)?;
-    image_options(&request.config, kernel.as_ref())?.check()?;
+    let options = image_options(&request.config, kernel.as_ref())?;
+    options.check()?;
     let modules = match (&request.kernel, &kernel) {
         (Some(paths), Some(kernel)) => {
             let set = ModuleSet::collect(kernel, &paths.modules, &request.config.module_requests())?;
@@ -67,7 +74,9 @@ pub fn plan(request: &SealRequest) -> Result<Plan, Failure> {
         _ => Vec::new(),
     };
     let source = Source::open(&request.root)?;
-    let found = compose::load(&source, request, kernel.as_ref())?;
+    // Nothing is written: what compresses fastest will do.
+    let quick = ImageOptions { compression: ImageCompression::Lz4, ..options };
+    let found = compose::load(&source, request, kernel.as_ref(), &quick.keep())?;
     let found = found.map(|found| (found.tree.into_walked().len(), found.remarks));
     let (entries, remarks) = found.unzip();
     Ok(Plan {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use erofs_image::source::{
-    archive::{self, UnpackError, Unpacked},
+    archive::{self, Keep, UnpackError, Unpacked},
     directory::{self, DirectoryError},
     oci::{self, Choice, OciError},
 };
@@ -20,7 +20,7 @@ use crate::{
         error::ArchiveError,
         tar::is_tar,
     },
-    erofs::superblock,
+    erofs::{ImageError, superblock},
     report::{ExitStatus, Failure},
 };
 
@@ -137,6 +137,7 @@ impl From<UnpackError> for Failure {
             UnpackError::Open { .. } => {
                 Self::new(ExitStatus::System, fact).next("check that the file exists and may be read")
             }
+            UnpackError::Pack(error) => ImageError::from(error).into(),
             UnpackError::Store(_) => Self::new(ExitStatus::System, fact),
             UnpackError::Entry { .. } => Self::new(ExitStatus::BadInput, fact)
                 .next("no honest tool makes such an entry: make the archive anew, or leave the entry out"),
@@ -226,16 +227,17 @@ impl Source {
     }
 
     /// Reads the tree: metadata, and where content lies. Nothing is unpacked, and nobody has to be root. `choice` says which
-    /// of a layout's images; directories are listed on up to `threads` threads. `None` for a ready image.
+    /// of a layout's images; directories are listed on up to `threads` threads; `keep` says what becomes of what comes out of
+    /// compressed archives. `None` for a ready image.
     ///
     /// # Errors
     /// A bad archive, or an entry that no image can hold.
-    pub fn load(&self, choice: &Choice, threads: NonZeroUsize) -> Result<Option<Unpacked>, SourceError> {
+    pub fn load(&self, choice: &Choice, threads: NonZeroUsize, keep: &Keep) -> Result<Option<Unpacked>, SourceError> {
         Ok(match self {
             Self::Directory(path) => Some(Unpacked { tree: directory::load_on(path, threads)?, remarks: Vec::new() }),
-            Self::Tar(path, _) => Some(archive::tar(path)?),
-            Self::Initramfs(path) => Some(archive::initramfs(path)?),
-            Self::Oci(path) => Some(oci::load(path, choice)?),
+            Self::Tar(path, _) => Some(archive::tar(path, keep)?),
+            Self::Initramfs(path) => Some(archive::initramfs(path, keep)?),
+            Self::Oci(path) => Some(oci::load(path, choice, keep)?),
             Self::Erofs(_) => None,
         })
     }

@@ -11,7 +11,7 @@ use std::{
 use erofs_image::{Tree, source::oci::Choice, write::FileSink};
 use iofs_sign::{
     erofs::{
-        self, ImageOptions,
+        self, ImageCompression, ImageOptions,
         superblock::{self, Superblock},
     },
     report::Failure,
@@ -58,7 +58,8 @@ pub(crate) fn shell(script: &str, arguments: &[&Path]) {
 
 /// The tree that an archive or a directory holds.
 pub(crate) fn load(source: &Path) -> Result<Tree, Failure> {
-    let found = Source::open(source)?.load(&Choice::default(), NonZeroUsize::MIN)?.expect("not a ready image");
+    let keep = ImageOptions { compression: ImageCompression::Lz4, ..ImageOptions::default() }.keep();
+    let found = Source::open(source)?.load(&Choice::default(), NonZeroUsize::MIN, &keep)?.expect("not a ready image");
     assert_eq!(found.remarks, [] as [&str; 0]);
     Ok(found.tree)
 }

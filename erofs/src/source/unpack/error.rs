@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 use crate::{
     archive::{acl::AclError, entry::Entry, error::ArchiveError},
     tree::{Problem, ResolveError},
+    write::WriteError,
 };
 
 /// Archives that become no tree.
@@ -43,6 +44,9 @@ pub enum UnpackError {
         /// What is wrong with it.
         error: AclError,
     },
+    /// Content of a compressed archive cannot be packed.
+    #[error(transparent)]
+    Pack(#[from] WriteError),
     /// The temporary file that keeps the content of compressed archives.
     #[error("a temporary file: {0}; name a directory with more room by TMPDIR")]
     Store(#[source] io::Error),

@@ -10,6 +10,7 @@ use super::UnpackError;
 use crate::{
     archive::entry::{self, Entry},
     tree::{Content, ContentReader, Extent},
+    write::{Options, Packer},
 };
 
 /// So many bytes are copied at once.
@@ -18,6 +19,17 @@ const COPY_SIZE: usize = 256 << 10;
 /// The content of one entry.
 pub(in crate::source) type Kept = Arc<dyn Content>;
 
+/// How content that comes out of a compressed archive is kept until its place in an image is known.
+#[derive(Debug, Clone, Default)]
+pub enum Keep {
+    /// As it is.
+    #[default]
+    Plain,
+    /// As an image of such options will hold it. That takes less room, and compresses while the archive is being read. The
+    /// image's bytes are the same.
+    Packed(Options),
+}
+
 /// The archive itself, or what came out of it. By default it is the latter.
 #[derive(Default)]
 pub(in crate::source) struct Store {
@@ -25,15 +37,25 @@ pub(in crate::source) struct Store {
     archive: Option<(Arc<File>, u64)>,
     spool: Option<Arc<File>>,
     end: u64,
+    packer: Option<Packer>,
     /// The current archive is not compressed, so that its content stays where it is.
     pub(in crate::source) in_place: bool,
 }
 
 impl Store {
+    /// For archives that come once.
+    pub(in crate::source) fn new(keep: &Keep) -> Result<Self, UnpackError> {
+        let packer = match keep {
+            Keep::Plain => None,
+            Keep::Packed(options) => Some(Packer::new(options).map_err(UnpackError::Store)?),
+        };
+        Ok(Self { packer, ..Self::default() })
+    }
+
     /// For an archive in a file, in which content can stay.
-    pub(in crate::source) fn of(archive: &File) -> Result<Self, UnpackError> {
+    pub(in crate::source) fn of(archive: &File, keep: &Keep) -> Result<Self, UnpackError> {
         let archive = Arc::new(archive.try_clone().map_err(UnpackError::Store)?);
-        Ok(Self { archive: Some((archive, 0)), in_place: true, ..Self::default() })
+        Ok(Self { archive: Some((archive, 0)), in_place: true, ..Self::new(keep)? })
     }
 
     /// From here on entries come from an archive that lies in `file` from `start` on.
@@ -50,6 +72,9 @@ impl Store {
     ) -> Result<Kept, UnpackError> {
         if entry.kind != entry::Kind::File {
             return Ok(Arc::new(Vec::new()));
+        }
+        if let (Some(packer), None, false) = (&mut self.packer, &entry.extents, self.in_place) {
+            return Ok(packer.pack(entry.display_name(), entry.size, |target| fill(content, target))?);
         }
         let whole = [entry::Extent { offset: 0, length: entry.size }];
         let extents = entry.extents.as_deref().unwrap_or(&whole);
@@ -75,20 +100,32 @@ impl Store {
             }
         };
         let start = self.end;
-        let mut buffer = vec![0; COPY_SIZE.min(usize::try_from(stored).unwrap_or(COPY_SIZE)).max(1)];
+        let mut buffer = vec![0; COPY_SIZE.min(usize::try_from(stored).unwrap_or(COPY_SIZE))];
         let mut rest = stored;
         while rest > 0 {
-            let wanted = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
-            let count = content.read_content(&mut buffer[..wanted])?;
-            if count == 0 {
-                return Err(UnpackError::Store(io::ErrorKind::UnexpectedEof.into()));
-            }
-            (&*spool).write_all(&buffer[..count]).map_err(UnpackError::Store)?;
-            rest -= count as u64;
+            let length = buffer.len().min(usize::try_from(rest).unwrap_or(usize::MAX));
+            fill(content, &mut buffer[..length])?;
+            (&*spool).write_all(&buffer[..length]).map_err(UnpackError::Store)?;
+            rest -= length as u64;
         }
         self.end += stored;
         Ok((spool, start))
     }
+
+    /// What was kept can be read from then on.
+    pub(in crate::source) fn finish(&mut self) -> Result<(), UnpackError> {
+        self.packer.as_mut().map_or(Ok(()), Packer::finish).map_err(UnpackError::Pack)
+    }
+}
+
+fn fill(content: &mut dyn entry::Content, mut target: &mut [u8]) -> Result<(), UnpackError> {
+    while !target.is_empty() {
+        match content.read_content(target)? {
+            0 => return Err(UnpackError::Store(io::ErrorKind::UnexpectedEof.into())),
+            count => target = &mut target[count..],
+        }
+    }
+    Ok(())
 }
 
 /// A stretch of data.
