@@ -39,7 +39,7 @@ pub fn tar(path: &Path, keep: &Keep) -> Result<Unpacked, UnpackError> {
         return entries(store, Input::new(BufReader::with_capacity(1 << 16, file), name));
     }
     let stream = compression.reader(BufReader::with_capacity(1 << 16, file)).map_err(fail)?;
-    entries(Store::new(keep)?, Input::new(stream, name))
+    entries(Store::new(keep), Input::new(stream, name))
 }
 
 /// Takes a tar archive that is not compressed from wherever it comes; `name` is what messages call it.
@@ -47,7 +47,7 @@ pub fn tar(path: &Path, keep: &Keep) -> Result<Unpacked, UnpackError> {
 /// # Errors
 /// As [`tar`].
 pub fn tar_stream(name: &str, stream: impl Read, keep: &Keep) -> Result<Unpacked, UnpackError> {
-    entries(Store::new(keep)?, Input::new(stream, name))
+    entries(Store::new(keep), Input::new(stream, name))
 }
 
 fn entries<R: Read>(store: Store, input: Input<R>) -> Result<Unpacked, UnpackError> {
@@ -81,7 +81,7 @@ pub fn initramfs(path: &Path, keep: &Keep) -> Result<Unpacked, UnpackError> {
 /// # Errors
 /// As [`tar`].
 pub fn initramfs_stream(name: &str, stream: impl Read, keep: &Keep) -> Result<Unpacked, UnpackError> {
-    let visitor = Archives { builder: Builder::new(), store: Store::new(keep)?, archive: None, in_place: false };
+    let visitor = Archives { builder: Builder::new(), store: Store::new(keep), archive: None, in_place: false };
     visitor.walk(&mut Input::new(stream, name))
 }
 

@@ -66,12 +66,11 @@ pub fn load(path: &Path, choice: &Choice, keep: &Keep) -> Result<Unpacked, OciEr
         let found = manifest.layers.len().to_string();
         return Err(OciError::field("the manifest", "layers", format!("at most {LAYER_LIMIT}"), &found));
     }
-    let image_error = |error| OciError::Image { error };
-    let (mut layers, mut store) = (Layers::new(), Store::new(keep).map_err(image_error)?);
+    let (mut layers, mut store) = (Layers::new(), Store::new(keep));
     for descriptor in &manifest.layers {
         add_layer(&mut layers, &mut store, &layout, descriptor)?;
     }
-    store.finish().and_then(|()| layers.finish()).map_err(image_error)
+    store.finish().and_then(|()| layers.finish()).map_err(|error| OciError::Image { error })
 }
 
 /// The image's own word on what it runs on, since an index need not say so.

@@ -37,6 +37,8 @@ pub(in crate::source) struct Store {
     archive: Option<(Arc<File>, u64)>,
     spool: Option<Arc<File>>,
     end: u64,
+    keep: Keep,
+    /// Made for the first content that needs it.
     packer: Option<Packer>,
     /// The current archive is not compressed, so that its content stays where it is.
     pub(in crate::source) in_place: bool,
@@ -44,18 +46,14 @@ pub(in crate::source) struct Store {
 
 impl Store {
     /// For archives that come once.
-    pub(in crate::source) fn new(keep: &Keep) -> Result<Self, UnpackError> {
-        let packer = match keep {
-            Keep::Plain => None,
-            Keep::Packed(options) => Some(Packer::new(options).map_err(UnpackError::Store)?),
-        };
-        Ok(Self { packer, ..Self::default() })
+    pub(in crate::source) fn new(keep: &Keep) -> Self {
+        Self { keep: keep.clone(), ..Self::default() }
     }
 
     /// For an archive in a file, in which content can stay.
     pub(in crate::source) fn of(archive: &File, keep: &Keep) -> Result<Self, UnpackError> {
         let archive = Arc::new(archive.try_clone().map_err(UnpackError::Store)?);
-        Ok(Self { archive: Some((archive, 0)), in_place: true, ..Self::new(keep)? })
+        Ok(Self { archive: Some((archive, 0)), in_place: true, ..Self::new(keep) })
     }
 
     /// From here on entries come from an archive that lies in `file` from `start` on.
@@ -73,7 +71,11 @@ impl Store {
         if entry.kind != entry::Kind::File {
             return Ok(Arc::new(Vec::new()));
         }
-        if let (Some(packer), None, false) = (&mut self.packer, &entry.extents, self.in_place) {
+        if let (Keep::Packed(options), None, false) = (&self.keep, &entry.extents, self.in_place) {
+            let packer = match &mut self.packer {
+                Some(packer) => packer,
+                none => none.insert(Packer::new(options).map_err(UnpackError::Store)?),
+            };
             return Ok(packer.pack(entry.display_name(), entry.size, |target| fill(content, target))?);
         }
         let whole = [entry::Extent { offset: 0, length: entry.size }];
