@@ -99,6 +99,8 @@ pub(crate) fn search<S: System>(
     search.modules.load_for_present(boot)?;
     search.modules.load_always(boot)?;
     check_mapper(boot, verified.manifest.manifest())?;
+    // What came with those modules asks for others.
+    search.take_events(boot, Duration::ZERO)?;
     search.wait(boot)
 }
 
@@ -195,7 +197,9 @@ impl<'a> Search<'a> {
     ) -> Result<Self, FailureReport> {
         let (manifest, command_line) = (verified.manifest.manifest(), &verified.command_line);
         let limit = command_line.device_timeout.unwrap_or(Duration::from_secs(manifest.device_timeout.into()));
-        let modules = Modules::read(boot, &verified.release, command_line)?;
+        // Who may be asked for a passphrase needs a keyboard.
+        let asks = manifest.volumes.iter().any(|volume| volume.unlock.pin || volume.unlock.passphrase);
+        let modules = Modules::read(boot, &verified.release, command_line, !asks)?;
         Ok(Self { modules, scanner: Scanner::default(), wanted, limit })
     }
 
@@ -216,6 +220,9 @@ impl<'a> Search<'a> {
             let (required, optional) = (missing(false), missing(true));
             if !required && !optional {
                 return Ok(found);
+            }
+            if self.modules.load_postponed(boot)? {
+                continue;
             }
             if !required && !complete {
                 complete = true;

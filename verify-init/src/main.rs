@@ -37,6 +37,7 @@ Build an initramfs with it: iofs-sign initramfs
 /// PID 1 never returns: the kernel would panic.
 fn as_pid_1() -> ! {
     verify_init::linux::report_panics();
+    verify_init::linux::raise_priority();
     match verify_init::boot(&mut verify_init::Linux::default()) {}
 }
 

@@ -25,6 +25,9 @@ const BUSES: &str = "/sys/bus";
 const MAX_UEVENT: usize = 65536;
 /// A hostile bus could make up as many devices as it likes.
 const MAX_SEEN: usize = 65536;
+/// What needs one of these can wait until it is known that the sealed devices are not elsewhere: SCSI (SATA, too) and USB take
+/// the most time to load by far, and their disks a while to answer.
+const SLOW: [&str; 2] = ["scsi_mod", "usbcore"];
 
 /// Loads modules of the index, each once.
 pub(crate) struct Modules {
@@ -36,14 +39,17 @@ pub(crate) struct Modules {
     parameters: Vec<(String, String)>,
     done: Vec<ModuleId>,
     seen: BTreeSet<String>,
+    /// What devices asked for and is slow, for as long as that waits.
+    postponed: Option<Vec<ModuleId>>,
 }
 
 impl Modules {
-    /// Reads the index.
+    /// Reads the index. Slow modules are loaded at once, or only by [`Self::load_postponed`].
     pub(crate) fn read<S: System>(
         boot: &mut Boot<'_, S>,
         running: &str,
         command_line: &AcceptedCommandLine,
+        postpone: bool,
     ) -> Result<Self, FailureReport> {
         let index = read_index(boot)?;
         if let Some(index) = index.as_ref().filter(|index| index.release() != running) {
@@ -58,6 +64,7 @@ impl Modules {
             parameters: command_line.module_parameters.clone(),
             done: Vec::new(),
             seen: BTreeSet::new(),
+            postponed: postpone.then(Vec::new),
         })
     }
 
@@ -94,8 +101,19 @@ impl Modules {
         if self.seen.len() < MAX_SEEN {
             self.seen.insert(modalias.to_owned());
         }
-        let wanted = self.index.as_ref().map(|index| index.matching(modalias)).unwrap_or_default();
+        let Some(index) = &self.index else { return Ok(()) };
+        let mut wanted = index.matching(modalias);
+        if let Some(postponed) = &mut self.postponed {
+            postponed.extend(wanted.extract_if(.., |id| is_slow(index, *id)));
+        }
         self.load(boot, &wanted)
+    }
+
+    /// Loads what was postponed, if anything was. From then on nothing is.
+    pub(crate) fn load_postponed<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Result<bool, FailureReport> {
+        let postponed = self.postponed.take().unwrap_or_default();
+        self.load(boot, &postponed)?;
+        Ok(!postponed.is_empty())
     }
 
     fn load<S: System>(&mut self, boot: &mut Boot<'_, S>, wanted: &[ModuleId]) -> Result<(), FailureReport> {
@@ -120,6 +138,10 @@ impl Modules {
         }
         Ok(())
     }
+}
+
+fn is_slow(index: &ModuleIndex, id: ModuleId) -> bool {
+    index.load_order(&[id], &[]).into_iter().any(|id| SLOW.contains(&index.get(id).name.as_str()))
 }
 
 fn read_index<S: System>(boot: &mut Boot<'_, S>) -> Result<Option<ModuleIndex>, FailureReport> {

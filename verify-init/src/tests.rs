@@ -169,6 +169,35 @@ fn hardware_modules_load_first_in_order_and_with_the_command_lines_parameters() 
     );
 }
 
+/// A machine that has SATA as well, by a module that needs another.
+pub(crate) fn with_sata(mut fake: Fake) -> Fake {
+    let index = String::from_utf8(fake.files[MODULE_INDEX].clone()).unwrap();
+    let sata = "module ahci ahci.ko\nbefore scsi_mod\nalias pci:v00008086d*\n";
+    let index = index.replace("module dm_mod", &format!("{sata}module dm_mod"));
+    let index = index.replace("module virtio ", "module scsi_mod scsi_mod.ko\nmodule virtio ");
+    fake.put(MODULE_INDEX, index.as_bytes());
+    fake.put("/sys/bus/pci/devices/0000:00:01.0/uevent", b"MODALIAS=pci:v00008086d00002922\n");
+    fake
+}
+
+#[test]
+fn sata_waits_until_the_sealed_devices_are_known_to_be_elsewhere() {
+    let mut fake = with_sata(sealed());
+    assert_eq!(boot(&mut fake), booted());
+    let loaded = |name: &str| fake.modules.iter().any(|(path, _)| path.ends_with(name));
+    assert!(loaded("/virtio_blk.ko") && !loaded("/ahci.ko") && !loaded("/scsi_mod.ko"), "{:?}", fake.modules);
+}
+
+#[test]
+fn a_sealed_device_behind_sata_is_found() {
+    let mut fake = with_sata(sealed());
+    fake.after_module.remove(0);
+    fake.after_module[0].0 = "/lib/modules/6.1.0-test/ahci.ko";
+    assert_eq!(boot(&mut fake), booted());
+    let loaded: Vec<&str> = fake.modules.iter().map(|(path, _)| path.rsplit('/').next().unwrap()).collect();
+    assert_eq!(loaded[loaded.len() - 2..], ["scsi_mod.ko", "ahci.ko"]);
+}
+
 #[test]
 fn a_blacklisted_hardware_module_is_not_loaded() {
     let (text, fake) = refused(|fake| fake.put("/proc/cmdline", b"rd.driver.blacklist=virtio-blk"));

@@ -20,7 +20,7 @@ use crate::{
     fake::{Fake, manifest},
     fake_tpm::FakeTpm,
     system::Access,
-    tests::{booted, each_failing_call, refused_by, report},
+    tests::{booted, each_failing_call, refused_by, report, with_sata},
 };
 
 const PASSPHRASE: &str = "correct horse";
@@ -138,6 +138,13 @@ fn a_passphrase_opens_a_data_volume_and_it_is_mounted_in_the_new_root() {
     assert_eq!(fake.count("link /dev/mapper/state -> ../dm-3"), 1);
     assert_eq!(fake.count("create_folder /sysroot/var/lib/app"), 1);
     assert_eq!(record.warnings, [""; 0]);
+}
+
+#[test]
+fn who_may_be_asked_has_a_keyboard_whatever_bus_it_is_on() {
+    let mut fake = with_sata(machine(&with_volume(|_| {}), &[Some(PASSPHRASE)]));
+    assert_eq!(boot(&mut fake), booted(), "{}", fake.console);
+    assert!(at(&fake, "load_module /lib/modules/6.1.0-test/scsi_mod.ko") < at(&fake, "ask_secret"));
 }
 
 #[test]

@@ -26,12 +26,14 @@ mod keyring;
 mod log;
 mod loops;
 mod mapper;
+mod priority;
 pub(crate) mod root;
 mod secret;
 mod uevents;
 
 pub use console::Console;
 pub use end::report_panics;
+pub use priority::raise as raise_priority;
 
 /// The machine that this program is PID 1 of.
 #[derive(Debug, Default)]
@@ -237,6 +239,7 @@ impl System for Linux {
     fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone> {
         // Close-on-exec would do; an event socket must not outlive its use in any case.
         (self.events, self.tpm, self.log) = (None, None, None);
+        priority::restore()?;
         root::exec(path, arguments)
     }
 
