@@ -29,7 +29,9 @@ use zeroize::Zeroizing;
 use crate::{
     fake_tpm::FakeTpm,
     gpt,
-    system::{Access, Attached, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System},
+    system::{
+        Access, Attached, KeyKind, KeySerial, Loaded, MappedTarget, Mapping, ModuleFile, Mount, Question, System,
+    },
 };
 
 pub(crate) const RELEASE: &str = "6.1.0-test";
@@ -213,6 +215,18 @@ impl Fake {
         self.calls.iter().filter(|one| one.starts_with(call)).count()
     }
 
+    fn load_module(&mut self, module: &ModuleFile) -> io::Result<()> {
+        let ModuleFile { path, parameters } = module;
+        self.call(format!("load_module {path} {parameters}"))?;
+        self.modules.push((path.clone(), parameters.clone()));
+        let effects = self.after_module.iter().filter(|(module, ..)| module == path).cloned();
+        for (_, files, event) in effects.collect::<Vec<_>>() {
+            self.files.extend(files);
+            self.events.push_back(event);
+        }
+        Ok(())
+    }
+
     fn call(&mut self, call: String) -> io::Result<()> {
         let number = self.calls.len();
         let broken = self.broken.iter().find(|(prefix, _)| call.starts_with(prefix)).map(|(_, error)| *error);
@@ -386,15 +400,9 @@ impl System for Fake {
         self.call(format!("move_mount {from} {to}"))
     }
 
-    fn load_module(&mut self, path: &str, parameters: &str) -> io::Result<()> {
-        self.call(format!("load_module {path} {parameters}"))?;
-        self.modules.push((path.to_owned(), parameters.to_owned()));
-        let effects = self.after_module.iter().filter(|(module, ..)| *module == path).cloned();
-        for (_, files, event) in effects.collect::<Vec<_>>() {
-            self.files.extend(files);
-            self.events.push_back(event);
-        }
-        Ok(())
+    fn load_modules(&mut self, modules: &[ModuleFile]) -> Vec<Loaded> {
+        let loaded = modules.iter().map(|module| Loaded { result: self.load_module(module), took: Duration::ZERO });
+        loaded.collect()
     }
 
     fn watch_devices(&mut self) -> io::Result<()> {

@@ -95,9 +95,7 @@ pub(crate) fn search<S: System>(
         boot.warn(format!("device events: {}: looking again and again instead", text(&error)));
     }
     let mut search = Search::new(verified, wanted, boot)?;
-    // Hardware first: disks take their time while the rest is loaded.
-    search.modules.load_for_present(boot)?;
-    search.modules.load_always(boot)?;
+    search.modules.load_first(boot)?;
     check_mapper(boot, verified.manifest.manifest())?;
     // What came with those modules asks for others.
     search.take_events(boot, Duration::ZERO)?;

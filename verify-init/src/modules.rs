@@ -1,6 +1,6 @@
 //! Kernel modules: those that the boot always needs, and those that the hardware asks for.
 
-use std::{collections::BTreeSet, io, time::Duration};
+use std::{collections::BTreeSet, io};
 
 use iofs_policy::{
     cmdline::AcceptedCommandLine,
@@ -13,7 +13,7 @@ use nix::errno::Errno;
 use crate::{
     boot::Boot,
     report::{milliseconds, refusal, text},
-    system::System,
+    system::{Loaded, ModuleFile, System},
     uevent,
 };
 
@@ -68,16 +68,29 @@ impl Modules {
         })
     }
 
-    /// Loads what the boot always needs.
-    pub(crate) fn load_always<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Result<(), FailureReport> {
-        let wanted = self.index.as_ref().map(ModuleIndex::always).unwrap_or_default();
+    /// Loads what the devices on all buses ask for, and what the boot always needs.
+    pub(crate) fn load_first<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Result<(), FailureReport> {
+        let mut wanted = self.wanted_by_present(boot);
+        wanted.extend(self.index.iter().flat_map(ModuleIndex::always));
         self.load(boot, &wanted)
     }
 
     /// Loads what the devices on all buses ask for.
     pub(crate) fn load_for_present<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Result<(), FailureReport> {
+        let wanted = self.wanted_by_present(boot);
+        self.load(boot, &wanted)
+    }
+
+    /// Loads what one device asks for.
+    pub(crate) fn load_for<S: System>(&mut self, boot: &mut Boot<'_, S>, modalias: &str) -> Result<(), FailureReport> {
+        let wanted = self.wanted_by(modalias);
+        self.load(boot, &wanted)
+    }
+
+    fn wanted_by_present<S: System>(&mut self, boot: &mut Boot<'_, S>) -> Vec<ModuleId> {
+        let mut wanted = Vec::new();
         if self.index.is_none() {
-            return Ok(());
+            return wanted;
         }
         for bus in boot.system.list(BUSES).unwrap_or_default() {
             let devices = format!("{BUSES}/{bus}/devices");
@@ -86,27 +99,24 @@ impl Modules {
                 // for all. A device that vanished meanwhile asks for nothing.
                 let uevent = boot.system.read(&format!("{devices}/{device}/uevent"), MAX_UEVENT).unwrap_or_default();
                 if let Some(modalias) = uevent::modalias(&uevent) {
-                    self.load_for(boot, modalias)?;
+                    wanted.extend(self.wanted_by(modalias));
                 }
             }
         }
-        Ok(())
+        wanted
     }
 
-    /// Loads what one device asks for. Devices that are alike ask once.
-    pub(crate) fn load_for<S: System>(&mut self, boot: &mut Boot<'_, S>, modalias: &str) -> Result<(), FailureReport> {
-        if self.seen.contains(modalias) {
-            return Ok(());
-        }
+    /// Devices that are alike ask once.
+    fn wanted_by(&mut self, modalias: &str) -> Vec<ModuleId> {
+        let Some(index) = self.index.as_ref().filter(|_| !self.seen.contains(modalias)) else { return Vec::new() };
         if self.seen.len() < MAX_SEEN {
             self.seen.insert(modalias.to_owned());
         }
-        let Some(index) = &self.index else { return Ok(()) };
         let mut wanted = index.matching(modalias);
         if let Some(postponed) = &mut self.postponed {
             postponed.extend(wanted.extract_if(.., |id| is_slow(index, *id)));
         }
-        self.load(boot, &wanted)
+        wanted
     }
 
     /// Loads what was postponed, if anything was. From then on nothing is.
@@ -118,25 +128,30 @@ impl Modules {
 
     fn load<S: System>(&mut self, boot: &mut Boot<'_, S>, wanted: &[ModuleId]) -> Result<(), FailureReport> {
         let Some(index) = &self.index else { return Ok(()) };
-        for id in index.load_order(wanted, &self.done) {
-            let module = index.get(id);
-            self.done.push(id);
-            let protected = self.protected.contains(&id);
-            if !protected && self.blacklist.contains(&module.name) {
-                boot.debug(&format!("module {}: not loaded, as the command line asks", module.name));
-                continue;
+        for round in index.load_rounds(wanted, &self.done) {
+            self.done.extend(&round);
+            let (modules, files): (Vec<&Module>, Vec<ModuleFile>) =
+                round.into_iter().filter_map(|id| Some((index.get(id), self.file(boot, index, id)?))).unzip();
+            for (module, loaded) in modules.into_iter().zip(boot.system.load_modules(&files)) {
+                judge(boot, module, loaded)?;
             }
-            let mut options = module.options.clone();
-            if !protected {
-                add_parameters(&mut options, &module.name, &self.parameters);
-            }
-            let path = format!("/lib/modules/{}/{}", index.release(), module.file);
-            let before = boot.system.now();
-            let loaded = boot.system.load_module(&path, &options);
-            let took = boot.system.now().saturating_sub(before);
-            judge(boot, module, loaded, took)?;
         }
         Ok(())
+    }
+
+    /// What is to be loaded of a module: nothing where the command line asks for that.
+    fn file<S: System>(&self, boot: &mut Boot<'_, S>, index: &ModuleIndex, id: ModuleId) -> Option<ModuleFile> {
+        let module = index.get(id);
+        let protected = self.protected.contains(&id);
+        if !protected && self.blacklist.contains(&module.name) {
+            boot.debug(&format!("module {}: not loaded, as the command line asks", module.name));
+            return None;
+        }
+        let mut parameters = module.options.clone();
+        if !protected {
+            add_parameters(&mut parameters, &module.name, &self.parameters);
+        }
+        Some(ModuleFile { path: format!("/lib/modules/{}/{}", index.release(), module.file), parameters })
     }
 }
 
@@ -170,14 +185,9 @@ fn add_parameters(options: &mut String, module: &str, parameters: &[(String, Str
 
 /// A boot can do without some hardware, and without a processor's faster variant of something; it cannot do without
 /// what it always needs. A dependency's failure shows in the module that needs it.
-fn judge<S: System>(
-    boot: &mut Boot<'_, S>,
-    module: &Module,
-    loaded: io::Result<()>,
-    took: Duration,
-) -> Result<(), FailureReport> {
-    let Err(error) = loaded else {
-        boot.debug(&format!("module {}: loaded {} ms", module.name, milliseconds(took)));
+fn judge<S: System>(boot: &mut Boot<'_, S>, module: &Module, loaded: Loaded) -> Result<(), FailureReport> {
+    let Err(error) = loaded.result else {
+        boot.debug(&format!("module {}: loaded {} ms", module.name, milliseconds(loaded.took)));
         return Ok(());
     };
     let found = text(&error);

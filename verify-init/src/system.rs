@@ -55,6 +55,24 @@ pub struct Question<'a> {
     pub patience: Duration,
 }
 
+/// A kernel module to load.
+#[derive(Debug, Clone)]
+pub struct ModuleFile {
+    /// Where it lies.
+    pub path: String,
+    /// Its parameters, as on the kernel's command line but without its name.
+    pub parameters: String,
+}
+
+/// What came of a kernel module that was to be loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// Loaded, now or before.
+    pub result: io::Result<()>,
+    /// How long that took.
+    pub took: Duration,
+}
+
 /// A device-mapper device with one target.
 #[derive(Debug, Clone)]
 pub struct Mapping<'a> {
@@ -143,8 +161,9 @@ pub trait System {
     /// Moves a mount.
     fn move_mount(&mut self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Loads a kernel module. One that is loaded already is fine.
-    fn load_module(&mut self, path: &str, parameters: &str) -> io::Result<()>;
+    /// Loads kernel modules that do not need each other, at once where that helps, and says in the same order what came of
+    /// each. One that is loaded already is fine.
+    fn load_modules(&mut self, modules: &[ModuleFile]) -> Vec<Loaded>;
     /// Starts to collect the kernel's device events.
     fn watch_devices(&mut self) -> io::Result<()>;
     /// The next event, or `None` after that time. An error means that events were lost.

@@ -146,7 +146,7 @@ fn each_stage_says_one_line_unless_quiet() {
 }
 
 #[test]
-fn hardware_modules_load_first_in_order_and_with_the_command_lines_parameters() {
+fn modules_load_in_rounds_hardwares_first_and_with_the_command_lines_parameters() {
     let mut fake = sealed();
     fake.put("/proc/cmdline", b"virtio_blk.queue_depth=3 erofs.x=1 dm-mod.y=1 rd.driver.blacklist=dm-mod,erofs");
     assert!(matches!(boot(&mut fake), End::Init(..)));
@@ -159,11 +159,11 @@ fn hardware_modules_load_first_in_order_and_with_the_command_lines_parameters() 
         loaded,
         [
             "virtio.ko",
-            "virtio_pci.ko",
             "dm-mod.ko",
-            "dm-verity.ko",
             "erofs.ko",
             "overlay.ko",
+            "virtio_pci.ko",
+            "dm-verity.ko",
             "virtio_blk.ko a=1 queue_depth=3"
         ]
     );

@@ -15,6 +15,9 @@ pub fn module_index(data: &[u8]) -> bool {
     once.sort_unstable();
     assert_eq!(once, all, "each module once");
     assert!(index.load_order(&all, &all).is_empty());
+    let mut in_rounds = index.load_rounds(&all, &[]).concat();
+    in_rounds.sort_unstable();
+    assert_eq!(in_rounds, all, "each module in one round");
     for id in &all {
         check_alone(&index, *id);
     }

@@ -37,6 +37,26 @@ fn dependencies_come_first_and_post_softdeps_last_each_once() {
 }
 
 #[test]
+fn what_needs_nothing_of_each_other_is_loaded_in_one_round() {
+    let index = index(vec![
+        module("disk", &["bus"], &[], &[]),
+        module("bus", &[], &["helper"], &[]),
+        module("helper", &[], &[], &[]),
+        module("map", &[], &[], &[]),
+        module("verity", &["cache", "map"], &[], &[]),
+        module("cache", &["map"], &[], &[]),
+    ]);
+    let all: Vec<ModuleId> = (0..6).map(id_at).collect();
+    let rounds = |loaded: &[ModuleId]| -> Vec<Vec<String>> {
+        index.load_rounds(&all, loaded).iter().map(|round| names(&index, round)).collect()
+    };
+    assert_eq!(rounds(&[]), [vec!["bus", "map"], vec!["helper", "cache", "disk"], vec!["verity"]]);
+    let [bus, map] = ["bus", "map"].map(|name| index.find(name).unwrap());
+    assert_eq!(rounds(&[bus, map]), [vec!["cache", "disk", "helper"], vec!["verity"]]);
+    assert!(rounds(&all).is_empty());
+}
+
+#[test]
 fn a_cycle_of_softdeps_ends() {
     let index = index(vec![module("a", &["b"], &["b"], &[]), module("b", &["a"], &["a"], &[])]);
     let a = index.find("a").unwrap();
@@ -141,6 +161,25 @@ proptest! {
         let mut order = index.load_order(&all, &[]);
         order.sort();
         prop_assert_eq!(order, all);
+    }
+
+    #[test]
+    fn rounds_hold_the_load_order_and_nothing_before_what_it_needs(modules in any_modules()) {
+        let index = index(modules);
+        let all: Vec<ModuleId> = (0..index.modules().len()).map(id_at).collect();
+        let (order, rounds) = (index.load_order(&all, &[]), index.load_rounds(&all, &[]));
+        let round_of = |id: ModuleId| rounds.iter().position(|round| round.contains(&id)).unwrap();
+        for (at, id) in order.iter().enumerate() {
+            for earlier in &order[..at] {
+                let (module, before) = (index.get(*id), index.get(*earlier));
+                if module.before.contains(&before.name) || before.after.contains(&module.name) {
+                    prop_assert!(round_of(*earlier) < round_of(*id));
+                }
+            }
+        }
+        let mut flat = rounds.concat();
+        flat.sort();
+        prop_assert_eq!(flat, all);
     }
 
     #[test]

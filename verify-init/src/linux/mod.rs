@@ -1,7 +1,6 @@
 //! The real machine.
 
 use std::{
-    ffi::CString,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink},
@@ -12,13 +11,14 @@ use iofs_policy::{failure::FailureAction, paths::MEASUREMENT_LOG, verity::Device
 use iofs_tpm::transport::{Device, Transport, TransportError};
 use nix::{
     errno::Errno,
-    kmod::{ModuleInitFlags, finit_module},
     mount::{MntFlags, MsFlags},
     time::{ClockId, clock_gettime},
 };
 use zeroize::Zeroizing;
 
-use crate::system::{Access, Attached, KeyKind, KeySerial, MappedTarget, Mapping, Mount, Question, System};
+use crate::system::{
+    Access, Attached, KeyKind, KeySerial, Loaded, MappedTarget, Mapping, ModuleFile, Mount, Question, System,
+};
 
 mod console;
 mod end;
@@ -26,6 +26,7 @@ mod keyring;
 mod log;
 mod loops;
 mod mapper;
+mod modules;
 mod priority;
 pub(crate) mod root;
 mod secret;
@@ -46,11 +47,16 @@ pub struct Linux {
     loops: Vec<File>,
 }
 
+/// The time since the kernel started, also while the machine slept.
+fn since_start() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+}
+
 impl System for Linux {
     type Gone = std::convert::Infallible;
 
     fn now(&mut self) -> Duration {
-        clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default()
+        since_start()
     }
 
     fn arm(&mut self, action: FailureAction) {
@@ -142,12 +148,8 @@ impl System for Linux {
         Ok(nix::mount::mount(Some(from), to, NONE, MsFlags::MS_MOVE, NONE)?)
     }
 
-    fn load_module(&mut self, path: &str, parameters: &str) -> io::Result<()> {
-        let file = File::open(path)?;
-        match finit_module(&file, &CString::new(parameters)?, ModuleInitFlags::empty()) {
-            Err(Errno::EEXIST) => Ok(()),
-            result => Ok(result?),
-        }
+    fn load_modules(&mut self, modules: &[ModuleFile]) -> Vec<Loaded> {
+        modules::load(modules)
     }
 
     fn watch_devices(&mut self) -> io::Result<()> {
