@@ -1,0 +1,48 @@
+//! Boots one sealed image of a whole Debian by three inits in turn, on one machine that counts instructions: a bare shell script that
+//! mounts it unverified, verify-init, and dracut with systemd's veritysetup. Prints when PID 1 became the initramfs' init and when
+//! the real one.
+//!
+//! Then the same 10 MiB are read from images of growing size, once by a classic initramfs that has all of it in memory.
+//!
+//! Times are milliseconds of the guest. `compare-boots inits` and `compare-boots scaling` do half of it.
+
+mod initramfs;
+mod inits;
+mod scaling;
+mod stopwatch;
+
+use std::path::Path;
+
+use anyhow::Result;
+use iofs_policy::manifest::TpmUse;
+use iofs_sign::seal::SealRequest;
+use swtpm_tests::cache;
+
+use self::stopwatch::{PARAMETERS, STOPWATCH};
+
+/// The Debian whose kernel and root are booted.
+const SUITE: &str = "trixie";
+
+fn main() -> Result<()> {
+    let part = std::env::args().nth(1);
+    if part.as_deref() != Some("scaling") {
+        inits::compare()?;
+    }
+    if part.as_deref() != Some("inits") {
+        scaling::measure()?;
+    }
+    Ok(())
+}
+
+/// Seals the stopwatch along, as the init.
+fn with_stopwatch(request: &mut SealRequest, tpm: TpmUse) {
+    request.config.boot.init = Some(STOPWATCH.parse().expect("a path"));
+    request.config.boot.allowed_parameters.extend(PARAMETERS.map(str::to_owned));
+    request.config.tpm.usage = tpm;
+    add(request, &cache::workspace().join("swtpm-tests/guest/stopwatch"), STOPWATCH);
+}
+
+fn add(request: &mut SealRequest, from: &Path, to: &str) {
+    let rule = format!("{}:{to}", from.display());
+    request.config.tree.add.push(rule.try_into().expect("a rule"));
+}
