@@ -12,6 +12,7 @@ use std::{
 use nix::{
     errno::Errno,
     kmod::{ModuleInitFlags, finit_module},
+    unistd::{SysconfVar, sysconf},
 };
 
 use super::since_start;
@@ -28,7 +29,7 @@ pub(super) fn load(modules: &[ModuleFile]) -> Vec<Loaded> {
         mine.collect::<Vec<_>>()
     };
     let mut done = thread::scope(|scope| {
-        let others = 1..modules.len().min(MAX_THREADS);
+        let others = 1..modules.len().min(processors()).min(MAX_THREADS);
         // Where there cannot be another thread, this one does all of it.
         let others: Vec<_> = others.flat_map(|_| thread::Builder::new().spawn_scoped(scope, work)).collect();
         let mut done = work();
@@ -37,6 +38,12 @@ pub(super) fn load(modules: &[ModuleFile]) -> Vec<Loaded> {
     });
     done.sort_unstable_by_key(|(at, _)| *at);
     done.into_iter().map(|(_, loaded)| loaded).collect()
+}
+
+/// On one, threads that wait for each other cost more than they bring.
+fn processors() -> usize {
+    let online = sysconf(SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+    online.and_then(|count| count.try_into().ok()).unwrap_or(1)
 }
 
 fn load_one(module: &ModuleFile) -> Loaded {
