@@ -11,8 +11,6 @@ mod inits;
 mod scaling;
 mod stopwatch;
 
-use std::path::Path;
-
 use anyhow::Result;
 use iofs_policy::manifest::TpmUse;
 use iofs_sign::seal::SealRequest;
@@ -39,10 +37,7 @@ fn with_stopwatch(request: &mut SealRequest, tpm: TpmUse) {
     request.config.boot.init = Some(STOPWATCH.parse().expect("a path"));
     request.config.boot.allowed_parameters.extend(PARAMETERS.map(str::to_owned));
     request.config.tpm.usage = tpm;
-    add(request, &cache::workspace().join("swtpm-tests/guest/stopwatch"), STOPWATCH);
-}
-
-fn add(request: &mut SealRequest, from: &Path, to: &str) {
-    let rule = format!("{}:{to}", from.display());
+    let stopwatch = cache::workspace().join("swtpm-tests/guest/stopwatch");
+    let rule = format!("{}:{STOPWATCH}", stopwatch.display());
     request.config.tree.add.push(rule.try_into().expect("a rule"));
 }
