@@ -9,6 +9,7 @@ use iofs_policy::{
 
 use crate::{
     measured::{self, Measuring},
+    modules::Modules,
     report,
     slots::{Trial, action_after},
     started::Started,
@@ -60,6 +61,8 @@ pub(crate) struct Boot<'a, S> {
     pub(crate) measuring: Option<Measuring>,
     /// From when on one of two slots was chosen.
     pub(crate) slots: Option<Trial>,
+    /// Once devices were searched: what is loaded already is not loaded again.
+    pub(crate) modules: Option<Modules>,
     action: FailureAction,
     /// Unknown until the command line was accepted: what was said before waits in `pending`.
     verbosity: Option<Verbosity>,
@@ -74,7 +77,19 @@ impl<'a, S: System> Boot<'a, S> {
         system.arm(action);
         let since = system.now();
         let (stages, warnings, pending) = (Vec::new(), Vec::new(), Vec::new());
-        Self { system, stages, warnings, measuring: None, slots: None, action, verbosity: None, pending, since }
+        let verbosity = None;
+        Self {
+            system,
+            stages,
+            warnings,
+            measuring: None,
+            slots: None,
+            modules: None,
+            action,
+            verbosity,
+            pending,
+            since,
+        }
     }
 
     /// Sets what a failure does from here on.

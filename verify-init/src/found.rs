@@ -94,12 +94,19 @@ pub(crate) fn search<S: System>(
     if let Err(error) = boot.system.watch_devices() {
         boot.warn(format!("device events: {}: looking again and again instead", text(&error)));
     }
+    let manifest = verified.manifest.manifest();
     let mut search = Search::new(verified, wanted, boot)?;
     search.modules.load_first(boot)?;
-    check_mapper(boot, verified.manifest.manifest())?;
+    // Who may be asked for a passphrase needs a keyboard.
+    if manifest.volumes.iter().any(|volume| volume.unlock.pin || volume.unlock.passphrase) {
+        search.modules.load_postponed(boot)?;
+    }
+    check_mapper(boot, manifest)?;
     // What came with those modules asks for others.
     search.take_events(boot, Duration::ZERO)?;
-    search.wait(boot)
+    let found = search.wait(boot)?;
+    boot.modules = Some(search.modules);
+    Ok(found)
 }
 
 /// Data, tree, then the volumes. What lies in a volume is not looked for.
@@ -195,9 +202,10 @@ impl<'a> Search<'a> {
     ) -> Result<Self, FailureReport> {
         let (manifest, command_line) = (verified.manifest.manifest(), &verified.command_line);
         let limit = command_line.device_timeout.unwrap_or(Duration::from_secs(manifest.device_timeout.into()));
-        // Who may be asked for a passphrase needs a keyboard.
-        let asks = manifest.volumes.iter().any(|volume| volume.unlock.pin || volume.unlock.passphrase);
-        let modules = Modules::read(boot, &verified.release, command_line, !asks)?;
+        let modules = match boot.modules.take() {
+            Some(modules) => modules,
+            None => Modules::read(boot, &verified.release, command_line)?,
+        };
         Ok(Self { modules, scanner: Scanner::default(), wanted, limit })
     }
 

@@ -44,12 +44,11 @@ pub(crate) struct Modules {
 }
 
 impl Modules {
-    /// Reads the index. Slow modules are loaded at once, or only by [`Self::load_postponed`].
+    /// Reads the index. Slow modules are loaded by [`Self::load_postponed`] alone, the first time.
     pub(crate) fn read<S: System>(
         boot: &mut Boot<'_, S>,
         running: &str,
         command_line: &AcceptedCommandLine,
-        postpone: bool,
     ) -> Result<Self, FailureReport> {
         let index = read_index(boot)?;
         if let Some(index) = index.as_ref().filter(|index| index.release() != running) {
@@ -64,7 +63,7 @@ impl Modules {
             parameters: command_line.module_parameters.clone(),
             done: Vec::new(),
             seen: BTreeSet::new(),
-            postponed: postpone.then(Vec::new),
+            postponed: Some(Vec::new()),
         })
     }
 

@@ -3,7 +3,7 @@
 use iofs_policy::{
     boot_record::BootRecord,
     failure::FailureAction,
-    manifest::{Manifest, Place, RollbackIndex},
+    manifest::{Manifest, Place, RollbackIndex, Volume},
     paths::{BOOT_RECORD, MANIFEST, TRUST, TRUST_COPY},
     slots::{
         Chooser, FOOTER_SIZE, FloorKeeper, Footer, HistoryArea, Outcome, RECORD_COPIES, RECORD_SIZE, SlotName,
@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use crate::{
     boot,
     fake::{End, Fake, manifest},
+    volume_tests::state,
 };
 
 const SLOT: usize = 1 << 20;
@@ -113,6 +114,19 @@ pub(crate) fn boots(fake: &mut Fake) -> (SlotName, String) {
 
 fn position(fake: &Fake, call: &str) -> usize {
     fake.calls.iter().position(|one| one.starts_with(call)).unwrap_or_else(|| panic!("{call}: {:#?}", fake.calls))
+}
+
+#[test]
+fn what_a_slot_needed_is_not_loaded_again_for_a_volume() {
+    let mut with_volume = release("2", 6);
+    with_volume.volumes = vec![Volume { optional: true, ..state() }];
+    let mut fake = machine(Some(&with_volume), None);
+    fake.crypt = true;
+    assert_eq!(boots(&mut fake), (SlotName::A, "2".to_owned()));
+    let mut loaded = fake.modules.clone();
+    loaded.sort();
+    loaded.dedup();
+    assert_eq!((loaded.len(), fake.modules.len(), fake.count("watch_devices")), (6, 6, 2), "{:?}", fake.modules);
 }
 
 #[test]

@@ -71,7 +71,7 @@ fn key_id() -> Sha256Digest {
     Sha256Digest::from_bytes(digest.as_bytes().try_into().unwrap())
 }
 
-fn state() -> Volume {
+pub(crate) fn state() -> Volume {
     Volume {
         name: "state".parse().unwrap(),
         place: Place::Disk("vdb".parse().unwrap()),
