@@ -168,25 +168,19 @@ impl ModuleIndex {
 
     /// The load order in rounds: nothing needs anything of its own round, so that a round can be loaded at once.
     pub fn load_rounds(&self, wanted: &[ModuleId], already_loaded: &[ModuleId]) -> Vec<Vec<ModuleId>> {
-        let order = self.load_order(wanted, already_loaded);
-        // The first round that each may be in, and whether it comes later in the order.
-        let mut earliest = vec![0; self.modules.len()];
-        let mut waiting = vec![false; self.modules.len()];
-        order.iter().for_each(|id| waiting[usize::from(id.0)] = true);
         let mut rounds: Vec<Vec<ModuleId>> = Vec::new();
-        for id in order {
-            let at = usize::from(id.0);
-            waiting[at] = false;
-            let round: usize = earliest[at];
+        for id in self.load_order(wanted, already_loaded) {
             let module = self.get(id);
-            // What needs this one, or is to come after it, waits for the next round.
-            for (other, later) in self.modules.iter().enumerate().filter(|(other, _)| waiting[*other]) {
-                if later.before.contains(&module.name) || module.after.contains(&later.name) {
-                    earliest[other] = earliest[other].max(round + 1);
-                }
+            let waits_for = |earlier: &ModuleId| {
+                let earlier = self.get(*earlier);
+                module.before.contains(&earlier.name) || earlier.after.contains(&module.name)
+            };
+            let after = rounds.iter().rposition(|round| round.iter().any(waits_for));
+            let round = after.map_or(0, |last| last + 1);
+            match rounds.get_mut(round) {
+                Some(others) => others.push(id),
+                None => rounds.push(vec![id]),
             }
-            rounds.resize_with(rounds.len().max(round + 1), Vec::new);
-            rounds[round].push(id);
         }
         rounds
     }

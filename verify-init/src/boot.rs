@@ -77,7 +77,6 @@ impl<'a, S: System> Boot<'a, S> {
         system.arm(action);
         let since = system.now();
         let (stages, warnings, pending) = (Vec::new(), Vec::new(), Vec::new());
-        let verbosity = None;
         Self {
             system,
             stages,
@@ -86,7 +85,7 @@ impl<'a, S: System> Boot<'a, S> {
             slots: None,
             modules: None,
             action,
-            verbosity,
+            verbosity: None,
             pending,
             since,
         }

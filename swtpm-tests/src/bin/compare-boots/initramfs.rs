@@ -46,10 +46,9 @@ pub(crate) fn bare(device: &str) -> Result<Vec<u8>> {
 
 /// As ours is.
 fn compressed(archive: &[u8]) -> Result<Vec<u8>> {
-    let (folder, name) = (tempfile::tempdir()?, "archive");
-    let path = folder.path().join(name);
-    fs::write(&path, archive)?;
-    let output = Command::new("zstd").args(["-q", "-19", "-c"]).arg(&path).output()?;
+    let file = tempfile::NamedTempFile::new()?;
+    fs::write(file.path(), archive)?;
+    let output = Command::new("zstd").args(["-q", "-19", "-c"]).arg(file.path()).output()?;
     ensure!(output.status.success(), "zstd: {}", String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
 }

@@ -14,7 +14,6 @@ mod stopwatch;
 use anyhow::Result;
 use iofs_policy::manifest::TpmUse;
 use iofs_sign::seal::SealRequest;
-use swtpm_tests::cache;
 
 use self::stopwatch::{PARAMETERS, STOPWATCH};
 
@@ -37,7 +36,6 @@ fn with_stopwatch(request: &mut SealRequest, tpm: TpmUse) {
     request.config.boot.init = Some(STOPWATCH.parse().expect("a path"));
     request.config.boot.allowed_parameters.extend(PARAMETERS.map(str::to_owned));
     request.config.tpm.usage = tpm;
-    let stopwatch = cache::workspace().join("swtpm-tests/guest/stopwatch");
-    let rule = format!("{}:{STOPWATCH}", stopwatch.display());
+    let rule = format!("{}:{STOPWATCH}", stopwatch::program().display());
     request.config.tree.add.push(rule.try_into().expect("a rule"));
 }

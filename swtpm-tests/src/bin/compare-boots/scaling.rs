@@ -53,7 +53,7 @@ fn fill(root: &Path, size: usize) -> Result<()> {
     for applet in APPLETS {
         symlink("busybox", root.join("bin").join(applet))?;
     }
-    fs::copy(cache::workspace().join("swtpm-tests/guest/stopwatch"), root.join("usr/sbin/stopwatch"))?;
+    fs::copy(stopwatch::program(), root.join("usr/sbin/stopwatch"))?;
     let mut bytes = Ballast(1);
     bytes.write_mib(&root.join("usr/lib/stopwatch/read"), READ)?;
     (READ..size).try_for_each(|number| bytes.write_mib(&root.join(format!("var/ballast/{number}")), 1))

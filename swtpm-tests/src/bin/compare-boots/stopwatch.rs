@@ -1,10 +1,10 @@
 //! What `guest/stopwatch` says.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::boot_record::BootRecord;
-use swtpm_tests::{Line, Machine, Vm};
+use swtpm_tests::{Line, Machine, Vm, cache};
 
 /// Where images have it.
 pub(crate) const STOPWATCH: &str = "/usr/sbin/stopwatch";
@@ -49,6 +49,11 @@ impl Times {
     }
 }
 
+/// Where the project has it.
+pub(crate) fn program() -> PathBuf {
+    cache::workspace().join("swtpm-tests/guest/stopwatch")
+}
+
 /// Boots a machine whose real init is the stopwatch.
 pub(crate) fn boot(machine: &Machine) -> Result<Times> {
     let mut vm = machine.clone().deterministic().append(WORDS).start()?;
@@ -73,12 +78,11 @@ fn read(vm: &Vm) -> Result<Times> {
     };
     let root = one("root")?;
     ensure!(["erofs", "overlay", "rootfs"].contains(&&*root), "the root is {root}");
-    let sectors = one("sectors")?;
     Ok(Times {
         pid1: at(" pid=1 ")?,
         real_init: at(&format!("filename={STOPWATCH} pid=1 "))?,
         all_read: at("stopwatch: all read")?,
-        sectors: sectors.split(' ').nth(1).and_then(|after| after.parse().ok()).context("sectors")?,
+        sectors: one("sectors")?.parse().context("sectors")?,
         record: all("record").pop().map(|json| serde_json::from_str(&json)).transpose().context("the boot record")?,
     })
 }
