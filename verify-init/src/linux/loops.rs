@@ -15,16 +15,16 @@ use iofs_policy::verity::DeviceNumber;
 use nix::{
     errno::Errno,
     fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2},
-    libc::{dev_t, ioctl, major, minor},
+    libc::{Ioctl, dev_t, ioctl, major, minor},
     sys::stat::Mode,
 };
 
 use crate::system::Attached;
 
 /// `include/uapi/linux/loop.h`.
-const LOOP_CTL_GET_FREE: u64 = 0x4c82;
-const LOOP_CONFIGURE: u64 = 0x4c0a;
-const LOOP_GET_STATUS64: u64 = 0x4c05;
+const LOOP_CTL_GET_FREE: Ioctl = 0x4c82;
+const LOOP_CONFIGURE: Ioctl = 0x4c0a;
+const LOOP_GET_STATUS64: Ioctl = 0x4c05;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
 const LO_FLAGS_DIRECT_IO: u32 = 16;

@@ -8,7 +8,7 @@ use std::io;
 
 use nix::{
     errno::Errno,
-    libc::{SCHED_FIFO, SCHED_OTHER, c_int, sched_param, sched_setscheduler},
+    libc::{SCHED_FIFO, SCHED_OTHER, SYS_sched_setscheduler, c_int, syscall},
 };
 
 /// Puts this process before all that take turns, also right after it waited for a disk (`man 7 sched`; the kernel leaves them
@@ -22,8 +22,8 @@ pub(super) fn restore() -> io::Result<()> {
     set(SCHED_OTHER, 0)
 }
 
-fn set(policy: c_int, sched_priority: c_int) -> io::Result<()> {
-    let parameters = sched_param { sched_priority };
-    // SAFETY: the call reads one structure, which lives until it returns.
-    Ok(Errno::result(unsafe { sched_setscheduler(0, policy, &parameters) }).map(drop)?)
+/// The kernel's own call: musl's function of that name always fails.
+fn set(policy: c_int, priority: c_int) -> io::Result<()> {
+    // SAFETY: the call reads the one number that the kernel's `struct sched_param` consists of; it lives until the call returns.
+    Ok(Errno::result(unsafe { syscall(SYS_sched_setscheduler, 0, policy, &raw const priority) }).map(drop)?)
 }

@@ -60,10 +60,9 @@ pub(super) fn delete_initramfs() -> io::Result<()> {
 }
 
 fn in_memory(kind: FsType) -> bool {
-    kind == TMPFS_MAGIC || kind == FsType(RAMFS_MAGIC)
+    // RAMFS_MAGIC of include/uapi/linux/magic.h, in the C library's type.
+    kind == TMPFS_MAGIC || kind.0 == 0x8584_58f6
 }
-
-const RAMFS_MAGIC: nix::libc::__fsword_t = 0x8584_58f6;
 
 /// What cannot be deleted stays: a mount point is one.
 fn delete_contents(mut folder: Dir, device: dev_t) {
