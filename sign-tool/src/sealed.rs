@@ -244,20 +244,18 @@ impl SealedDirectory {
     }
 }
 
-/// Size and SHA-256 of a stream.
-pub fn digest_file(input: &mut impl Read) -> io::Result<(u64, Sha256Digest)> {
+/// Size and SHA-256 of a stream. What is next is read while the processor is busy with what came before.
+pub fn digest_file(input: &mut (impl Read + Send)) -> io::Result<(u64, Sha256Digest)> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 256 * 1024];
-    let mut size = 0;
-    loop {
-        match input.read(&mut buffer)? {
-            0 => return Ok((size, Sha256Digest::from_bytes(hasher.finalize().into()))),
-            count => {
-                hasher.update(&buffer[..count]);
-                size += count as u64;
-            }
-        }
+    let [mut current, mut next] = [(); 2].map(|()| vec![0; 1 << 20]);
+    let (mut size, mut count) = (0, input.read(&mut current)?);
+    while count > 0 {
+        let ((), read) = rayon::join(|| hasher.update(&current[..count]), || input.read(&mut next));
+        size += count as u64;
+        count = read?;
+        std::mem::swap(&mut current, &mut next);
     }
+    Ok((size, Sha256Digest::from_bytes(hasher.finalize().into())))
 }
 
 /// A malformed file.

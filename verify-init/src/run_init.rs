@@ -5,7 +5,6 @@
 //! is klibc's: `run-init [-n] [-c CONSOLE] ROOT INIT [ARGUMENT]…`; with `-n` it is only checked that this would do.
 
 use std::{
-    env,
     ffi::{CString, OsString},
     fs,
     io::{self, Write},
@@ -29,15 +28,14 @@ const USAGE: &str = "usage: run-init [-n] [-c CONSOLE] ROOT INIT [ARGUMENT]...";
 const MAX_DEPTH: usize = 8;
 
 /// Whether this program was started under the other name.
-pub fn is_called() -> bool {
-    let name = env::args_os().next();
-    name.is_some_and(|name| Path::new(&name).file_name().is_some_and(|name| name == NAME))
+pub fn is_called(arguments: &[OsString]) -> bool {
+    arguments.first().is_some_and(|name| Path::new(name).file_name().is_some_and(|name| name == NAME))
 }
 
 /// Leaves for the real root. Returns only where that cannot be, with the exit code; as PID 1 the kernel then panics, as it does
 /// with klibc's.
-pub fn run() -> i32 {
-    match Call::parse(env::args_os().skip(1)).and_then(|call| call.run()) {
+pub fn run(arguments: &[OsString]) -> i32 {
+    match Call::parse(arguments.iter().skip(1).cloned()).and_then(|call| call.run()) {
         Ok(()) => 0,
         Err(why) => {
             // Whoever closed the stream does not want it.

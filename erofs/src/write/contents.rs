@@ -13,7 +13,7 @@ use super::{
     options::{Compression, Options},
     output::Output,
     pipeline::Pipeline,
-    pool::{Input, Job, Piece, content_error, read},
+    pool::{Input, Job, Piece, content_error},
     tails::{Tail, Tails},
 };
 use crate::{
@@ -133,7 +133,7 @@ impl Contents {
         let sparse = holes::sparse(size, &data, self.compress);
         if digest && sparse.is_none() && !self.long_sizes.insert(size) {
             self.drain(output)?;
-            let found = long_digest(&**content).map_err(|source| content_error(&**content, source))?;
+            let found = self.long_digest(content)?;
             if let Some(found) = self.by_digest.get(&(size, found)) {
                 let found = Arc::clone(found);
                 return Ok(self.duplicate(found));
@@ -151,7 +151,7 @@ impl Contents {
         for (number, extent) in pieces.iter().enumerate() {
             let compress = self.compress && chunks.is_none() && !self.is_plain(stored);
             let input = Input::Content(Arc::clone(content), *extent);
-            let job = Job { name: None, input, compress, whole: false, digest };
+            let job = Job { name: None, input, compress, whole: false, digest, repeats: None };
             self.submit(job, *extent, number + 1 == pieces.len(), output)?;
         }
         Ok(stored)
@@ -172,12 +172,8 @@ impl Contents {
             return Ok(stored);
         }
         let compress = self.compress && size > BLOCK_SIZE as u64;
-        self.submit(
-            Job { name, input, compress, whole: true, digest },
-            Extent { start: 0, length: size },
-            true,
-            output,
-        )?;
+        let job = Job { name, input, compress, whole: true, digest, repeats: Some(stored.0) };
+        self.submit(job, Extent { start: 0, length: size }, true, output)?;
         Ok(stored)
     }
 
@@ -202,7 +198,7 @@ impl Contents {
         for extent in pieces(Extent { start: 0, length: size }) {
             let input = read(extent.length)?;
             let compress = self.compress && !self.is_plain(stored);
-            let job = Job { name: Some(name.to_owned()), input, compress, whole: false, digest: true };
+            let job = Job { name: Some(name.to_owned()), input, compress, whole: false, digest: true, repeats: None };
             self.submit(job, extent, extent.start + extent.length == size, output)?;
         }
         Ok(stored)
@@ -230,6 +226,28 @@ impl Contents {
         let digest = digest.then(pieces_hasher);
         self.pending.push_back(Pending { index, size, data: None, chunks, pieces: 0, checksum: 0, digest });
         StoredContent(index)
+    }
+
+    /// Digests a file of several pieces, on all threads. Nothing else may be under way.
+    fn long_digest(&mut self, content: &Arc<dyn Content>) -> Result<blake3::Hash, WriteError> {
+        let mut hasher = pieces_hasher();
+        let mut parts = pieces(Extent { start: 0, length: content.size() });
+        loop {
+            let part = parts.next();
+            if let Some(part) = part {
+                let input = Input::Content(Arc::clone(content), part);
+                let job = Job { name: None, input, compress: false, whole: false, digest: true, repeats: None };
+                self.pipeline.submit(job, part.length, (part, false));
+            }
+            while self.pipeline.is_full() || part.is_none() {
+                match self.pipeline.next()? {
+                    Some((piece, _)) => piece.digest.iter().for_each(|digest| {
+                        hasher.update(digest.as_bytes());
+                    }),
+                    None => return Ok(hasher.finalize()),
+                }
+            }
+        }
     }
 
     fn duplicate(&mut self, found: Arc<Stored>) -> StoredContent {
@@ -268,6 +286,7 @@ impl Contents {
             self.duplicates += 1;
             return Ok(());
         }
+        debug_assert!(!piece.repeated, "the first of its content was not stored");
         if let (Some(hasher), Some(digest)) = (&mut file.digest, piece.digest) {
             hasher.update(digest.as_bytes());
         }
@@ -377,14 +396,6 @@ pub(super) fn pieces(part: Extent) -> impl Iterator<Item = Extent> {
 
 fn pieces_hasher() -> blake3::Hasher {
     blake3::Hasher::new_derive_key("erofs-image: digests of the pieces of a file")
-}
-
-fn long_digest(content: &dyn Content) -> std::io::Result<blake3::Hash> {
-    let mut hasher = pieces_hasher();
-    for extent in pieces(Extent { start: 0, length: content.size() }) {
-        hasher.update(blake3::hash(&read(content, extent)?).as_bytes());
-    }
-    Ok(hasher.finalize())
 }
 
 fn write_chunks<S: BlockSink>(

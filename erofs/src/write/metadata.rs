@@ -37,10 +37,8 @@ pub(super) fn write<S: BlockSink>(
         let content = stored[id.index()].and_then(|content| contents.get(content));
         plans.push(context.plan(id, xattr_size, content)?);
     }
-    let mut hasher = blake3::Hasher::new_derive_key("erofs-image: everything that an image holds");
-    contents.all().for_each(|stored| {
-        hasher.update(&stored.checksum.to_le_bytes());
-    });
+    let mut hasher = Gathered::new("erofs-image: everything that an image holds");
+    contents.all().for_each(|stored| hasher.update(&stored.checksum.to_le_bytes()));
     let mut writer = Writer { context, shared, plans, places: Vec::new(), output, hasher };
     writer.detach_long_links()?;
     writer.place();
@@ -66,7 +64,7 @@ struct Writer<'a, S> {
     places: Vec<usize>,
     output: &'a mut Output<S>,
     /// Of all that is written here, for the UUID.
-    hasher: blake3::Hasher,
+    hasher: Gathered,
 }
 
 impl<S: BlockSink> Writer<'_, S> {
@@ -211,7 +209,7 @@ impl<S: BlockSink> Writer<'_, S> {
             compressed: compressed > 0,
             chunked: files().any(|data| matches!(data, Data::Chunks { .. })),
         };
-        let mut hasher = self.hasher.clone();
+        let mut hasher = self.hasher;
         hasher.update(&superblock::render(&facts, options));
         facts.uuid = uuid(&hasher.finalize());
         self.output.finish(&superblock::render(&facts, options))?;
@@ -222,6 +220,32 @@ impl<S: BlockSink> Writer<'_, S> {
             duplicates: contents.duplicates,
             compressed,
         })
+    }
+}
+
+/// Small parts, hashed many at once: BLAKE3 is several times as fast then.
+struct Gathered {
+    hasher: blake3::Hasher,
+    parts: Vec<u8>,
+}
+
+impl Gathered {
+    const ENOUGH: usize = 64 << 10;
+
+    fn new(context: &str) -> Self {
+        Self { hasher: blake3::Hasher::new_derive_key(context), parts: Vec::with_capacity(2 * Self::ENOUGH) }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.parts.extend_from_slice(bytes);
+        if self.parts.len() >= Self::ENOUGH {
+            self.hasher.update(&self.parts);
+            self.parts.clear();
+        }
+    }
+
+    fn finalize(mut self) -> blake3::Hash {
+        self.hasher.update(&self.parts).finalize()
     }
 }
 

@@ -85,8 +85,8 @@ impl Packer {
             content(&mut bytes)?;
             let (whole, compress) = (size <= PIECE_SIZE, size > BLOCK_SIZE as u64);
             let compress = compress && self.form.compression != Compression::None && !packed.is_plain();
-            let job =
-                Job { name: Some(packed.name.clone()), input: Input::Bytes(bytes), compress, whole, digest: true };
+            let (name, input) = (Some(packed.name.clone()), Input::Bytes(bytes));
+            let job = Job { name, input, compress, whole, digest: true, repeats: None };
             self.pipeline.submit(job, extent.length, Arc::clone(&packed));
             while self.pipeline.is_full() {
                 self.take()?;
@@ -153,6 +153,7 @@ impl Packed {
             digest: Some(found.digest),
             encoded: Some(Encoded { bytes, clusters: clusters.into_vec() }),
             sparse: None,
+            repeated: false,
         }))
     }
 

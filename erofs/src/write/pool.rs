@@ -1,6 +1,7 @@
 //! Threads that read, hash and compress pieces of files.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     io,
     sync::{
         Arc, Mutex, PoisonError,
@@ -28,6 +29,8 @@ pub(super) struct Job {
     pub(super) whole: bool,
     /// Another file may have the same content.
     pub(super) digest: bool,
+    /// Its place among all jobs where an earlier one of the same content makes this one needless.
+    pub(super) repeats: Option<usize>,
 }
 
 /// Where a piece comes from.
@@ -53,7 +56,12 @@ pub(super) struct Piece {
     pub(super) encoded: Option<Encoded>,
     /// Of a whole file: the size of chunks and the data, where it is better stored with holes. It is not compressed then.
     pub(super) sparse: Option<(u8, Parts)>,
+    /// A job with a lower number has the same content: this one was not compressed.
+    pub(super) repeated: bool,
 }
+
+/// The first job of each content. It is compressed for all of them.
+type Firsts = Arc<Mutex<HashMap<blake3::Hash, usize>>>;
 
 type Reply = Result<Piece, WriteError>;
 
@@ -77,11 +85,12 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(options: &Options) -> Self {
-        let own = Worker { options: options.clone(), encoder: None };
+        let own = Worker { options: options.clone(), encoder: None, firsts: Firsts::default() };
         let (sender, receiver) = channel::<Task>();
         let tasks = Arc::new(Mutex::new(receiver));
         let threads = (1..options.worker_count()).filter_map(|_| {
-            let (tasks, mut worker) = (Arc::clone(&tasks), Worker { options: options.clone(), encoder: None });
+            let firsts = Arc::clone(&own.firsts);
+            let (tasks, mut worker) = (Arc::clone(&tasks), Worker { options: options.clone(), encoder: None, firsts });
             // Without a thread the others do its work.
             std::thread::Builder::new().spawn(move || worker.run(&tasks)).ok()
         });
@@ -139,6 +148,7 @@ impl Drop for Pool {
 struct Worker {
     options: Options,
     encoder: Option<Encoder>,
+    firsts: Firsts,
 }
 
 impl Worker {
@@ -164,13 +174,29 @@ impl Worker {
         };
         let (checksum, digest) = (crc32c::crc32c(&raw), job.digest.then(|| blake3::hash(&raw)));
         let sparse = if job.whole { sparse_piece(&raw, job.compress) } else { None };
-        let encoded = if job.compress && sparse.is_none() {
+        let repeated = digest.zip(job.repeats).is_some_and(|(digest, number)| self.repeats(digest, number));
+        let encoded = if job.compress && sparse.is_none() && !repeated {
             let fail = |fact| WriteError::Compress { name, fact };
             Some(self.encode(&raw).map_err(fail)?)
         } else {
             None
         };
-        Ok(Piece { length: raw.len(), raw, checksum, digest, encoded, sparse })
+        Ok(Piece { length: raw.len(), raw, checksum, digest, encoded, sparse, repeated })
+    }
+
+    /// Whether a job with a lower number has this content. Jobs end in any order: of two at once, both may be the first.
+    fn repeats(&self, digest: blake3::Hash, number: usize) -> bool {
+        match self.firsts.lock().unwrap_or_else(PoisonError::into_inner).entry(digest) {
+            Entry::Vacant(first) => {
+                first.insert(number);
+                false
+            }
+            Entry::Occupied(mut first) => {
+                let found = *first.get();
+                first.insert(found.min(number));
+                found < number
+            }
+        }
     }
 
     /// The piece, where it was compressed before.
