@@ -4,7 +4,7 @@ mod common;
 
 use std::fs;
 
-use common::{odd, write};
+use common::{EXACT, assert_same, listing, odd, read, write};
 use erofs_image::{
     BlockSink, Compression, ImageWriter, Metadata, Node, Options, Time, Tree, format::units::Block, source::directory,
 };
@@ -24,6 +24,24 @@ fn one_two_and_eight_threads_make_the_same_bytes() {
     for options in all() {
         let images = [1, 2, 8].map(|threads| write(&tree, &Options { threads, ..options.clone() }));
         assert!(images[0] == images[1] && images[0] == images[2], "{options:?}");
+    }
+}
+
+#[test]
+fn equal_files_are_stored_once_whichever_is_digested_first() {
+    let short: Vec<Vec<u8>> = (0..4).map(|seed| odd::text(40_000, seed)).collect();
+    let long: Vec<Vec<u8>> = (4..6).map(|seed| odd::text(2_500_000, seed)).collect();
+    let mut tree = Tree::new(Metadata::default());
+    for number in 0..100 {
+        let content = if number % 20 == 7 { &long[number % 3 % 2] } else { &short[number / 3 % 4] };
+        tree.add(format!("f{number:02}").as_bytes(), Node::file(Metadata::default(), content.clone())).unwrap();
+    }
+    for options in all() {
+        let images = [1, 2, 8].map(|threads| write(&tree, &Options { threads, ..options.clone() }));
+        assert!(images[0] == images[1] && images[0] == images[2], "{options:?}");
+        assert_eq!(images[0].1.duplicates, 100 - 6, "{options:?}");
+        let read = read(images[0].0.clone());
+        assert_same(&listing(&tree, EXACT), &listing(&read, EXACT), &format!("{options:?}"));
     }
 }
 
