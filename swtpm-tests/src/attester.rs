@@ -57,9 +57,9 @@ fn make() -> Result<PathBuf> {
         fs::create_dir_all(place(folder))?;
     }
     add_shell(added.path())?;
-    let program = program("iofs-sign", "iofs-sign")?;
+    let program = program("iofs-sign")?;
     run(Command::new("objcopy").arg("--strip-all").args([&program, &place("usr/bin/iofs-sign")]))?;
-    let half = self::program("swtpm-tests", "half-measure")?;
+    let half = self::program("half-measure")?;
     run(Command::new("objcopy").arg("--strip-all").args([&half, &place("usr/bin/half-measure")]))?;
     for library in libraries(&program)? {
         let name = library.file_name().context("a library has a name")?;
@@ -185,14 +185,14 @@ pub(crate) fn run(command: &mut Command) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// A program of this workspace as its tests build it.
+/// A program of this workspace. It is there already, for what is asked of cargo has the features of the tests that ask.
 ///
 /// # Errors
 ///
 /// Where it does not build.
-pub fn program(package: &str, name: &str) -> Result<PathBuf> {
+pub fn program(name: &str) -> Result<PathBuf> {
     run(Command::new("cargo")
-        .args(["build", "--quiet", "--package", package, "--bin", name])
+        .args(["build", "--quiet", "--locked", "--workspace", "--test", "machines", "--bin", name])
         .current_dir(cache::workspace()))?;
     Ok(target_folder("debug")?.join(name))
 }

@@ -52,7 +52,7 @@ impl Verifier {
     ///
     /// Where it does not build.
     pub fn new() -> Result<Self> {
-        let program = attester::program("iofs-sign", "iofs-sign")?;
+        let program = attester::program("iofs-sign")?;
         Ok(Self { folder: tempfile::tempdir()?, program, numbers: AtomicU32::new(0) })
     }
 

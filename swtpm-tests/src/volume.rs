@@ -129,7 +129,7 @@ impl VolumeFile {
     /// Where it fails.
     pub fn enroll(&self, tpm: &TpmState, words: &[&str]) -> Result<()> {
         let powered = tpm.powered()?;
-        let mut command = Command::new(attester::program("iofs-sign", "iofs-sign")?);
+        let mut command = Command::new(attester::program("iofs-sign")?);
         command.arg("enroll").arg(self.path()).arg("--unlock-key-file").arg(self.passphrase_file()?);
         attester::run(command.args(["--tcti", &powered.tcti()]).args(words))?;
         powered.off()

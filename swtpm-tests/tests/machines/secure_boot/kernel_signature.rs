@@ -11,7 +11,7 @@ use swtpm_tests::{
     tools,
 };
 
-use crate::support::{FIRMWARE, TINY};
+use super::support::{FIRMWARE, TINY};
 
 /// What the kernel says of its table, which verify-init read back.
 const OPTION: &str = " root_hash_sig_key_desc iofs:roothash";

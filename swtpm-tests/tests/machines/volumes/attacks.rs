@@ -12,7 +12,7 @@ use swtpm_tests::{
     workshop::{self, Workshop, measured_at_unlock},
 };
 
-use crate::support::{
+use super::support::{
     ASKS_PASSPHRASE, ASKS_PIN, BOOT, Identity, PASSPHRASE, PIN, answer, boot_record, command_line, enroll, file_with,
     is_latched, machine, opened, refused, sealed_volumes, told,
 };

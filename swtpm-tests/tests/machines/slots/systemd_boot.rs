@@ -19,7 +19,7 @@ use swtpm_tests::{
     chain::Chain, workshop::Workshop,
 };
 
-use crate::{
+use super::{
     support::{BOOT, TRIES, find, reached, sealed, slot_that_runs},
     updates::{debian_with, running, running_once, shut_down, stick, update},
 };

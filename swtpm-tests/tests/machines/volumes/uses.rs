@@ -16,7 +16,7 @@ use swtpm_tests::{
     workshop::{self, PROTECTED_BYTES, Workshop},
 };
 
-use crate::support::{BOOT, Identity, PASSPHRASE, boot_record, enroll, is_latched, opened, refused, sealed_volumes};
+use super::support::{BOOT, Identity, PASSPHRASE, boot_record, enroll, is_latched, opened, refused, sealed_volumes};
 
 /// A Debian 13 of which nothing lies on the disk in clear: the image in one volume, what is written in the other.
 fn device() -> Result<Chain> {

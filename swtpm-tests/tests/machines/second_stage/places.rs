@@ -10,7 +10,7 @@ use swtpm_tests::{
     medium::{self, Medium, Partition, find_block, partitioned},
 };
 
-use crate::support::{boots, sealed, stops_at_corruption, untouched};
+use super::support::{boots, sealed, stops_at_corruption, untouched};
 
 const SUITES: [&str; 2] = ["bookworm", "trixie"];
 /// A block that the kernel reads first: erofs' superblock is in it.

@@ -10,7 +10,7 @@ use swtpm_tests::{
     tools,
 };
 
-use crate::support::{FIRMWARE, Sealed, TINY, kernel_has_started, register};
+use super::support::{FIRMWARE, Sealed, TINY, kernel_has_started, register};
 
 /// Boots this image, and waits until firmware says that it does not start it.
 fn firmware_refuses(name: &str, sealed: &Sealed, uki: &[u8]) -> Result<()> {

@@ -19,7 +19,7 @@ use iofs_sign::{
 use serde_json::Value;
 use swtpm_tests::{Disk, Ending, Machine, ScratchDisk, attester, cache, chain::Chain, tools, workshop::Workshop};
 
-use crate::support::{Device, TRIES, as_is, slot_that_runs};
+use super::support::{Device, TRIES, as_is, slot_that_runs};
 
 /// A whole Debian takes its time, and the units behind it.
 const COMPLETE: Duration = Duration::from_secs(600);

@@ -13,7 +13,7 @@ use swtpm_tests::{
     workshop::{self, Workshop},
 };
 
-use crate::support::{
+use super::support::{
     ASKS_PASSPHRASE, BOOT, Identity, PASSPHRASE, answer, boot_record, by_tpm, command_line, enroll, is_latched,
     machine, opened, refused, sealed_volumes, told,
 };

@@ -14,7 +14,7 @@ use swtpm_tests::{
     workshop::{self, Workshop},
 };
 
-use crate::{
+use super::{
     support::{Device, slot_that_runs},
     updates::{debian_with, stick, update},
 };

@@ -25,7 +25,7 @@ use swtpm_tests::{
     workshop::Workshop,
 };
 
-use crate::{
+use super::{
     support::{record_in, slot_that_runs},
     updates::{MOUNT_STICK, debian_with, running_once, stick},
 };
@@ -70,7 +70,7 @@ fn device(first: &Chain) -> Result<ScratchDisk> {
 fn install(release: &Chain, slot: &Path, state: &Path) -> Result<()> {
     let directory = release.directory();
     let trust: PathBuf = directory.file(sealed::TRUST);
-    let ran = Command::new(attester::program("iofs-sign", "iofs-sign")?)
+    let ran = Command::new(attester::program("iofs-sign")?)
         .arg("update")
         .arg(directory.path())
         .args(["--slot", "a", "--device"])

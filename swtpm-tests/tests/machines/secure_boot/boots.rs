@@ -13,7 +13,7 @@ use swtpm_tests::{
     chain::{Chain, ROOT_REACHED},
 };
 
-use crate::support::{FIRMWARE, Sealed, TINY, register};
+use super::support::{FIRMWARE, Sealed, TINY, register};
 
 /// A whole Debian boot under emulation, on a busy host.
 const BOOT: Duration = Duration::from_secs(300);

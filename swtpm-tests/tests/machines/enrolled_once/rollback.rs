@@ -12,7 +12,7 @@ use swtpm_tests::{
     workshop::Workshop,
 };
 
-use crate::support::*;
+use super::support::*;
 
 /// A whole Debian takes its time, and the units behind it.
 const COMPLETE: Duration = Duration::from_secs(600);

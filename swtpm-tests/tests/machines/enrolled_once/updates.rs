@@ -6,7 +6,7 @@ use iofs_sign::authenticode;
 use serde_json::json;
 use swtpm_tests::{Line, PcrKey, ScratchDisk, chain::example_key};
 
-use crate::support::*;
+use super::support::*;
 
 #[test]
 fn a_volume_that_was_enrolled_once_opens_after_each_update_with_nobody_present() -> Result<()> {

@@ -10,7 +10,7 @@ use swtpm_tests::{
     tools,
 };
 
-use crate::support::{PATIENCE, in_a_file, refused, sealed, stops_at_corruption, with_medium};
+use super::support::{PATIENCE, in_a_file, refused, sealed, stops_at_corruption, with_medium};
 
 const NO_FILE: [&str; 2] = ["the image /iofs/image cannot be opened", "a regular file, and no link on the way to it"];
 /// Where ext4's superblock has the binary logarithm of its block size, less 10.

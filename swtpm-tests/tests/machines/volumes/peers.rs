@@ -12,7 +12,7 @@ use swtpm_tests::{
     workshop::{self, Workshop, measured_at_unlock},
 };
 
-use crate::support::{
+use super::support::{
     ASKS_PIN, Identity, PASSPHRASE, PIN, answer, boot_record, by_tpm, command_line, enroll, file_with, is_latched,
     machine, opened, sealed_volumes, with_signatures,
 };

@@ -10,7 +10,7 @@ use iofs_policy::{
 use iofs_sign::seal::SealRequest;
 use swtpm_tests::{Ending, ScratchDisk, TpmState, chain::Chain};
 
-use crate::support::{BOOT, Device, as_is, reached, release};
+use super::support::{BOOT, Device, as_is, reached, release};
 
 /// Floor 2 is kept by the TPM; the rule says what its counter means.
 struct Kept {

@@ -10,7 +10,7 @@ use swtpm_tests::{
     workshop::Workshop,
 };
 
-use crate::{
+use super::{
     support::{BOOT, Device, as_is, reached, release, sealed, slot_that_runs},
     updates::{MOUNT_STICK, debian, running, shut_down, stick, update},
 };

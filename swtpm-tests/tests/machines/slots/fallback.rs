@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use iofs_policy::slots::{Outcome, SlotName, Trial};
 use swtpm_tests::{Ending, Line};
 
-use crate::support::{BOOT, Device, as_is, reached, release};
+use super::support::{BOOT, Device, as_is, reached, release};
 
 /// A device that runs release 1, confirmed, with another release in slot b.
 fn device(name: &str, script: &str) -> Result<Device<'static>> {
