@@ -105,9 +105,9 @@ const CHAIN: &[&str] = &["dm_verity", "erofs", "overlay"];
 /// dm-verity asks the crypto layer for its hash and erofs for CRC32C; nobody answers a `request_module` in an
 /// initramfs without modprobe, so providers are loaded first. Most kernels have them built in.
 const CHAIN_HELPERS: &[&str] = &["sha256_generic", "sha256", "crc32c_generic", "crc32c"];
-/// Chosen by the processor's own alias: the hash runs several times faster. And the TPM.
-const CHAIN_HARDWARE: &[&str] =
-    &["sha256_ssse3", "sha256_arm64", "sha2_ce", "crc32c_intel", "tpm_crb", "tpm_tis", "tpm_ftpm_tee"];
+/// Chosen by the processor's own alias: the hash runs several times faster. And the TPM. Of erofs only the superblock has a
+/// CRC32C, for which no boot needs another module.
+const CHAIN_HARDWARE: &[&str] = &["sha256_ssse3", "sha256_arm64", "sha2_ce", "tpm_crb", "tpm_tis", "tpm_ftpm_tee"];
 
 const VM: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci"];
 const CLOUD: &[&str] = &["hv_vmbus", "hv_storvsc", "pci_hyperv", "xen_blkfront", "vmw_pvscsi", "ata_piix"];
@@ -175,6 +175,8 @@ const LUKS_HARDWARE: &[&str] = &["aesni_intel", "aes_ce_blk", "aes_neon_bs", "at
 /// Virtual machines have a serial console, or a keyboard that needs no driver of these.
 const USB_KEYBOARD: &[&str] = &["usbhid", "hid_generic", "xhci_pci"];
 const INTEGRITY_HARDWARE: &[&str] = &["ghash_clmulni_intel", "ghash_ce"];
+/// What file systems that are written to compute for as long as they are mounted, from when they are.
+const CRC32C_HARDWARE: &[&str] = &["crc32c_intel"];
 /// The checksums that a file system may have been made with.
 const BTRFS_HELPERS: &[&str] = &["crc32c_generic", "xxhash_generic", "blake2b_generic", "sha256_generic"];
 /// The code pages of the kernel's defaults, which vfat asks for when it is mounted.
@@ -216,14 +218,17 @@ pub fn requests(profile: Profile, features: &[Feature]) -> Vec<Request> {
             Feature::Ext4 => {
                 add(&["ext4"], Need::Required);
                 add(&["crc32c_generic", "crc16"], Need::Always);
+                add(CRC32C_HARDWARE, Need::Hardware);
             }
             Feature::Xfs => {
                 add(&["xfs"], Need::Required);
                 add(&["crc32c_generic"], Need::Always);
+                add(CRC32C_HARDWARE, Need::Hardware);
             }
             Feature::Btrfs => {
                 add(&["btrfs"], Need::Required);
                 add(BTRFS_HELPERS, Need::Always);
+                add(CRC32C_HARDWARE, Need::Hardware);
             }
         }
     }
