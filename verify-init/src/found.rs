@@ -287,8 +287,8 @@ impl<'a> Search<'a> {
         seen.extend(self.scanner.damaged.iter().map(|(disk, why)| format!("{disk}: {why}")));
         let found = if seen.is_empty() { "no block device".to_owned() } else { seen.join("; ") };
         let fact = format!("a sealed device did not appear within {} s", self.limit.as_secs());
-        let next = "attach the sealed disk; without any disk in the list its kernel module is missing, and a disk \
-                    without partitions has a damaged table or was truncated";
+        let next = "attach the sealed disk; without any disk in the list its kernel module is missing (a wider \
+                    profile of modules has more), and a disk without partitions has a damaged table or was truncated";
         refusal(STAGE, fact, awaited.join(" and "), found, next)
     }
 }

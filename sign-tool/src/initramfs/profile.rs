@@ -9,10 +9,10 @@ use iofs_policy::manifest::{FileSystem, MediumKind};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Profile {
-    /// Virtual machines of KVM: virtio, NVMe, SCSI and AHCI disks
+    /// Virtual machines of KVM: virtio, NVMe and SCSI disks
     #[default]
     Vm,
-    /// Other hypervisors as well: Hyper-V, Xen, VMware, emulated IDE
+    /// Other hypervisors and emulated disks as well: Hyper-V, Xen, VMware, SATA (AHCI), IDE
     Cloud,
     /// Common storage of PCs and boards as well: USB, SD cards, eMMC, UFS, VMD
     Generic,
@@ -109,8 +109,8 @@ const CHAIN_HELPERS: &[&str] = &["sha256_generic", "sha256", "crc32c_generic", "
 /// CRC32C, for which no boot needs another module.
 const CHAIN_HARDWARE: &[&str] = &["sha256_ssse3", "sha256_arm64", "sha2_ce", "tpm_crb", "tpm_tis", "tpm_ftpm_tee"];
 
-const VM: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "sd_mod", "nvme", "ahci"];
-const CLOUD: &[&str] = &["hv_vmbus", "hv_storvsc", "pci_hyperv", "xen_blkfront", "vmw_pvscsi", "ata_piix"];
+const VM: &[&str] = &["virtio_pci", "virtio_mmio", "virtio_blk", "virtio_scsi", "sd_mod", "nvme"];
+const CLOUD: &[&str] = &["hv_vmbus", "hv_storvsc", "pci_hyperv", "xen_blkfront", "vmw_pvscsi", "ahci", "ata_piix"];
 const GENERIC: &[&str] = &[
     "xhci_pci",
     "xhci_plat_hcd",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use iofs_policy::{boot_record::BootRecord, failure::Stage, manifest::Place};
-use iofs_sign::seal::config::PlaceText;
+use iofs_sign::{initramfs::profile::Profile, seal::config::PlaceText};
 use swtpm_tests::{
     Bus, Disk, Ending, Line, Machine, Vm, cache,
     chain::{Chain, ROOT_REACHED},
@@ -114,6 +114,26 @@ fn partitions_are_found_by_label_on_scsi() -> Result<()> {
     let (disk, _) = chain.disk()?;
     let machine = chain.without_disk("partitions_by_label").disk(Disk::raw(disk.path()).on(Bus::VirtioScsi));
     tiny_boots(&machine, &[])
+}
+
+#[test]
+fn a_sata_disk_takes_the_profile_cloud_and_the_one_for_kvm_says_so() -> Result<()> {
+    for (profile, boots) in [(Profile::Cloud, true), (Profile::Vm, false)] {
+        let chain = Chain::tiny("trixie", "", |request| {
+            request.config.modules.profile = profile;
+            request.config.boot.device_timeout = 3;
+        })?;
+        let (disk, _) = chain.disk()?;
+        let machine = chain.without_disk(&format!("sata_{profile:?}")).disk(Disk::raw(disk.path()).on(Bus::Ahci));
+        if boots {
+            tiny_boots(&machine, &[])?;
+            continue;
+        }
+        let vm = machine.start()?;
+        vm.wait_for_line(&Line::containing("a wider profile of modules has more"), TINY)?;
+        ensure!(vm.console().find(&Line::containing(ROOT_REACHED)).is_none(), "the root was reached without its disk");
+    }
+    Ok(())
 }
 
 #[test]
