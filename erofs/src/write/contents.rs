@@ -231,23 +231,25 @@ impl Contents {
     /// Digests a file of several pieces, on all threads. Nothing else may be under way.
     fn long_digest(&mut self, content: &Arc<dyn Content>) -> Result<blake3::Hash, WriteError> {
         let mut hasher = pieces_hasher();
-        let mut parts = pieces(Extent { start: 0, length: content.size() });
-        loop {
-            let part = parts.next();
-            if let Some(part) = part {
-                let input = Input::Content(Arc::clone(content), part);
-                let job = Job { name: None, input, compress: false, whole: false, digest: true, repeats: None };
-                self.pipeline.submit(job, part.length, (part, false));
-            }
-            while self.pipeline.is_full() || part.is_none() {
-                match self.pipeline.next()? {
-                    Some((piece, _)) => piece.digest.iter().for_each(|digest| {
-                        hasher.update(digest.as_bytes());
-                    }),
-                    None => return Ok(hasher.finalize()),
-                }
+        for part in pieces(Extent { start: 0, length: content.size() }) {
+            let input = Input::Content(Arc::clone(content), part);
+            let job = Job { name: None, input, compress: false, whole: false, digest: true, repeats: None };
+            self.pipeline.submit(job, part.length, (part, false));
+            while self.pipeline.is_full() {
+                self.take_digest(&mut hasher)?;
             }
         }
+        while !self.pipeline.is_empty() {
+            self.take_digest(&mut hasher)?;
+        }
+        Ok(hasher.finalize())
+    }
+
+    fn take_digest(&mut self, hasher: &mut blake3::Hasher) -> Result<(), WriteError> {
+        if let Some(digest) = self.pipeline.next()?.and_then(|(piece, _)| piece.digest) {
+            hasher.update(digest.as_bytes());
+        }
+        Ok(())
     }
 
     fn duplicate(&mut self, found: Arc<Stored>) -> StoredContent {
