@@ -85,7 +85,8 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn both_ways_of_p256_take_the_same_signatures_and_refuse_the_same(
-            seed in 1_u8..=255,
+            // 32 bytes of 255 are beyond the curve's order: no key.
+            seed in 1_u8..255,
             message in proptest::collection::vec(any::<u8>(), 0..200),
             flipped in proptest::option::of(0_usize..512),
         ) {
