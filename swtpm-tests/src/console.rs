@@ -320,8 +320,13 @@ impl Cleaner {
             self.within = self.step(byte);
             let ended = byte == b'\n' && self.within == Within::Text;
             if ended || self.line.len() >= LONGEST_LINE {
-                lines.push(self.partial());
+                let mut line = self.partial();
                 self.line.clear();
+                if let Some(at) = record_within(&line) {
+                    let record = line.split_off(at);
+                    self.line.extend(std::mem::replace(&mut line, record).into_bytes());
+                }
+                lines.push(line);
             }
         }
         lines
@@ -352,6 +357,16 @@ impl Cleaner {
             (unfinished, _) => unfinished,
         }
     }
+}
+
+/// Where the kernel printed a record into a line that was not finished: a terminal sends a line's end apart from what is before it.
+/// What a guest says of a record has a space in front.
+fn record_within(line: &str) -> Option<usize> {
+    let mut brackets = line.match_indices('[').map(|(at, _)| at);
+    brackets.find(|&at| {
+        let (before, rest) = line.split_at(at);
+        !before.is_empty() && !before.ends_with(' ') && without_kernel_time(rest).len() < rest.len()
+    })
 }
 
 fn without_kernel_time(text: &str) -> &str {

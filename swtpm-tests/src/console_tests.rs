@@ -36,6 +36,21 @@ fn bytes_that_are_not_utf8_are_replaced() {
 }
 
 #[test]
+fn a_record_that_the_kernel_printed_into_a_line_is_a_line_of_its_own() {
+    let stream = b"REAL ROOT[    3.861456] EXT4-fs (vda): unmounting\r\n[    3.900000] again\r\n\r\nnext\r\n";
+    let expected = ["[    3.861456] EXT4-fs (vda): unmounting", "[    3.900000] again", "REAL ROOT", "next"];
+    for cut in 0..stream.len() {
+        let (before, after) = stream.split_at(cut);
+        assert_eq!(clean(&[before, after]), (expected.map(str::to_owned).to_vec(), String::new()), "cut at {cut}");
+    }
+    for whole in
+        ["log [    1.234567] as a guest tells it", "array[1] and [  OK  ] done", "[    1.234567] value[2] of it"]
+    {
+        assert_eq!(clean(&[whole.as_bytes(), b"\n"]).0, [whole]);
+    }
+}
+
+#[test]
 fn an_endless_line_is_cut() {
     let (lines, partial) = clean(&[&vec![b'x'; LONGEST_LINE + 1]]);
     assert_eq!(lines.len(), 1);
