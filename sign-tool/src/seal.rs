@@ -9,7 +9,6 @@ use std::{
 use iofs_policy::{
     digest::Sha256Digest,
     manifest::{ImageIdentity, Manifest},
-    release::Artifact,
     slots::Chooser,
     trust::{TrustedKey, TrustedKeys},
     verity::RootHash,
@@ -137,13 +136,13 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let stub = read_stub(request, kernel.as_ref())?;
     let directory = AtomicDirectory::create(&request.out, request.replace, is_sealed)?;
 
-    let image = || measured_image(request, kernel.as_ref(), &directory, output);
+    let image = || image::write(request, kernel.as_ref(), &directory, output);
     let pack = || {
         let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) else { return Ok(None) };
         pack_initramfs(&request.config, paths, kernel, &init).map(Some)
     };
-    let ((image, measured), initramfs) = together(request.threads, image, pack)?;
-    let Image { identity, os_release, verity } = image;
+    let (image, initramfs) = together(request.threads, image, pack)?;
+    let Image { identity, os_release, verity, measuring } = image;
     let manifest =
         Manifest { keys: keys.change.clone(), ..manifest(&request.config, identity, verity, kernel.as_ref())? };
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
@@ -159,8 +158,10 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
         }
     }
     write_certificates(&request.certificates, &directory)?;
-    let inside = SealedDirectory::new(directory.path()).with_measured(measured);
+    let inside = SealedDirectory::new(directory.path()).with_measuring(measuring);
+    let progress = output.spinner("measuring the image and signing");
     let pending = finish::sign_locked(&inside, &request.keys)?;
+    progress.finish();
     directory.commit()?;
     describe(request, &manifest, pending)
 }
@@ -254,20 +255,6 @@ fn pack_initramfs(
     let format = if kernel.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd };
     let (base, _) = initramfs::base_segment(&modules, init, format, 0, &paths.cache)?;
     Ok(base)
-}
-
-/// The image with its tree, and what the release statement will say of it.
-fn measured_image(
-    request: &SealRequest,
-    kernel: Option<&KernelImage>,
-    directory: &AtomicDirectory,
-    output: Output,
-) -> Result<(Image, Artifact), Failure> {
-    let image = image::write(request, kernel, directory, output)?;
-    let progress = output.spinner("measuring the image");
-    let measured = SealedDirectory::new(directory.path()).artifact(sealed::IMAGE)?;
-    progress.finish();
-    Ok((image, measured))
 }
 
 /// Does two things at once where there are threads for it.

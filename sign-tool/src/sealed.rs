@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use iofs_policy::{
@@ -22,6 +23,10 @@ use crate::{
     atomic,
     report::{ExitStatus, Failure},
 };
+
+mod measuring;
+
+pub(crate) use measuring::Measuring;
 
 /// The erofs image.
 pub const IMAGE: &str = "image.erofs";
@@ -84,20 +89,20 @@ pub const ARTIFACTS: [&str; 13] = [
 #[derive(Debug, Clone)]
 pub struct SealedDirectory {
     path: PathBuf,
-    /// Of a file that need not be read for it.
-    measured: Option<Artifact>,
+    /// Of the image, which need not be read again.
+    measuring: Option<Arc<Measuring>>,
 }
 
 impl SealedDirectory {
     /// Names a directory. Nothing is read yet.
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), measured: None }
+        Self { path: path.to_owned(), measuring: None }
     }
 
-    /// Takes a measurement by [`Self::artifact`] for the file as it is, so that it is not read again: for whoever alone knows where the
-    /// directory lies, and has not changed the file since.
-    pub(crate) fn with_measured(self, artifact: Artifact) -> Self {
-        Self { measured: Some(artifact), ..self }
+    /// Takes what measures the image as it was written, so that it is not read again: for whoever alone knows where the directory lies,
+    /// and does not change the image.
+    pub(crate) fn with_measuring(self, measuring: Option<Measuring>) -> Self {
+        Self { measuring: measuring.map(Arc::new), ..self }
     }
 
     /// The directory's path.
@@ -235,11 +240,12 @@ impl SealedDirectory {
 
     /// Measures a file.
     pub(crate) fn artifact(&self, name: &str) -> Result<Artifact, Failure> {
-        if let Some(measured) = self.measured.as_ref().filter(|measured| measured.name == name) {
-            return Ok(measured.clone());
-        }
-        let (size, sha256) = digest_file(&mut self.open(name)?)
-            .map_err(|error| Failure::io(format_args!("read {}", self.file(name).display()), &error))?;
+        let measured = match self.measuring.as_ref().filter(|_| name == IMAGE) {
+            Some(measuring) => measuring.wait(),
+            None => digest_file(&mut self.open(name)?),
+        };
+        let (size, sha256) =
+            measured.map_err(|error| Failure::io(format_args!("read {}", self.file(name).display()), &error))?;
         Ok(Artifact { name: name.to_owned(), size, sha256 })
     }
 }

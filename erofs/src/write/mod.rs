@@ -1,8 +1,9 @@
 //! Writes a tree as an image, block by block.
 //!
-//! The layout is made for streaming: block 0 with the superblock, which leaves last; the data of files that were stored
-//! before, in that order, then of all others in the order of a walk; full blocks of directories and long links; shared attributes; inodes with what lies inline.
-//! So content is stored before the inodes that speak of it are known.
+//! The layout is made for streaming: block 0 with the superblock; the data of files that were stored before, in that order, then of all
+//! others in the order of a walk; full blocks of directories and long links; shared attributes; inodes with what lies inline. So content
+//! is stored before the inodes that speak of it are known. Block 0 leaves between the two: whoever goes through the image from its first
+//! byte on, for a digest, can begin while the rest is still being written.
 
 mod clusters;
 mod contents;
@@ -10,8 +11,10 @@ mod directory;
 mod encoder;
 mod error;
 mod holes;
+mod identity;
 mod index;
 mod inode;
+mod layout;
 mod metadata;
 mod options;
 mod output;
@@ -77,8 +80,7 @@ impl<S: BlockSink> ImageWriter<S> {
         self.contents.store_stream(name, size, content, &mut self.output)
     }
 
-    /// Writes everything else: content of files that is not stored yet, then inodes and directories, and at last the
-    /// superblock.
+    /// Writes everything else: content of files that is not stored yet, the superblock, then directories and inodes.
     ///
     /// # Errors
     /// When content cannot be read, something does not fit into the format, or the sink fails.

@@ -7,7 +7,7 @@ use crate::format::units::{BLOCK_SIZE, Block};
 
 /// Takes the blocks of an image.
 ///
-/// Blocks come in order from block 1 on, each once; block 0 comes last.
+/// Blocks come in order from block 1 on, each once; but block 0 comes when all content of files is written, before what speaks of it.
 pub trait BlockSink {
     /// Takes blocks from `first` on; `bytes` is a multiple of 4096.
     ///
@@ -107,17 +107,25 @@ impl<S: BlockSink> Output<S> {
         Ok(())
     }
 
-    /// The last: block 0.
-    pub(super) fn finish(&mut self, block_zero: &[u8]) -> Result<(), WriteError> {
-        self.pad()?;
+    /// Block 0, out of the order.
+    pub(super) fn block_zero(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         self.flush()?;
         let sink = |source| WriteError::Sink { what: "the superblock".into(), source };
-        self.sink.write(Block(0), block_zero).map_err(sink)
+        self.sink.write(Block(0), bytes).map_err(sink)
+    }
+
+    /// Hands over the rest.
+    pub(super) fn finish(&mut self) -> Result<(), WriteError> {
+        self.pad()?;
+        self.flush()
     }
 
     fn number(&self, ahead: usize) -> Result<Block, WriteError> {
-        let number = u64::from(self.first.0) + (ahead / BLOCK_SIZE) as u64;
-        // The last number stands for a hole.
-        u32::try_from(number).ok().filter(|number| *number != u32::MAX).map(Block).ok_or(WriteError::TooLarge)
+        number(u64::from(self.first.0) + (ahead / BLOCK_SIZE) as u64)
     }
+}
+
+/// The block of this number. The last one stands for a hole.
+pub(super) fn number(number: u64) -> Result<Block, WriteError> {
+    u32::try_from(number).ok().filter(|number| *number != u32::MAX).map(Block).ok_or(WriteError::TooLarge)
 }

@@ -22,7 +22,7 @@ use crate::{
     erofs::{self, BLOCK_SIZE, ImageOptions, TimeClamp},
     initramfs::kernel::KernelImage,
     report::{ExitStatus, Failure, Output, Progress},
-    sealed,
+    sealed::{self, Measuring},
     tree::source::Source,
     verity::Leaves,
 };
@@ -32,6 +32,8 @@ pub(super) struct Image {
     pub(super) identity: ImageIdentity,
     pub(super) os_release: OsRelease,
     pub(super) verity: SealedVerity,
+    /// What the release statement will say of it.
+    pub(super) measuring: Option<Measuring>,
 }
 
 /// Writes the image and its hash tree. Each block is hashed on its way into the file.
@@ -53,7 +55,9 @@ pub(super) fn write(
     let path = directory.file(sealed::IMAGE);
     let image = open(&path)?;
     let progress = output.spinner("writing the erofs image");
-    let mut sink = Hashed { file: &image, leaves: Leaves::new(parameters(config, &identity.id)), progress: &progress };
+    let leaves = Leaves::new(parameters(config, &identity.id));
+    let at_once = request.threads.get() > 1;
+    let mut sink = Hashed { file: &image, leaves, end: 0, at_once, measuring: None, progress: &progress };
     match found {
         Some(Unpacked { tree, remarks }) => {
             remarks.iter().for_each(|remark| output.warn(remark));
@@ -61,10 +65,11 @@ pub(super) fn write(
         }
         None => copy(&request.root, &mut sink, config, &options)?,
     }
-    let leaves = sink.leaves;
+    let Hashed { leaves, measuring, .. } = sink;
+    measuring.iter().for_each(Measuring::complete);
     progress.finish();
     let verity = write_tree(request, directory, leaves)?;
-    Ok(Image { identity, os_release, verity })
+    Ok(Image { identity, os_release, verity, measuring })
 }
 
 fn write_tree(request: &SealRequest, directory: &AtomicDirectory, leaves: Leaves) -> Result<SealedVerity, Failure> {
@@ -110,6 +115,11 @@ pub(super) fn check_block_size(config: &Config, block_size: u64) -> Result<(), F
 struct Hashed<'a> {
     file: &'a File,
     leaves: Leaves,
+    /// The end of all that came.
+    end: u64,
+    /// Whether there is a thread for measuring it meanwhile.
+    at_once: bool,
+    measuring: Option<Measuring>,
     progress: &'a Progress,
 }
 
@@ -118,6 +128,13 @@ impl BlockSink for Hashed<'_> {
         let offset = u64::from(first.0) * BLOCK_SIZE;
         self.file.write_all_at(bytes, offset)?;
         self.leaves.hash(offset, bytes);
+        self.end = self.end.max(offset + bytes.len() as u64);
+        match &self.measuring {
+            Some(measuring) => measuring.advance(self.end),
+            // Where it cannot begin now, the file is read when its digest is wanted.
+            None if self.at_once && first == Block(0) => self.measuring = Measuring::start(self.file, self.end).ok(),
+            None => {}
+        }
         self.progress.advance(bytes.len() as u64);
         Ok(())
     }
