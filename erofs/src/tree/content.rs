@@ -103,25 +103,27 @@ impl ContentReader for std::fs::File {
     }
 
     fn read_part(&self, part: Extent) -> io::Result<Vec<u8>> {
-        let bytes = read_up_to(self, part)?;
+        let bytes = read_up_to(self, part, 0)?;
         if bytes.len() as u64 == part.length { Ok(bytes) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
     }
 }
 
-/// The bytes of a part, or fewer where the file ends before. None of them is set before it is read.
-pub(crate) fn read_up_to(file: &std::fs::File, part: Extent) -> io::Result<Vec<u8>> {
+/// The bytes of a part, or fewer where the file ends before. Up to `more` bytes behind it come along, where they are there. None of them is
+/// set before it is read.
+pub(crate) fn read_up_to(file: &std::fs::File, part: Extent, more: usize) -> io::Result<Vec<u8>> {
     let length = usize::try_from(part.length).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    let mut bytes = Vec::with_capacity(length);
-    while bytes.len() < length {
+    let mut bytes = Vec::with_capacity(length + more);
+    loop {
         let at = part.start.checked_add(bytes.len() as u64).ok_or(io::ErrorKind::UnexpectedEof)?;
         match pread(file, spare_capacity(&mut bytes), at) {
             Ok(0) => break,
+            Ok(_) if bytes.len() >= length => break,
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }
     // What was allocated may be more than what was asked for.
-    bytes.truncate(length);
+    bytes.truncate(length + more);
     Ok(bytes)
 }
 

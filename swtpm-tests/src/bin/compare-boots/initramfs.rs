@@ -6,14 +6,14 @@ use anyhow::{Result, ensure};
 use iofs_sign::initramfs::{kernel::KernelImage, modules::ModuleSet, profile::Request};
 use swtpm_tests::{Newc, cache, tools};
 
-use crate::{SUITE, stopwatch::STOPWATCH};
+use crate::stopwatch::STOPWATCH;
 
 /// What a mount of the image needs of the kernel, and nothing else. Debian's erofs asks for its checksums at run time.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "erofs", "overlay"];
 
 /// A busybox that loads modules and mounts the image as it is, without looking at anything, under an overlay like ours.
-pub(crate) fn bare(device: &str) -> Result<Vec<u8>> {
-    let kernel = cache::kernel(SUITE)?;
+pub(crate) fn bare(suite: &str, device: &str) -> Result<Vec<u8>> {
+    let kernel = cache::kernel(suite)?;
     let image = KernelImage::read(&kernel.vmlinuz)?;
     let modules = ModuleSet::collect(&image, &kernel.modules, &MODULES.map(Request::added))?;
     let mut script = "#!/bin/busybox sh\n".to_owned();
@@ -54,8 +54,8 @@ fn compressed(archive: &[u8]) -> Result<Vec<u8>> {
 }
 
 /// dracut as it is, for any machine, with what maps a root by dm-verity.
-pub(crate) fn dracut(to: &Path) -> Result<()> {
-    let kernel = cache::kernel(SUITE)?;
+pub(crate) fn dracut(suite: &str, to: &Path) -> Result<()> {
+    let kernel = cache::kernel(suite)?;
     let folder = fs::canonicalize(&kernel.modules)?;
     let version = fs::read_to_string(kernel.vmlinuz.with_file_name("version"))?;
     let mut dracut = Command::new(tools::require("dracut", "apt-get install dracut-core systemd")?);

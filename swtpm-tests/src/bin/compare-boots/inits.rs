@@ -8,7 +8,7 @@ use swtpm_tests::{Machine, ScratchDisk, TpmState, cache, chain::Chain};
 use tempfile::TempDir;
 
 use crate::{
-    SUITE, initramfs,
+    initramfs,
     stopwatch::{self, NO_SELF_TESTS, STOPWATCH, Times},
     with_stopwatch,
 };
@@ -21,8 +21,9 @@ const AGREEMENT: f64 = 0.01;
 /// systemd starts several programs at once, and which of them the disk answers first is not counted in instructions.
 const SYSTEMD_AGREEMENT: f64 = 0.02;
 
-pub(crate) fn compare() -> Result<()> {
-    let boots = Boots::prepare()?;
+pub(crate) fn compare(suite: &str) -> Result<()> {
+    let boots = Boots::prepare(suite)?;
+    println!("kernel and root of Debian's {suite}");
     println!(
         "{:24} {:>8} {:>10} {:>8} {:>8} {:>8} {:>8}",
         "milliseconds", "PID 1", "real init", "between", "min", "max", "spread"
@@ -70,9 +71,9 @@ struct Boots {
 }
 
 impl Boots {
-    fn prepare() -> Result<Self> {
+    fn prepare(suite: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
-        let seal = |tpm| Chain::seal(SUITE, &cache::root(SUITE)?, |request| with_stopwatch(request, tpm));
+        let seal = |tpm| Chain::seal(suite, &cache::root(suite)?, |request| with_stopwatch(request, tpm));
         let chain = seal(TpmUse::Off)?;
         let (disk, report) = chain.disk()?;
         let partition = |label: &str| {
@@ -82,8 +83,8 @@ impl Boots {
         let (data, tree) = (partition("root")?, partition("root-verity")?);
         let ours = chain.machine("compare_boots", &disk);
         let (bare, dracut) = (folder.path().join("bare.img"), folder.path().join("dracut.img"));
-        fs::write(&bare, initramfs::bare(&data)?)?;
-        initramfs::dracut(&dracut)?;
+        fs::write(&bare, initramfs::bare(suite, &data)?)?;
+        initramfs::dracut(suite, &dracut)?;
         let words = format!(
             "root=/dev/mapper/root rootfstype=erofs ro roothash={} systemd.verity_root_data={data} \
              systemd.verity_root_hash={tree} init={STOPWATCH}",

@@ -4,31 +4,27 @@
 //!
 //! Then the same 10 MiB are read from images of growing size, once by a classic initramfs that has all of it in memory.
 //!
-//! Times are milliseconds of the guest. `compare-boots inits` and `compare-boots scaling` do half of it.
+//! Times are milliseconds of the guest. `compare-boots inits SUITE` does the one with a Debian's kernel and root, `compare-boots
+//! scaling` the other.
 
 mod initramfs;
 mod inits;
 mod scaling;
 mod stopwatch;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use iofs_policy::manifest::TpmUse;
 use iofs_sign::seal::SealRequest;
 
 use self::stopwatch::{PARAMETERS, STOPWATCH};
 
-/// The Debian whose kernel and root are booted.
-const SUITE: &str = "trixie";
-
 fn main() -> Result<()> {
-    let part = std::env::args().nth(1);
-    if part.as_deref() != Some("scaling") {
-        inits::compare()?;
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["inits", suite] => inits::compare(suite),
+        ["scaling"] => scaling::measure(),
+        _ => bail!("usage: compare-boots inits SUITE, or compare-boots scaling"),
     }
-    if part.as_deref() != Some("inits") {
-        scaling::measure()?;
-    }
-    Ok(())
 }
 
 /// Seals the stopwatch along, as the init.
