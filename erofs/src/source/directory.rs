@@ -20,7 +20,7 @@ use rustix::{
     io::Errno,
 };
 
-use self::scan::Listed;
+use self::scan::{Listed, Scan};
 use crate::tree::{
     self, Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Time, Tree, TreeError,
     Xattrs, read_up_to, rules::Graft,
@@ -65,14 +65,9 @@ pub fn load(root: &Path) -> Result<Tree, DirectoryError> {
 /// As [`load`].
 pub fn load_on(root: &Path, threads: NonZeroUsize) -> Result<Tree, DirectoryError> {
     let metadata = root.symlink_metadata().map_err(|source| io_error("stat", root, source))?;
-    let tree = Tree::new(common(root, &metadata, &mut XattrReader::new())?);
-    let mut loader = Loader { tree, seen: HashMap::new(), found: scan::scan(root, threads)? };
-    let mut waiting = vec![(0, Vec::new(), Tree::ROOT)];
-    while let Some((number, inside, id)) = waiting.pop() {
-        // Depth first, and the first name first.
-        waiting.extend(loader.directory(number, &inside, id)?.into_iter().rev());
-    }
-    Ok(loader.tree)
+    let mut xattrs = XattrReader::new();
+    let tree = Tree::new(common(root, &metadata, &mut xattrs)?);
+    scan::scan(root, threads, |scan| Loader { tree, seen: HashMap::new(), scan, xattrs }.load())
 }
 
 /// Takes whatever is at `path`, to be put into another tree: a directory as [`load`] takes it, anything else alone. A symbolic
@@ -96,19 +91,28 @@ fn io_error(call: &'static str, path: &Path, source: io::Error) -> DirectoryErro
 /// A directory's number, its path in the tree, and its inode.
 type Waiting = (usize, Vec<u8>, InodeId);
 
-struct Loader {
+struct Loader<'a> {
     tree: Tree,
     /// Inodes with several names, by device and number.
     seen: HashMap<(u64, u64), InodeId>,
-    /// What is not in the tree yet.
-    found: HashMap<usize, Vec<Listed>>,
+    scan: &'a Scan,
+    xattrs: XattrReader,
 }
 
-impl Loader {
+impl Loader<'_> {
+    fn load(mut self) -> Result<Tree, DirectoryError> {
+        let mut waiting = vec![(0, Vec::new(), Tree::ROOT)];
+        while let Some((number, inside, id)) = waiting.pop() {
+            // Depth first, and the first name first.
+            waiting.extend(self.directory(number, &inside, id)?.into_iter().rev());
+        }
+        Ok(self.tree)
+    }
+
     /// Adds what is in a directory, and returns the directories among it.
     fn directory(&mut self, number: usize, inside: &[u8], id: InodeId) -> Result<Vec<Waiting>, DirectoryError> {
         let mut directories = Vec::new();
-        for Listed { name, metadata, node, below } in self.found.remove(&number).unwrap_or_default() {
+        for Listed { name, metadata, node, below } in self.scan.listing(number, &mut self.xattrs)? {
             let inside = tree::below(inside, &name);
             let refused = |problem: Problem| problem.of(&inside);
             let key = (metadata.dev(), metadata.ino());

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fs,
+    fs, io,
     num::NonZeroUsize,
     os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
@@ -21,68 +21,107 @@ pub(super) struct Listed {
     pub(super) below: Option<usize>,
 }
 
-/// The entries of each directory, sorted by name, by the directory's number. That of the root is 0; the others' say nothing.
-pub(super) fn scan(root: &Path, threads: NonZeroUsize) -> Result<HashMap<usize, Vec<Listed>>, DirectoryError> {
+/// Lists `root` and all below it on up to `threads` threads. This one has `taker` take the listings meanwhile.
+pub(super) fn scan<T>(
+    root: &Path,
+    threads: NonZeroUsize,
+    taker: impl FnOnce(&Scan) -> Result<T, DirectoryError>,
+) -> Result<T, DirectoryError> {
     let state = State { waiting: vec![(0, root.to_owned())], next: 1, ..State::default() };
     let scan = Scan { state: Mutex::new(state), changed: Condvar::new() };
     std::thread::scope(|scope| {
+        let _ending = Ending(&scan);
         for _ in 1..threads.get() {
             // Without a thread the others do its work.
             let _ = std::thread::Builder::new().spawn_scoped(scope, || scan.run());
         }
-        scan.run();
-    });
-    let state = scan.state.into_inner().unwrap_or_else(PoisonError::into_inner);
-    state.failed.map_or(Ok(state.found), Err)
+        taker(&scan)
+    })
+}
+
+pub(super) struct Scan {
+    state: Mutex<State>,
+    changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
+    /// Directories to be listed, the next one last.
     waiting: Vec<(usize, PathBuf)>,
     /// The number of the next directory.
     next: usize,
     /// Directories that are being listed: more may come of them.
     busy: usize,
+    /// What nobody has taken yet.
     found: HashMap<usize, Vec<Listed>>,
     failed: Option<DirectoryError>,
+    /// A thread is through with it, or panicked: nothing more is to be listed.
+    ended: bool,
 }
 
-struct Scan {
-    state: Mutex<State>,
-    changed: Condvar,
+struct Ending<'a>(&'a Scan);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.lock().ended = true;
+        self.0.changed.notify_all();
+    }
 }
 
 impl Scan {
-    fn run(&self) {
-        let mut xattrs = XattrReader::new();
-        while let Some((number, path)) = self.take() {
-            let listed = list(&path, &mut xattrs);
-            let mut state = self.lock();
-            state.busy -= 1;
-            match listed {
-                Ok(listed) => state.add(number, &path, listed),
-                Err(error) => state.failed = Some(error),
+    /// The entries of a directory, sorted by name. The root's number is 0; the others' say nothing.
+    pub(super) fn listing(&self, number: usize, xattrs: &mut XattrReader) -> Result<Vec<Listed>, DirectoryError> {
+        let mut state = self.lock();
+        loop {
+            if let Some(found) = state.found.remove(&number) {
+                return Ok(found);
             }
-            self.changed.notify_all();
+            if let Some(error) = state.failed.take() {
+                return Err(error);
+            }
+            if let Some(next) = state.take() {
+                drop(state);
+                self.list(next, xattrs);
+                state = self.lock();
+            } else if state.ended {
+                return Err(io_error("list", Path::new("the directory"), io::Error::other("another thread has ended")));
+            } else {
+                state = self.wait(state);
+            }
         }
     }
 
-    /// The next directory; none where all are listed, or one cannot be.
-    fn take(&self) -> Option<(usize, PathBuf)> {
+    fn run(&self) {
+        let _ending = Ending(self);
+        let mut xattrs = XattrReader::new();
         let mut state = self.lock();
-        loop {
-            if state.failed.is_some() {
-                return None;
+        while !state.ended && state.failed.is_none() {
+            if let Some(next) = state.take() {
+                drop(state);
+                self.list(next, &mut xattrs);
+                state = self.lock();
+            } else if state.busy == 0 {
+                return;
+            } else {
+                state = self.wait(state);
             }
-            if let Some(next) = state.waiting.pop() {
-                state.busy += 1;
-                return Some(next);
-            }
-            if state.busy == 0 {
-                return None;
-            }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn list(&self, (number, path): (usize, PathBuf), xattrs: &mut XattrReader) {
+        let listed = list(&path, xattrs);
+        let mut state = self.lock();
+        state.busy -= 1;
+        match listed {
+            Ok(listed) => state.add(number, &path, listed),
+            Err(error) => state.failed = Some(error),
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -91,8 +130,15 @@ impl Scan {
 }
 
 impl State {
+    fn take(&mut self) -> Option<(usize, PathBuf)> {
+        let next = self.waiting.pop()?;
+        self.busy += 1;
+        Some(next)
+    }
+
     fn add(&mut self, number: usize, path: &Path, mut listed: Vec<Listed>) {
-        for entry in listed.iter_mut().filter(|entry| entry.metadata.is_dir()) {
+        // The first name is wanted first.
+        for entry in listed.iter_mut().rev().filter(|entry| entry.metadata.is_dir()) {
             entry.below = Some(self.next);
             self.waiting.push((self.next, path.join(name(&entry.name))));
             self.next += 1;
