@@ -15,12 +15,15 @@ use iofs_policy::digest::Sha256Digest;
 
 use super::digest_file;
 
+/// Size in bytes, and SHA-256.
+type Measured = (u64, Sha256Digest);
+
 /// A measurement on a thread of its own. Dropped, it ends early.
 #[derive(Debug)]
 pub(crate) struct Measuring {
     frontier: Arc<Frontier>,
-    thread: Mutex<Option<JoinHandle<io::Result<(u64, Sha256Digest)>>>>,
-    found: OnceLock<(u64, Sha256Digest)>,
+    thread: Mutex<Option<JoinHandle<io::Result<Measured>>>>,
+    found: OnceLock<Measured>,
 }
 
 /// How far the file is written.
@@ -71,7 +74,7 @@ impl Measuring {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub(crate) fn wait(&self) -> io::Result<(u64, Sha256Digest)> {
+    pub(crate) fn wait(&self) -> io::Result<Measured> {
         let mut thread = locked(&self.thread);
         if let Some(thread) = thread.take() {
             let found = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
