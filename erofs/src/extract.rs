@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::tree::{Content, Device, FileContent, InodeId, Kind, Metadata, Tree, below, printable};
+use crate::tree::{Content, Device, InodeId, Kind, Metadata, Tree, below, printable};
 
 /// So many bytes are copied at once.
 const COPY_SIZE: u64 = 1 << 20;
@@ -43,12 +43,6 @@ pub enum ExtractError {
         entry: String,
         /// What the system says.
         source: io::Error,
-    },
-    /// Content that only an image holds.
-    #[error("{entry}: its content is in the image that is being written; read the image")]
-    Stored {
-        /// The entry's path.
-        entry: String,
     },
 }
 
@@ -123,8 +117,7 @@ impl Maker<'_> {
                 mkdirat(&self.root, path, Mode::RWXU).map_err(failed("make the directory", path))?;
                 return Ok(true);
             }
-            Kind::File(FileContent::Source(content)) => self.file(path, &**content)?,
-            Kind::File(FileContent::Stored(_)) => return Err(ExtractError::Stored { entry: printable(path) }),
+            Kind::File(content) => self.file(path, &**content)?,
             Kind::Symlink(target) => {
                 symlinkat(&**target, &self.root, path).map_err(failed("make the link", path))?;
             }

@@ -17,7 +17,7 @@ use layouts::{Archive, Layout, layer};
 
 /// A tree's paths; behind that of a file its size, behind that of a link the target.
 fn paths(tree: &Tree) -> Vec<String> {
-    use erofs_image::tree::{FileContent, Kind};
+    use erofs_image::tree::Kind;
     let listed = listing(tree, EXACT);
     listed
         .into_keys()
@@ -25,7 +25,7 @@ fn paths(tree: &Tree) -> Vec<String> {
         .map(|path| {
             let id = tree.find(&path.as_bytes()[1..]).unwrap();
             match &tree.node(id).kind {
-                Kind::File(FileContent::Source(content)) => format!("{path}={}", content.size()),
+                Kind::File(content) => format!("{path}={}", content.size()),
                 Kind::Symlink(target) => format!("{path}>{}", String::from_utf8_lossy(target)),
                 _ => path,
             }

@@ -8,7 +8,7 @@ use common::{EXACT, assert_same, listing, odd, read, utils::Utils, write};
 use erofs_image::{
     Compression, Metadata, Node, Options, Time, Tree,
     source::directory,
-    tree::{Device, FileContent, Kind},
+    tree::{Device, Kind},
     write::KernelRelease,
 };
 
@@ -54,7 +54,7 @@ fn a_directory_is_taken_with_attributes_links_devices_and_holes() {
     assert_eq!(tree.links(tree.find(b"d/e/linked").unwrap()), 3);
     assert_eq!((node("owned").metadata.mode, node("owned").metadata.uid), (0o4711, 4_000_000_000));
     assert!(matches!(node("block").kind, Kind::BlockDevice(Device { major: 259, minor: 1_048_575 })));
-    let Kind::File(FileContent::Source(sparse)) = &node("sparse").kind else { panic!("no file") };
+    let Kind::File(sparse) = &node("sparse").kind else { panic!("no file") };
     assert_eq!(sparse.data().unwrap().len(), 2);
 }
 

@@ -26,7 +26,7 @@ use crate::{
 
 mod measuring;
 
-pub(crate) use measuring::Measuring;
+pub(crate) use measuring::{Follower, Measuring};
 
 /// The erofs image.
 pub const IMAGE: &str = "image.erofs";
@@ -101,8 +101,8 @@ impl SealedDirectory {
 
     /// Takes what measures the image as it was written, so that it is not read again: for whoever alone knows where the directory lies,
     /// and does not change the image.
-    pub(crate) fn with_measuring(self, measuring: Option<Measuring>) -> Self {
-        Self { measuring: measuring.map(Arc::new), ..self }
+    pub(crate) fn with_measuring(self, measuring: Measuring) -> Self {
+        Self { measuring: Some(Arc::new(measuring)), ..self }
     }
 
     /// The directory's path.
@@ -235,13 +235,17 @@ impl SealedDirectory {
 
     /// Measures the files that are there, for a release statement. The order is that of [`ARTIFACTS`].
     pub fn artifacts(&self) -> Result<Vec<Artifact>, Failure> {
-        ARTIFACTS.into_iter().filter(|name| self.has(name)).map(|name| self.artifact(name)).collect()
+        // The last first: the image may still be under way.
+        let found = ARTIFACTS.into_iter().rev().filter(|name| self.has(name)).map(|name| self.artifact(name));
+        let mut found = found.collect::<Result<Vec<_>, _>>()?;
+        found.reverse();
+        Ok(found)
     }
 
     /// Measures a file.
     pub(crate) fn artifact(&self, name: &str) -> Result<Artifact, Failure> {
         let measured = match self.measuring.as_ref().filter(|_| name == IMAGE) {
-            Some(measuring) => measuring.wait(),
+            Some(measuring) => Ok(measuring.wait()),
             None => digest_file(&mut self.open(name)?),
         };
         let (size, sha256) =

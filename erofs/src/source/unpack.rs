@@ -18,7 +18,7 @@ use crate::{
         entry::{self, Entry, LinkIdentity, TextAcl},
         name,
     },
-    tree::{FileContent, InodeId, Kind, Metadata, Node, Time, Tree},
+    tree::{InodeId, Kind, Metadata, Node, Time, Tree},
 };
 
 /// What archives gave.
@@ -107,7 +107,7 @@ impl Builder {
             self.tree.entries(parent).get(last).copied().filter(|found| self.is_rewritten(entry, *found))
         {
             self.remember(entry, found);
-            self.tree.set_content(found, FileContent::Source(Arc::new(Vec::new())));
+            self.tree.set_content(found, Arc::new(Vec::new()));
             return self.rewrite(entry, found, content);
         }
         let kind = match &entry.kind {
@@ -116,7 +116,7 @@ impl Builder {
             entry::Kind::BlockDevice(device) => Kind::BlockDevice(*device),
             entry::Kind::Fifo => Kind::Fifo,
             entry::Kind::Socket => Kind::Socket,
-            _ => Kind::File(FileContent::Source(Arc::clone(content))),
+            _ => Kind::File(Arc::clone(content)),
         };
         let id = self.put(entry, parent, last, kind)?;
         self.remember(entry, id);
@@ -127,8 +127,7 @@ impl Builder {
     /// Gives a file of an earlier entry another content and metadata.
     fn rewrite(&mut self, entry: &Entry, id: InodeId, content: &Kept) -> Result<(), UnpackError> {
         if entry.size > 0 {
-            let content = FileContent::Source(Arc::clone(content));
-            self.tree.set_content(id, content);
+            self.tree.set_content(id, Arc::clone(content));
         }
         self.describe(id, entry);
         Ok(())

@@ -8,12 +8,12 @@ mod overlay;
 mod resolve;
 pub mod rules;
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) use content::read_up_to;
 pub use content::{Content, ContentReader, Extent, Region};
 pub use error::{Problem, TreeError, printable};
-pub use node::{Device, FileContent, Kind, Metadata, Node, Time, Xattrs};
+pub use node::{Device, Kind, Metadata, Node, Time, Xattrs};
 pub use overlay::{OverlayError, overlay};
 pub use resolve::{ResolveError, Resolved};
 
@@ -190,7 +190,7 @@ impl Tree {
     }
 
     /// Gives a regular file another content; anything else stays as it is.
-    pub fn set_content(&mut self, id: InodeId, content: FileContent) {
+    pub fn set_content(&mut self, id: InodeId, content: Arc<dyn Content>) {
         if let Kind::File(found) = &mut self.inodes[id.index()].node.kind {
             *found = content;
         }

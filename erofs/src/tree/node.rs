@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::content::Content;
-use crate::{format::inode::*, write::StoredContent};
+use crate::format::inode::*;
 
 /// A time since 1970.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -62,22 +62,13 @@ impl Device {
     }
 }
 
-/// A file's content: where it comes from, or that it is in the image already.
-#[derive(Debug, Clone)]
-pub enum FileContent {
-    /// Opened when it is written.
-    Source(Arc<dyn Content>),
-    /// Written before, by [`crate::ImageWriter::store`].
-    Stored(StoredContent),
-}
-
 /// What an inode is.
 #[derive(Debug, Clone)]
 pub enum Kind {
     /// A directory; its entries are in the tree.
     Directory,
     /// A regular file.
-    File(FileContent),
+    File(Arc<dyn Content>),
     /// A symbolic link with its target.
     Symlink(Vec<u8>),
     /// A character device. An overlay's whiteout is one with the numbers 0 and 0.
@@ -122,12 +113,7 @@ impl Node {
 
     /// A regular file.
     pub fn file(metadata: Metadata, content: impl Content + 'static) -> Self {
-        Self { metadata, kind: Kind::File(FileContent::Source(Arc::new(content))) }
-    }
-
-    /// A regular file whose content the image holds.
-    pub fn stored(metadata: Metadata, content: StoredContent) -> Self {
-        Self { metadata, kind: Kind::File(FileContent::Stored(content)) }
+        Self { metadata, kind: Kind::File(Arc::new(content)) }
     }
 
     /// A symbolic link.

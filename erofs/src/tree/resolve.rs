@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{FileContent, InodeId, Kind, Tree};
+use super::{InodeId, Kind, Tree};
 
 /// As many symbolic links as Linux follows for one name.
 const LINK_LIMIT: usize = 40;
@@ -85,7 +85,7 @@ impl Tree {
     /// be read.
     pub fn read_file(&self, path: &[u8], limit: usize) -> Option<Vec<u8>> {
         let Ok(Resolved::Found(id)) = self.resolve(path) else { return None };
-        let Kind::File(FileContent::Source(content)) = &self.node(id).kind else { return None };
+        let Kind::File(content) = &self.node(id).kind else { return None };
         let mut bytes = vec![0; content.size().min(limit as u64) as usize];
         content.open().and_then(|reader| reader.read_exact_at(&mut bytes, 0)).ok()?;
         Some(bytes)

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    io::Read,
+    io,
     sync::Arc,
 };
 
@@ -13,7 +13,7 @@ use super::{
     options::{Compression, Options},
     output::Output,
     pipeline::Pipeline,
-    pool::{Input, Job, Piece, content_error},
+    pool::{Input, Job, Piece, Repeats, content_error},
     tails::{Tail, Tails},
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
         inode::NO_BLOCK,
         units::{BLOCK_SIZE, Block, SLOT_SIZE},
     },
-    tree::{Content, Extent},
+    tree::{Content, Extent, InodeId, Kind, Tree},
 };
 
 /// Files are cut into pieces of this size. Where they are cut shows in the image, so it never depends on anything.
@@ -30,10 +30,6 @@ pub(super) const PIECE_SIZE: u64 = 1 << 20;
 /// The longest tail that finds a place behind any inode: inodes start at multiples of 32, so that so much of a block may
 /// be out of reach.
 const TAIL_LIMIT: usize = BLOCK_SIZE - SLOT_SIZE;
-
-/// Content that an image holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoredContent(usize);
 
 /// Where and how the content of a file lies.
 #[derive(Debug)]
@@ -60,14 +56,18 @@ pub(super) enum Data {
 struct Pending {
     index: usize,
     size: u64,
+    content: Arc<dyn Content>,
     /// `None` while the first piece is not there.
     data: Option<Data>,
     /// Chunks with holes, made out before.
     chunks: Option<(u8, Vec<u32>)>,
-    pieces: usize,
     checksum: u32,
-    /// Where others may have the same content.
+    /// Of the pieces' digests, where another file may have the same content.
     digest: Option<blake3::Hasher>,
+    /// An earlier file begins with all pieces so far. They are not written as long as that may be true to the end.
+    is_like_others: bool,
+    /// Those pieces, with their digests.
+    held: Vec<(Extent, blake3::Hash)>,
 }
 
 /// All contents of an image.
@@ -76,132 +76,73 @@ pub(super) struct Contents {
     /// With the part of its file that a piece is, and whether it is the last.
     pipeline: Pipeline<(Extent, bool)>,
     compress: bool,
+    /// Of each inode.
     stored: Vec<Option<Arc<Stored>>>,
     by_digest: HashMap<(u64, blake3::Hash), Arc<Stored>>,
+    /// How files begin: their size, and the digest of the first piece, of the first two, and so on to the last.
+    beginnings: HashSet<(u64, blake3::Hash)>,
     /// The sizes that several files have. No other file can have the content of another.
     common_sizes: HashSet<u64>,
-    /// The sizes of files of several pieces that were stored: another of such a size may be the same.
-    long_sizes: HashSet<u64>,
     pending: VecDeque<Pending>,
     pub(super) tails: Tails,
     pub(super) duplicates: u64,
 }
 
 impl Contents {
-    pub(super) fn new(options: &Options) -> Self {
+    /// None of a tree's contents yet.
+    pub(super) fn new(tree: &Tree, options: &Options) -> Self {
         Self {
             pipeline: Pipeline::new(options),
             compress: options.compression != Compression::None,
-            stored: Vec::new(),
+            stored: vec![None; tree.len()],
             by_digest: HashMap::new(),
-            common_sizes: HashSet::new(),
-            long_sizes: HashSet::new(),
+            beginnings: HashSet::new(),
+            common_sizes: common_sizes(files(tree).map(|(_, content)| content.size())),
             pending: VecDeque::new(),
             tails: Tails::default(),
             duplicates: 0,
         }
     }
 
-    /// Tells the sizes of all files that [`Self::store`] will store.
-    pub(super) fn announce(&mut self, sizes: impl Iterator<Item = u64>) {
-        let mut seen: HashSet<u64> = self.all().map(|stored| stored.size).collect();
-        self.common_sizes.extend(sizes.filter(|size| !seen.insert(*size)));
+    pub(super) fn get(&self, id: InodeId) -> Option<&Arc<Stored>> {
+        self.stored[id.index()].as_ref()
     }
 
-    /// What was stored, in order; each content once for each time that it was stored.
-    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Stored>> {
-        self.stored.iter().flatten()
+    /// Stores the content of all files.
+    pub(super) fn store_all<S: BlockSink>(&mut self, tree: &Tree, output: &mut Output<S>) -> Result<(), WriteError> {
+        files(tree).try_for_each(|(id, content)| self.store(id.index(), content, output))?;
+        self.drain(output)
     }
 
-    pub(super) fn get(&self, content: StoredContent) -> Option<&Arc<Stored>> {
-        self.stored.get(content.0)?.as_ref()
-    }
-
-    /// Stores content that can be opened, and opened again.
-    pub(super) fn store<S: BlockSink>(
+    fn store<S: BlockSink>(
         &mut self,
+        index: usize,
         content: &Arc<dyn Content>,
         output: &mut Output<S>,
-    ) -> Result<StoredContent, WriteError> {
+    ) -> Result<(), WriteError> {
         let size = content.size();
-        let digest = self.common_sizes.contains(&size);
-        if size <= PIECE_SIZE {
-            let input = Input::Content(Arc::clone(content), Extent { start: 0, length: size });
-            return self.store_piece(None, size, input, digest, output);
+        let all = Extent { start: 0, length: size };
+        let (mut file, mut parts) = (Pending::new(index, content), vec![all]);
+        // Whether a file of one piece has holes is told by those who read it.
+        let data = if size > PIECE_SIZE { holes::data(&**content, self.compress) } else { Ok(vec![all]) };
+        let data = data.map_err(|source| content_error(&**content, source))?;
+        if let Some((bits, data)) = holes::sparse(size, &data, self.compress) {
+            (file.chunks, parts) = (Some(holes_only(size, bits)), data);
+        } else if self.common_sizes.contains(&size) {
+            (file.digest, file.is_like_others) = (Some(blake3::Hasher::new()), true);
         }
-        let data = holes::data(&**content, self.compress).map_err(|source| content_error(&**content, source))?;
-        let sparse = holes::sparse(size, &data, self.compress);
-        if digest && sparse.is_none() && !self.long_sizes.insert(size) {
-            self.drain(output)?;
-            let found = self.long_digest(content)?;
-            if let Some(found) = self.by_digest.get(&(size, found)) {
-                let found = Arc::clone(found);
-                return Ok(self.duplicate(found));
-            }
-        }
-        let (chunks, parts) = match sparse {
-            Some((bits, parts)) => (Some(bits), parts),
-            None => (None, vec![Extent { start: 0, length: size }]),
-        };
-        let stored = self.begin(size, chunks, digest);
         let pieces: Vec<Extent> = parts.iter().flat_map(|part| pieces(*part)).collect();
         if pieces.is_empty() {
-            self.complete_last(output)?;
+            self.complete(file);
+            return Ok(());
         }
+        self.pending.push_back(file);
         for (number, extent) in pieces.iter().enumerate() {
-            let compress = self.compress && chunks.is_none() && !self.is_plain(stored);
-            let input = Input::Content(Arc::clone(content), *extent);
-            let job = Job { name: None, input, compress, whole: false, digest, repeats: None };
+            let Some(file) = self.pending.back() else { return Ok(()) };
+            let job = file.job(*extent, self.compress);
             self.submit(job, *extent, number + 1 == pieces.len(), output)?;
         }
-        Ok(stored)
-    }
-
-    /// Stores a file of one piece, or none.
-    fn store_piece<S: BlockSink>(
-        &mut self,
-        name: Option<String>,
-        size: u64,
-        input: Input,
-        digest: bool,
-        output: &mut Output<S>,
-    ) -> Result<StoredContent, WriteError> {
-        let stored = self.begin(size, None, digest);
-        if size == 0 {
-            self.complete_last(output)?;
-            return Ok(stored);
-        }
-        let compress = self.compress && size > BLOCK_SIZE as u64;
-        let job = Job { name, input, compress, whole: true, digest, repeats: Some(stored.0) };
-        self.submit(job, Extent { start: 0, length: size }, true, output)?;
-        Ok(stored)
-    }
-
-    /// Stores content that comes once.
-    pub(super) fn store_stream<S: BlockSink>(
-        &mut self,
-        name: &str,
-        size: u64,
-        content: &mut dyn Read,
-        output: &mut Output<S>,
-    ) -> Result<StoredContent, WriteError> {
-        let mut read = |length: u64| {
-            let mut bytes = vec![0; length as usize];
-            let fail = |source| WriteError::Content { name: name.to_owned(), source };
-            content.read_exact(&mut bytes).map_err(fail).map(|()| Input::Bytes(bytes))
-        };
-        if size <= PIECE_SIZE {
-            return self.store_piece(Some(name.to_owned()), size, read(size)?, true, output);
-        }
-        let stored = self.begin(size, None, true);
-        self.long_sizes.insert(size);
-        for extent in pieces(Extent { start: 0, length: size }) {
-            let input = read(extent.length)?;
-            let compress = self.compress && !self.is_plain(stored);
-            let job = Job { name: Some(name.to_owned()), input, compress, whole: false, digest: true, repeats: None };
-            self.submit(job, extent, extent.start + extent.length == size, output)?;
-        }
-        Ok(stored)
+        Ok(())
     }
 
     /// Writes all that is under way.
@@ -210,58 +151,6 @@ impl Contents {
             self.take(output)?;
         }
         Ok(())
-    }
-
-    /// Ends the file that was begun last, of which nothing needs to be written.
-    fn complete_last<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
-        self.drain(output)?;
-        self.pending.pop_back().into_iter().for_each(|file| self.complete(file, None));
-        Ok(())
-    }
-
-    fn begin(&mut self, size: u64, chunk_bits: Option<u8>, digest: bool) -> StoredContent {
-        let index = self.stored.len();
-        self.stored.push(None);
-        let chunks = chunk_bits.map(|bits| holes_only(size, bits));
-        let digest = digest.then(pieces_hasher);
-        self.pending.push_back(Pending { index, size, data: None, chunks, pieces: 0, checksum: 0, digest });
-        StoredContent(index)
-    }
-
-    /// Digests a file of several pieces, on all threads. Nothing else may be under way.
-    fn long_digest(&mut self, content: &Arc<dyn Content>) -> Result<blake3::Hash, WriteError> {
-        let mut hasher = pieces_hasher();
-        for part in pieces(Extent { start: 0, length: content.size() }) {
-            let input = Input::Content(Arc::clone(content), part);
-            let job = Job { name: None, input, compress: false, whole: false, digest: true, repeats: None };
-            self.pipeline.submit(job, part.length, (part, false));
-            while self.pipeline.is_full() {
-                self.take_digest(&mut hasher)?;
-            }
-        }
-        while !self.pipeline.is_empty() {
-            self.take_digest(&mut hasher)?;
-        }
-        Ok(hasher.finalize())
-    }
-
-    fn take_digest(&mut self, hasher: &mut blake3::Hasher) -> Result<(), WriteError> {
-        if let Some(digest) = self.pipeline.next()?.and_then(|(piece, _)| piece.digest) {
-            hasher.update(digest.as_bytes());
-        }
-        Ok(())
-    }
-
-    fn duplicate(&mut self, found: Arc<Stored>) -> StoredContent {
-        self.duplicates += 1;
-        self.stored.push(Some(found));
-        StoredContent(self.stored.len() - 1)
-    }
-
-    /// Its first piece did not shrink, so that there is no use in compressing others.
-    fn is_plain(&self, stored: StoredContent) -> bool {
-        let first = self.pending.front().filter(|file| file.index == stored.0);
-        first.is_some_and(|file| matches!(file.data, Some(Data::Flat { .. })))
     }
 
     fn submit<S: BlockSink>(
@@ -278,30 +167,65 @@ impl Contents {
         Ok(())
     }
 
-    /// Writes the piece that is next.
+    /// Takes the piece that is next. It is written, unless an earlier file has it and all before it.
     fn take<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
         let Some((piece, (extent, last))) = self.pipeline.next()? else { return Ok(()) };
         let Some(mut file) = self.pending.pop_front() else { return Ok(()) };
-        let whole = piece.digest.filter(|_| last && file.pieces == 0 && file.chunks.is_none());
-        if let Some(found) = whole.and_then(|digest| self.by_digest.get(&(file.size, digest))) {
+        let beginning = file.begins_with(&piece);
+        file.is_like_others &= beginning.is_some_and(|beginning| !self.beginnings.insert(beginning));
+        if let Some(digest) = piece.digest.filter(|_| file.is_like_others && !last) {
+            file.held.push((extent, digest));
+            self.pending.push_front(file);
+            return Ok(());
+        }
+        if let Some(found) = beginning.filter(|_| last).and_then(|all| self.by_digest.get(&all)) {
             self.stored[file.index] = Some(Arc::clone(found));
             self.duplicates += 1;
             return Ok(());
         }
-        debug_assert!(!piece.repeated, "the first of its content was not stored");
-        if let (Some(hasher), Some(digest)) = (&mut file.digest, piece.digest) {
-            hasher.update(digest.as_bytes());
+        for (part, digest) in std::mem::take(&mut file.held) {
+            let piece = self.read_again(&file, part, digest)?;
+            self.write(&mut file, piece, part, false, output)?;
         }
+        let piece = match piece.digest.filter(|_| piece.repeated) {
+            Some(digest) => self.read_again(&file, extent, digest)?,
+            None => piece,
+        };
+        self.write(&mut file, piece, extent, last, output)?;
+        if last {
+            self.complete(file);
+        } else {
+            self.pending.push_front(file);
+        }
+        Ok(())
+    }
+
+    /// A piece that was not compressed: an earlier file has the same there, but is another one as a whole.
+    fn read_again(&mut self, file: &Pending, part: Extent, digest: blake3::Hash) -> Result<Piece, WriteError> {
+        let piece = self.pipeline.now(Job { repeats: None, ..file.job(part, self.compress) })?;
+        if piece.digest != Some(digest) {
+            return Err(content_error(&*file.content, io::Error::other("found another content than a moment before")));
+        }
+        Ok(piece)
+    }
+
+    fn write<S: BlockSink>(
+        &mut self,
+        file: &mut Pending,
+        piece: Piece,
+        extent: Extent,
+        last: bool,
+        output: &mut Output<S>,
+    ) -> Result<(), WriteError> {
         file.checksum = crc32c::crc32c_append(file.checksum, &piece.checksum.to_le_bytes());
-        file.pieces += 1;
         if let Some((bits, parts)) = piece.sparse {
             file.chunks = Some(holes_only(file.size, bits));
             for part in parts {
                 let bytes = &piece.raw[part.start as usize..][..part.length as usize];
-                write_chunks(&mut file, part, bytes, output)?;
+                write_chunks(file, part, bytes, output)?;
             }
         } else if file.chunks.is_some() {
-            write_chunks(&mut file, extent, &piece.raw, output)?;
+            write_chunks(file, extent, &piece.raw, output)?;
         } else {
             let data = match file.data.take() {
                 Some(data) => data,
@@ -309,11 +233,6 @@ impl Contents {
             };
             file.data = Some(self.write_piece(data, piece, last, output)?);
         }
-        if !last {
-            self.pending.push_front(file);
-            return Ok(());
-        }
-        self.complete(file, whole);
         Ok(())
     }
 
@@ -342,23 +261,63 @@ impl Contents {
         })
     }
 
-    /// `whole` is the digest of a file of one piece.
-    fn complete(&mut self, file: Pending, whole: Option<blake3::Hash>) {
-        // Of long files with holes, only the data was digested, and not where it lies.
-        let digest = match file.chunks {
-            Some(_) => whole,
-            None => whole.or_else(|| file.digest.map(|hasher| hasher.finalize())),
-        };
+    fn complete(&mut self, file: Pending) {
         let data = match file.chunks {
             Some((bits, blocks)) => Data::Chunks { bits, blocks },
             None => file.data.unwrap_or(Data::Flat { first: Block(0), tail: Tail::default() }),
         };
         let stored = Arc::new(Stored { size: file.size, checksum: file.checksum, data });
-        if let Some(digest) = digest.filter(|_| file.size > 0) {
-            self.by_digest.insert((file.size, digest), Arc::clone(&stored));
+        if let Some(hasher) = file.digest.filter(|_| file.size > 0) {
+            self.by_digest.insert((file.size, hasher.finalize()), Arc::clone(&stored));
         }
         self.stored[file.index] = Some(stored);
     }
+}
+
+impl Pending {
+    fn new(index: usize, content: &Arc<dyn Content>) -> Self {
+        let (size, content) = (content.size(), Arc::clone(content));
+        let (data, chunks, checksum, digest) = (None, None, 0, None);
+        Self { index, size, content, data, chunks, checksum, digest, is_like_others: false, held: Vec::new() }
+    }
+
+    /// What is to be done with a part of it.
+    fn job(&self, extent: Extent, compress: bool) -> Job {
+        let may_repeat = self.digest.is_some();
+        let place = Repeats { file: self.index, size: self.size, start: extent.start };
+        Job {
+            compress: compress && self.size > BLOCK_SIZE as u64 && self.chunks.is_none() && !self.is_plain(),
+            whole: self.size <= PIECE_SIZE,
+            digest: may_repeat,
+            repeats: may_repeat.then_some(place),
+            ..Job::new(Input::Content(Arc::clone(&self.content), extent))
+        }
+    }
+
+    /// Adds a piece's digest. Tells how the file begins, up to this piece.
+    fn begins_with(&mut self, piece: &Piece) -> Option<(u64, blake3::Hash)> {
+        let (hasher, digest) = (self.digest.as_mut()?, piece.digest?);
+        Some((self.size, hasher.update(digest.as_bytes()).finalize()))
+    }
+
+    /// Its first piece did not shrink, so that there is no use in compressing others.
+    fn is_plain(&self) -> bool {
+        matches!(self.data, Some(Data::Flat { .. }))
+    }
+}
+
+/// The tree's files, in its order.
+fn files(tree: &Tree) -> impl Iterator<Item = (InodeId, &Arc<dyn Content>)> {
+    tree.ids().filter_map(|id| match &tree.node(id).kind {
+        Kind::File(content) => Some((id, content)),
+        _ => None,
+    })
+}
+
+/// The sizes that several files have. No other file can have the content of another.
+fn common_sizes(sizes: impl Iterator<Item = u64>) -> HashSet<u64> {
+    let mut seen = HashSet::new();
+    sizes.filter(|size| !seen.insert(*size)).collect()
 }
 
 /// The chunks of a file while none has data.
@@ -394,10 +353,6 @@ pub(super) fn pieces(part: Extent) -> impl Iterator<Item = Extent> {
         let start = number * PIECE_SIZE;
         Extent { start: part.start + start, length: PIECE_SIZE.min(part.length - start) }
     })
-}
-
-fn pieces_hasher() -> blake3::Hasher {
-    blake3::Hasher::new_derive_key("erofs-image: digests of the pieces of a file")
 }
 
 fn write_chunks<S: BlockSink>(

@@ -46,12 +46,6 @@ pub enum WriteError {
     /// The image has more blocks than its block numbers can count.
     #[error("the image: expected at most 4294967294 blocks of 4096 bytes; split the tree")]
     TooLarge,
-    /// Stored content that another writer stored.
-    #[error("{path}: its content was not stored by this writer; store it first")]
-    ForeignContent {
-        /// The inode's path.
-        path: String,
-    },
     /// A compressor failed.
     #[error("compress {name}: {fact}; choose another compression")]
     Compress {

@@ -71,8 +71,8 @@ impl Context<'_> {
             }
             Kind::Fifo | Kind::Socket => (0, Body::Number(0)),
             Kind::File(_) => {
-                let foreign = || WriteError::ForeignContent { path: printable(&self.tree.path(id)) };
-                let stored = content.ok_or_else(foreign)?;
+                let missing = || self.refuse(id, "content", "what was stored", "nothing".into());
+                let stored = content.ok_or_else(missing)?;
                 (stored.size, Body::File(Arc::clone(stored)))
             }
         };

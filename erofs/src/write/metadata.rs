@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{
     BlockSink, Options, WriteError, Written,
-    contents::{Contents, Data, StoredContent},
+    contents::{Contents, Data},
     directory, identity, index,
     inode::{Body, Context},
     layout::Layout,
@@ -17,10 +17,9 @@ use crate::{
     tree::{InodeId, Kind, Time, Tree},
 };
 
-/// Writes it, block 0 first. `stored` tells the content of each regular file.
+/// Writes it, block 0 first.
 pub(super) fn write<S: BlockSink>(
     tree: &Tree,
-    stored: &[Option<StoredContent>],
     contents: &mut Contents,
     output: &mut Output<S>,
     options: &Options,
@@ -31,8 +30,7 @@ pub(super) fn write<S: BlockSink>(
     let mut plans = Vec::with_capacity(tree.len());
     for id in tree.ids() {
         let xattr_size = shared.body(&tree.node(id).metadata.xattrs).len();
-        let content = stored[id.index()].and_then(|content| contents.get(content));
-        plans.push(context.plan(id, xattr_size, content)?);
+        plans.push(context.plan(id, xattr_size, contents.get(id))?);
     }
     let layout = Layout::new(plans, shared.bytes.len(), output.next()?)?;
     let mut facts = facts(&context, &layout);

@@ -85,8 +85,8 @@ impl Packer {
             content(&mut bytes)?;
             let (whole, compress) = (size <= PIECE_SIZE, size > BLOCK_SIZE as u64);
             let compress = compress && self.form.compression != Compression::None && !packed.is_plain();
-            let (name, input) = (Some(packed.name.clone()), Input::Bytes(bytes));
-            let job = Job { name, input, compress, whole, digest: true, repeats: None };
+            let name = Some(packed.name.clone());
+            let job = Job { name, compress, whole, digest: true, ..Job::new(Input::Bytes(bytes)) };
             self.pipeline.submit(job, extent.length, Arc::clone(&packed));
             while self.pipeline.is_full() {
                 self.take()?;

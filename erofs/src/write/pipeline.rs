@@ -6,7 +6,7 @@ use super::{
     WriteError,
     contents::PIECE_SIZE,
     options::Options,
-    pool::{Job, Piece, Pool, Promise},
+    pool::{Job, Piece, Pool, Promise, Reply},
 };
 
 /// Pieces under way at once, which counts where they are small.
@@ -30,6 +30,11 @@ impl<T> Pipeline<T> {
         let promise = self.pool.submit(job);
         self.queue.push_back((promise, length, with));
         self.bytes += length;
+    }
+
+    /// A piece that cannot wait for its turn.
+    pub(super) fn now(&mut self, job: Job) -> Reply {
+        self.pool.work(job)
     }
 
     /// So much is under way that the next piece should be taken before another is submitted.

@@ -1,7 +1,7 @@
 //! Threads that read, hash and compress pieces of files.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     io,
     sync::{
         Arc, Mutex, PoisonError,
@@ -29,8 +29,24 @@ pub(super) struct Job {
     pub(super) whole: bool,
     /// Another file may have the same content.
     pub(super) digest: bool,
-    /// Its place among all jobs where an earlier one of the same content makes this one needless.
-    pub(super) repeats: Option<usize>,
+    /// Where an earlier one of the same content makes this one needless.
+    pub(super) repeats: Option<Repeats>,
+}
+
+impl Job {
+    /// Reads a piece, and no more.
+    pub(super) fn new(input: Input) -> Self {
+        Self { name: None, input, compress: false, whole: false, digest: false, repeats: None }
+    }
+}
+
+/// The piece's place among those that it may repeat: of files of the same size, those with the same start.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Repeats {
+    /// The file's number. Those with lower ones come first into the image.
+    pub(super) file: usize,
+    pub(super) size: u64,
+    pub(super) start: u64,
 }
 
 /// Where a piece comes from.
@@ -56,14 +72,14 @@ pub(super) struct Piece {
     pub(super) encoded: Option<Encoded>,
     /// Of a whole file: the size of chunks and the data, where it is better stored with holes. It is not compressed then.
     pub(super) sparse: Option<(u8, Parts)>,
-    /// A job with a lower number has the same content: this one was not compressed.
+    /// The same place of an earlier file has the same content: this one was not compressed.
     pub(super) repeated: bool,
 }
 
-/// The first job of each content. It is compressed for all of them.
-type Firsts = Arc<Mutex<HashMap<blake3::Hash, usize>>>;
+/// The first file of all with the same content at the same place, by size, start and digest. It is compressed for all of them.
+type Firsts = Arc<Mutex<HashMap<(u64, u64, blake3::Hash), usize>>>;
 
-type Reply = Result<Piece, WriteError>;
+pub(super) type Reply = Result<Piece, WriteError>;
 
 /// A piece that will be ready.
 #[derive(Debug)]
@@ -111,6 +127,11 @@ impl Pool {
             Ok(()) => Promise::Later(receiver),
             Err(unsent) => Promise::Now(Box::new(self.own.work(unsent.0.0))),
         }
+    }
+
+    /// Does it at once, whatever else waits.
+    pub(super) fn work(&mut self, job: Job) -> Reply {
+        self.own.work(job)
     }
 
     /// Waits for a piece, and works meanwhile.
@@ -174,8 +195,10 @@ impl Worker {
         };
         let (checksum, digest) = (crc32c::crc32c(&raw), job.digest.then(|| blake3::hash(&raw)));
         let sparse = if job.whole { sparse_piece(&raw, job.compress) } else { None };
-        let repeated = digest.zip(job.repeats).is_some_and(|(digest, number)| self.repeats(digest, number));
-        let encoded = if job.compress && sparse.is_none() && !repeated {
+        let repeats = digest.zip(job.repeats).is_some_and(|(digest, place)| self.repeats(digest, place));
+        let compress = job.compress && sparse.is_none();
+        let repeated = compress && repeats;
+        let encoded = if compress && !repeated {
             let fail = |fact| WriteError::Compress { name, fact };
             Some(self.encode(&raw).map_err(fail)?)
         } else {
@@ -184,19 +207,12 @@ impl Worker {
         Ok(Piece { length: raw.len(), raw, checksum, digest, encoded, sparse, repeated })
     }
 
-    /// Whether a job with a lower number has this content. Jobs end in any order: of two at once, both may be the first.
-    fn repeats(&self, digest: blake3::Hash, number: usize) -> bool {
-        match self.firsts.lock().unwrap_or_else(PoisonError::into_inner).entry(digest) {
-            Entry::Vacant(first) => {
-                first.insert(number);
-                false
-            }
-            Entry::Occupied(mut first) => {
-                let found = *first.get();
-                first.insert(found.min(number));
-                found < number
-            }
-        }
+    /// Whether an earlier file has this content there. Jobs end in any order: of two at once, both may be the first.
+    fn repeats(&self, digest: blake3::Hash, place: Repeats) -> bool {
+        let mut firsts = self.firsts.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = firsts.entry((place.size, place.start, digest)).or_insert(place.file);
+        *first = place.file.min(*first);
+        *first < place.file
     }
 
     /// The piece, where it was compressed before.

@@ -9,7 +9,7 @@ use std::{
 
 use erofs_image::{
     Image, ImageWriter, Options, Tree, Written,
-    tree::{FileContent, InodeId, Kind, printable},
+    tree::{InodeId, Kind, printable},
 };
 
 pub mod odd;
@@ -47,7 +47,7 @@ fn describe(tree: &Tree, id: InodeId, lossy: Lossy, first: &str) -> String {
     let node = tree.node(id);
     let metadata = &node.metadata;
     let what = match &node.kind {
-        Kind::File(FileContent::Source(content)) => {
+        Kind::File(content) => {
             let size = content.size();
             let open = content.open().unwrap();
             let mut hasher = blake3::Hasher::new();

@@ -8,7 +8,7 @@ use erofs_image::{
         archive::{Keep, Unpacked, initramfs_stream, tar_stream},
         oci::{Config, Descriptor, Index, Layers, Manifest},
     },
-    tree::{FileContent, Kind},
+    tree::Kind,
 };
 
 use crate::archives::with_checksums;
@@ -120,7 +120,7 @@ fn check_tree(tree: &Tree) -> u64 {
             assert!(!matches!(&name[..], b"" | b"." | b"..") && name.len() <= 255);
             assert!(!name.contains(&b'/') && !name.contains(&0));
         }
-        if let Kind::File(FileContent::Source(content)) = &tree.node(id).kind {
+        if let Kind::File(content) = &tree.node(id).kind {
             sum = sum.saturating_add(content.size());
             let mut start = vec![0; content.size().min(KEPT) as usize];
             let _ = content.open().and_then(|reader| reader.read_exact_at(&mut start, 0));

@@ -22,7 +22,7 @@ use crate::{
     erofs::{self, BLOCK_SIZE, ImageOptions, TimeClamp},
     initramfs::kernel::KernelImage,
     report::{ExitStatus, Failure, Output, Progress},
-    sealed::{self, Measuring},
+    sealed::{self, Follower, Measuring},
     tree::source::Source,
     verity::Leaves,
 };
@@ -33,10 +33,10 @@ pub(super) struct Image {
     pub(super) os_release: OsRelease,
     pub(super) verity: SealedVerity,
     /// What the release statement will say of it.
-    pub(super) measuring: Option<Measuring>,
+    pub(super) measuring: Measuring,
 }
 
-/// Writes the image and its hash tree. Each block is hashed on its way into the file.
+/// Writes the image and its hash tree, and begins to measure the image for the release statement.
 pub(super) fn write(
     request: &SealRequest,
     kernel: Option<&KernelImage>,
@@ -56,8 +56,8 @@ pub(super) fn write(
     let image = open(&path)?;
     let progress = output.spinner("writing the erofs image");
     let leaves = Leaves::new(parameters(config, &identity.id));
-    let at_once = request.threads.get() > 1;
-    let mut sink = Hashed { file: &image, leaves, end: 0, at_once, measuring: None, progress: &progress };
+    let follower = Follower::new(&image, request.threads.get() > 1);
+    let mut sink = Hashed { file: &image, end: 0, begun: false, follower, leaves, progress: &progress };
     match found {
         Some(Unpacked { tree, remarks }) => {
             remarks.iter().for_each(|remark| output.warn(remark));
@@ -65,8 +65,9 @@ pub(super) fn write(
         }
         None => copy(&request.root, &mut sink, config, &options)?,
     }
-    let Hashed { leaves, measuring, .. } = sink;
-    measuring.iter().for_each(Measuring::complete);
+    sink.follow(true).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
+    let Hashed { leaves, follower, .. } = sink;
+    let measuring = follower.finish();
     progress.finish();
     let verity = write_tree(request, directory, leaves)?;
     Ok(Image { identity, os_release, verity, measuring })
@@ -111,32 +112,32 @@ pub(super) fn check_block_size(config: &Config, block_size: u64) -> Result<(), F
     Err(Failure::new(ExitStatus::Usage, fact).next("omit verity.data_block_size"))
 }
 
-/// The image's blocks on their way into the file.
+/// The image's blocks on their way into the file, from which they are read once for all that is made of them.
 struct Hashed<'a> {
     file: &'a File,
-    leaves: Leaves,
     /// The end of all that came.
     end: u64,
-    /// Whether there is a thread for measuring it meanwhile.
-    at_once: bool,
-    measuring: Option<Measuring>,
+    /// Block 0 came, so that all before `end` is there.
+    begun: bool,
+    follower: Follower<'a>,
+    leaves: Leaves,
     progress: &'a Progress,
+}
+
+impl Hashed<'_> {
+    fn follow(&mut self, wait: bool) -> io::Result<()> {
+        self.follower.follow(self.end, wait, |offset, bytes| self.leaves.hash(offset, bytes))
+    }
 }
 
 impl BlockSink for Hashed<'_> {
     fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()> {
         let offset = u64::from(first.0) * BLOCK_SIZE;
         self.file.write_all_at(bytes, offset)?;
-        self.leaves.hash(offset, bytes);
-        self.end = self.end.max(offset + bytes.len() as u64);
-        match &self.measuring {
-            Some(measuring) => measuring.advance(self.end),
-            // Where it cannot begin now, the file is read when its digest is wanted.
-            None if self.at_once && first == Block(0) => self.measuring = Measuring::start(self.file, self.end).ok(),
-            None => {}
-        }
         self.progress.advance(bytes.len() as u64);
-        Ok(())
+        self.end = self.end.max(offset + bytes.len() as u64);
+        self.begun |= first == Block(0);
+        if self.begun { self.follow(false) } else { Ok(()) }
     }
 }
 
