@@ -265,15 +265,16 @@ fn write_initramfs(directory: &SealedDirectory, manifest: &Envelope, trust: &Tru
 
 fn release_statement(directory: &SealedDirectory, envelope: &Envelope) -> Result<Release, Failure> {
     let manifest = directory.manifest_in(envelope)?;
+    let (kernel_authenticode, artifacts) = rayon::join(|| kernel_authenticode(directory), || directory.artifacts());
     Ok(Release {
         image: manifest.image,
         manifest_digest: Sha256Digest::of(envelope.unverified_payload()),
         root_hash: manifest.verity.root_hash,
         kernel_release: manifest.kernel_release,
-        kernel_authenticode: kernel_authenticode(directory)?,
+        kernel_authenticode: kernel_authenticode?,
         uki: uki_measurements(directory)?,
         command_lines: manifest.command_lines,
-        artifacts: directory.artifacts()?,
+        artifacts: artifacts?,
     })
 }
 
