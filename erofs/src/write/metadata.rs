@@ -43,7 +43,7 @@ pub(super) fn write<S: BlockSink>(
         inodes: facts.inodes,
         uuid: facts.uuid,
         duplicates: contents.duplicates,
-        compressed: files(&layout).filter(|data| matches!(data, Data::Compressed { .. })).count() as u64,
+        compressed: facts.compressed,
     })
 }
 
@@ -65,7 +65,7 @@ fn facts(context: &Context<'_>, layout: &Layout) -> Facts {
         xattrs: layout.xattrs,
         build_time: context.build_time,
         uuid: [0; 16],
-        compressed: files(layout).any(|data| matches!(data, Data::Compressed { .. })),
+        compressed: files(layout).filter(|data| matches!(data, Data::Compressed { .. })).count() as u64,
         chunked: files(layout).any(|data| matches!(data, Data::Chunks { .. })),
     }
 }

@@ -28,7 +28,8 @@ pub(super) struct Facts {
     pub(super) xattrs: Block,
     pub(super) build_time: Time,
     pub(super) uuid: [u8; 16],
-    pub(super) compressed: bool,
+    /// Files of which some part is compressed.
+    pub(super) compressed: u64,
     pub(super) chunked: bool,
 }
 
@@ -40,7 +41,7 @@ pub(super) fn algorithm(compression: Compression) -> u8 {
 /// The block. A feature bit is set only where it is used.
 pub(super) fn render(facts: &Facts, options: &Options) -> Vec<u8> {
     let mut features = if facts.chunked { INCOMPAT_CHUNKED } else { 0 };
-    if facts.compressed {
+    if facts.compressed > 0 {
         features |= INCOMPAT_ZERO_PADDING | INCOMPAT_CONFIGURATIONS;
     }
     let raw = RawSuperblock {
@@ -57,12 +58,12 @@ pub(super) fn render(facts: &Facts, options: &Options) -> Vec<u8> {
         uuid: facts.uuid,
         volume_name: options.volume_name,
         feature_incompat: features.into(),
-        algorithms: if facts.compressed { 1 << algorithm(options.compression) } else { 0 }.into(),
+        algorithms: if facts.compressed > 0 { 1 << algorithm(options.compression) } else { 0 }.into(),
         ..RawSuperblock::default()
     };
     let mut block = vec![0; OFFSET];
     block.extend_from_slice(raw.as_bytes());
-    if facts.compressed {
+    if facts.compressed > 0 {
         block.extend_from_slice(&configuration(options));
     }
     block.resize(BLOCK_SIZE, 0);

@@ -28,6 +28,7 @@ mod loops;
 mod mapper;
 mod modules;
 mod priority;
+mod program;
 pub(crate) mod root;
 mod secret;
 mod uevents;
@@ -241,6 +242,7 @@ impl System for Linux {
     fn exec(&mut self, path: &str, arguments: &[String]) -> io::Result<Self::Gone> {
         // Close-on-exec would do; an event socket must not outlive its use in any case.
         (self.events, self.tpm, self.log) = (None, None, None);
+        program::read_ahead(path);
         priority::restore()?;
         root::exec(path, arguments)
     }

@@ -79,15 +79,10 @@ impl Scan {
             if let Some(error) = state.failed.take() {
                 return Err(error);
             }
-            if let Some(next) = state.take() {
-                drop(state);
-                self.list(next, xattrs);
-                state = self.lock();
-            } else if state.ended {
+            if state.ended && state.waiting.is_empty() {
                 return Err(io_error("list", Path::new("the directory"), io::Error::other("another thread has ended")));
-            } else {
-                state = self.wait(state);
             }
+            state = self.go_on(state, xattrs);
         }
     }
 
@@ -95,17 +90,19 @@ impl Scan {
         let _ending = Ending(self);
         let mut xattrs = XattrReader::new();
         let mut state = self.lock();
-        while !state.ended && state.failed.is_none() {
-            if let Some(next) = state.take() {
-                drop(state);
-                self.list(next, &mut xattrs);
-                state = self.lock();
-            } else if state.busy == 0 {
-                return;
-            } else {
-                state = self.wait(state);
-            }
+        while !state.ended && state.failed.is_none() && (state.busy > 0 || !state.waiting.is_empty()) {
+            state = self.go_on(state, &mut xattrs);
         }
+    }
+
+    /// Lists the directory that is next, or waits for what others list.
+    fn go_on<'a>(&'a self, mut state: MutexGuard<'a, State>, xattrs: &mut XattrReader) -> MutexGuard<'a, State> {
+        let Some(next) = state.take() else {
+            return self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        };
+        drop(state);
+        self.list(next, xattrs);
+        self.lock()
     }
 
     fn list(&self, (number, path): (usize, PathBuf), xattrs: &mut XattrReader) {
@@ -118,10 +115,6 @@ impl Scan {
         }
         drop(state);
         self.changed.notify_all();
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
