@@ -79,7 +79,7 @@ pub(super) struct Contents {
     /// Of each inode.
     stored: Vec<Option<Arc<Stored>>>,
     by_digest: HashMap<(u64, blake3::Hash), Arc<Stored>>,
-    /// How files begin: their size, and the digest of the first piece, of the first two, and so on to the last.
+    /// How files of several pieces begin: their size, and the digest of the first piece, of the first two, and so on.
     beginnings: HashSet<(u64, blake3::Hash)>,
     /// The sizes that several files have. No other file can have the content of another.
     common_sizes: HashSet<u64>,
@@ -172,13 +172,14 @@ impl Contents {
         let Some((piece, (extent, last))) = self.pipeline.next()? else { return Ok(()) };
         let Some(mut file) = self.pending.pop_front() else { return Ok(()) };
         let beginning = file.begins_with(&piece);
-        file.is_like_others &= beginning.is_some_and(|beginning| !self.beginnings.insert(beginning));
-        if let Some(digest) = piece.digest.filter(|_| file.is_like_others && !last) {
-            file.held.push((extent, digest));
-            self.pending.push_front(file);
-            return Ok(());
-        }
-        if let Some(found) = beginning.filter(|_| last).and_then(|all| self.by_digest.get(&all)) {
+        if !last {
+            file.is_like_others &= beginning.is_some_and(|beginning| !self.beginnings.insert(beginning));
+            if let Some(digest) = piece.digest.filter(|_| file.is_like_others) {
+                file.held.push((extent, digest));
+                self.pending.push_front(file);
+                return Ok(());
+            }
+        } else if let Some(found) = beginning.and_then(|all| self.by_digest.get(&all)) {
             self.stored[file.index] = Some(Arc::clone(found));
             self.duplicates += 1;
             return Ok(());

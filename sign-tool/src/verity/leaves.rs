@@ -1,4 +1,4 @@
-//! Hash trees of data whose blocks are hashed as they are written, so that nothing is read back.
+//! Hash trees of data whose blocks are hashed as they are shown: by whoever reads them anyway, before all of them are there.
 
 use std::{fs::File, num::NonZeroUsize, os::unix::fs::FileExt};
 
