@@ -2,11 +2,13 @@
 
 use std::{
     ffi::OsStr,
-    fs::File,
+    fs::{self, OpenOptions},
     io::Read,
-    os::unix::ffi::OsStrExt,
+    os::unix::{ffi::OsStrExt, fs::OpenOptionsExt},
     path::{Path, PathBuf},
 };
+
+use nix::libc::O_NONBLOCK;
 
 /// So much of each file, which is all of most: `execve` touches more than their headers.
 const START: usize = 1 << 18;
@@ -23,9 +25,14 @@ pub(super) fn read_ahead(path: &str) {
     }
 }
 
+/// Nothing of what is no file, or has nothing to read yet: nobody waits here for what `execve` would refuse at once.
 fn start(path: &Path) -> Option<Vec<u8>> {
+    if !fs::metadata(path).ok()?.is_file() {
+        return None;
+    }
+    let file = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(path).ok()?;
     let mut start = Vec::with_capacity(START);
-    File::open(path).ok()?.take(START as u64).read_to_end(&mut start).ok()?;
+    file.take(START as u64).read_to_end(&mut start).ok()?;
     Some(start)
 }
 
@@ -76,5 +83,15 @@ mod tests {
         assert_eq!(interpreter(b"#!"), None);
         assert_eq!(interpreter(b"#!  \n\n"), None);
         read_ahead("/nowhere");
+    }
+
+    #[test]
+    fn nobody_waits_for_an_interpreter_that_is_no_file() {
+        use nix::{sys::stat::Mode, unistd::mkfifo};
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, script) = (folder.path().join("pipe"), folder.path().join("script"));
+        mkfifo(&pipe, Mode::S_IRWXU).unwrap();
+        fs::write(&script, format!("#!{}\n", pipe.display())).unwrap();
+        read_ahead(script.to_str().unwrap());
     }
 }
