@@ -139,6 +139,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let image = || image::write(request, kernel.as_ref(), &directory, output);
     let pack = || {
         let (Some(paths), Some(kernel)) = (&request.kernel, &kernel) else { return Ok(None) };
+        copy(&paths.image, &directory.file(sealed::KERNEL))?;
         pack_initramfs(&request.config, paths, kernel, &init).map(Some)
     };
     let (image, initramfs) = together(request.threads, image, pack)?;
@@ -150,8 +151,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
 
     write_documents(&directory, &manifest, &trust)?;
     keys.write(&directory)?;
-    if let (Some(paths), Some(kernel), Some(initramfs)) = (&request.kernel, &kernel, initramfs) {
-        copy(&paths.image, &directory.file(sealed::KERNEL))?;
+    if let (Some(kernel), Some(initramfs)) = (&kernel, initramfs) {
         directory.write(sealed::INITRAMFS_BASE, &initramfs)?;
         if let Some(stub) = &stub {
             write_uki_base(request, stub, kernel, os_release.sealed(&manifest.image), &directory)?;

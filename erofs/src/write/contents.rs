@@ -35,7 +35,7 @@ const TAIL_LIMIT: usize = BLOCK_SIZE - SLOT_SIZE;
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) size: u64,
-    /// Of the pieces' checksums, for the image's UUID: CRC-32C, since nothing else is as fast.
+    /// CRC-32C of the pieces' marks, for the image's UUID.
     pub(super) checksum: u32,
     pub(super) data: Data,
 }
@@ -218,7 +218,7 @@ impl Contents {
         last: bool,
         output: &mut Output<S>,
     ) -> Result<(), WriteError> {
-        file.checksum = crc32c::crc32c_append(file.checksum, &piece.checksum.to_le_bytes());
+        file.checksum = crc32c::crc32c_append(file.checksum, &piece.mark());
         if let Some((bits, parts)) = piece.sparse {
             file.chunks = Some(holes_only(file.size, bits));
             for part in parts {

@@ -59,7 +59,7 @@ struct PackedPiece {
     start: u64,
     /// Bytes of the file.
     length: usize,
-    checksum: u32,
+    checksum: Option<u32>,
     digest: blake3::Hash,
     /// Its clusters; without them it lies there as it is.
     clusters: Option<Box<[Cluster]>>,

@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        mpsc::{Receiver, Sender, TryRecvError, channel},
+        mpsc::{Receiver, Sender, SyncSender, TryRecvError, channel, sync_channel},
     },
     thread::JoinHandle,
 };
@@ -65,8 +65,8 @@ pub(super) struct Piece {
     pub(super) raw: Vec<u8>,
     /// Its bytes in the file.
     pub(super) length: usize,
-    /// CRC-32C.
-    pub(super) checksum: u32,
+    /// CRC-32C, where nothing else tells it apart.
+    pub(super) checksum: Option<u32>,
     /// Where the job asked for it.
     pub(super) digest: Option<blake3::Hash>,
     pub(super) encoded: Option<Encoded>,
@@ -74,6 +74,16 @@ pub(super) struct Piece {
     pub(super) sparse: Option<(u8, Parts)>,
     /// The same place of an earlier file has the same content: this one was not compressed.
     pub(super) repeated: bool,
+}
+
+impl Piece {
+    /// What tells it from other content in the image's UUID.
+    pub(super) fn mark(&self) -> [u8; 4] {
+        match self.digest {
+            Some(digest) => std::array::from_fn(|at| digest.as_bytes()[at]),
+            None => self.checksum.unwrap_or_default().to_le_bytes(),
+        }
+    }
 }
 
 /// The first file of all with the same content at the same place, by size, start and digest. It is compressed for all of them.
@@ -88,7 +98,7 @@ pub(super) enum Promise {
     Later(Receiver<Reply>),
 }
 
-type Task = (Job, Sender<Reply>);
+type Task = (Job, SyncSender<Reply>);
 
 /// The threads, of which the caller is one.
 #[derive(Debug)]
@@ -122,7 +132,8 @@ impl Pool {
 
     pub(super) fn submit(&mut self, job: Job) -> Promise {
         let Some(sender) = &self.sender else { return Promise::Now(Box::new(self.own.work(job))) };
-        let (reply, receiver) = channel();
+        // One reply, so that there is no room for many.
+        let (reply, receiver) = sync_channel(1);
         match sender.send((job, reply)) {
             Ok(()) => Promise::Later(receiver),
             Err(unsent) => Promise::Now(Box::new(self.own.work(unsent.0.0))),
@@ -186,6 +197,8 @@ impl Worker {
         if let Some(piece) = self.packed(&job)? {
             return Ok(piece);
         }
+        // What is packed ahead may be wanted with its digest or without.
+        let ahead = matches!(job.input, Input::Bytes(_));
         let (name, raw) = match job.input {
             Input::Bytes(bytes) => (job.name.unwrap_or_default(), bytes),
             Input::Content(content, extent) => {
@@ -193,7 +206,8 @@ impl Worker {
                 (String::new(), raw.map_err(|source| content_error(&*content, source))?)
             }
         };
-        let (checksum, digest) = (crc32c::crc32c(&raw), job.digest.then(|| blake3::hash(&raw)));
+        let digest = job.digest.then(|| blake3::hash(&raw));
+        let checksum = (ahead || digest.is_none()).then(|| crc32c::crc32c(&raw));
         let sparse = if job.whole { sparse_piece(&raw, job.compress) } else { None };
         let repeats = digest.zip(job.repeats).is_some_and(|(digest, place)| self.repeats(digest, place));
         let compress = job.compress && sparse.is_none();

@@ -57,7 +57,7 @@ pub(super) fn write(
     let progress = output.spinner("writing the erofs image");
     let leaves = Leaves::new(parameters(config, &identity.id));
     let follower = Follower::new(&image, request.threads.get() > 1);
-    let mut sink = Hashed { file: &image, end: 0, begun: false, follower, leaves, progress: &progress };
+    let mut sink = Hashed { end: 0, begun: false, follower, leaves, progress: &progress };
     match found {
         Some(Unpacked { tree, remarks }) => {
             remarks.iter().for_each(|remark| output.warn(remark));
@@ -114,7 +114,6 @@ pub(super) fn check_block_size(config: &Config, block_size: u64) -> Result<(), F
 
 /// The image's blocks on their way into the file, from which they are read once for all that is made of them.
 struct Hashed<'a> {
-    file: &'a File,
     /// The end of all that came.
     end: u64,
     /// Block 0 came, so that all before `end` is there.
@@ -126,14 +125,14 @@ struct Hashed<'a> {
 
 impl Hashed<'_> {
     fn follow(&mut self, wait: bool) -> io::Result<()> {
-        self.follower.follow(self.end, wait, |offset, bytes| self.leaves.hash(offset, bytes))
+        self.follower.follow(self.end, wait, |bytes| self.leaves.hash(bytes))
     }
 }
 
 impl BlockSink for Hashed<'_> {
     fn write(&mut self, first: Block, bytes: &[u8]) -> io::Result<()> {
         let offset = u64::from(first.0) * BLOCK_SIZE;
-        self.file.write_all_at(bytes, offset)?;
+        self.follower.file.write_all_at(bytes, offset)?;
         self.progress.advance(bytes.len() as u64);
         self.end = self.end.max(offset + bytes.len() as u64);
         self.begun |= first == Block(0);

@@ -13,34 +13,29 @@ use super::{
 };
 use crate::report::Progress;
 
-/// The digests of data blocks, which come in any order. They take less than a hundredth of the data's size.
+/// The digests of data blocks. They take less than a hundredth of the data's size.
 #[derive(Debug)]
 pub struct Leaves {
     parameters: VerityParameters,
     hasher: BlockHasher,
     /// Of the lowest level: each block's digest in its slot.
     slots: Vec<u8>,
-    hashed: u64,
 }
 
 impl Leaves {
     /// For data of a size that is not known yet: `parameters.data_blocks` is of no account.
     pub fn new(parameters: VerityParameters) -> Self {
-        Self { hasher: BlockHasher::new(&parameters, Engine::best()), parameters, slots: Vec::new(), hashed: 0 }
+        Self { hasher: BlockHasher::new(&parameters, Engine::best()), parameters, slots: Vec::new() }
     }
 
-    /// Hashes whole blocks that lie at `offset` bytes, each of which comes once.
-    pub fn hash(&mut self, offset: u64, blocks: &[u8]) {
+    /// Hashes the whole blocks that are next.
+    pub fn hash(&mut self, blocks: &[u8]) {
         let block_size = self.parameters.data_block_size.bytes() as usize;
         let slot_size = self.parameters.slot_size();
-        debug_assert!(offset.is_multiple_of(block_size as u64) && blocks.len().is_multiple_of(block_size));
-        let start = offset as usize / block_size * slot_size;
-        let end = start + blocks.len() / block_size * slot_size;
-        if self.slots.len() < end {
-            self.slots.resize(end, 0);
-        }
-        self.hasher.hash(blocks, block_size, &mut self.slots[start..end], slot_size);
-        self.hashed += (blocks.len() / block_size) as u64;
+        debug_assert!(blocks.len().is_multiple_of(block_size));
+        let start = self.slots.len();
+        self.slots.resize(start + blocks.len() / block_size * slot_size, 0);
+        self.hasher.hash(blocks, block_size, &mut self.slots[start..], slot_size);
     }
 
     /// Writes the tree at the start of `hash`, behind a superblock where `superblock` says which UUID it has, and waits until
@@ -55,7 +50,6 @@ impl Leaves {
         threads: NonZeroUsize,
     ) -> Result<(VerityParameters, RootHash), FormatError> {
         self.parameters.data_blocks = (self.slots.len() / self.parameters.slot_size()) as u64;
-        debug_assert_eq!(self.hashed, self.parameters.data_blocks, "each block comes once");
         let geometry = Geometry::new(&self.parameters)?;
         let area = HashArea { offset: 0, superblock: superblock.is_some() };
         let tree_start = area.tree_range(&self.parameters, &geometry)?.start;
@@ -94,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_hashed_in_any_order_give_the_tree_of_the_data() {
+    fn blocks_hashed_as_they_come_give_the_tree_of_the_data() {
         let id: fn(&RootHash) -> Uuid = |root| Uuid::from_slice(&root.as_bytes()[..16]).unwrap();
         for (blocks, algorithm, superblock) in [
             (1, HashAlgorithm::Sha256, None),
@@ -112,8 +106,7 @@ mod tests {
                 salt: Salt::new(vec![3; 7]).unwrap(),
             };
             let mut leaves = Leaves::new(parameters);
-            leaves.hash(512, &data[512..]);
-            leaves.hash(0, &data[..512]);
+            data.chunks(100 * 512).for_each(|blocks| leaves.hash(blocks));
             let [data_file, expected, found] = [(); 3].map(|()| tempfile::tempfile().unwrap());
             data_file.write_all_at(&data, 0).unwrap();
             let (parameters, root) = leaves.finish(&found, superblock, NonZeroUsize::MIN).unwrap();
