@@ -35,8 +35,8 @@ const TAIL_LIMIT: usize = BLOCK_SIZE - SLOT_SIZE;
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) size: u64,
-    /// CRC-32C of the pieces' marks, for the image's UUID.
-    pub(super) checksum: u32,
+    /// Tells its content from all other content of this size.
+    pub(super) digest: blake3::Hash,
     pub(super) data: Data,
 }
 
@@ -61,9 +61,8 @@ struct Pending {
     data: Option<Data>,
     /// Chunks with holes, made out before.
     chunks: Option<(u8, Vec<u32>)>,
-    checksum: u32,
-    /// Of the pieces' digests, where another file may have the same content.
-    digest: Option<blake3::Hasher>,
+    /// Tells how it begins, up to the piece that came last.
+    beginning: blake3::Hash,
     /// An earlier file begins with all pieces so far. They are not written as long as that may be true to the end.
     is_like_others: bool,
     /// Those pieces, with their digests.
@@ -81,8 +80,6 @@ pub(super) struct Contents {
     by_digest: HashMap<(u64, blake3::Hash), Arc<Stored>>,
     /// How files of several pieces begin: their size, and the digest of the first piece, of the first two, and so on.
     beginnings: HashSet<(u64, blake3::Hash)>,
-    /// The sizes that several files have. No other file can have the content of another.
-    common_sizes: HashSet<u64>,
     pending: VecDeque<Pending>,
     pub(super) tails: Tails,
     pub(super) duplicates: u64,
@@ -97,7 +94,6 @@ impl Contents {
             stored: vec![None; tree.len()],
             by_digest: HashMap::new(),
             beginnings: HashSet::new(),
-            common_sizes: common_sizes(files(tree).map(|(_, content)| content.size())),
             pending: VecDeque::new(),
             tails: Tails::default(),
             duplicates: 0,
@@ -128,8 +124,6 @@ impl Contents {
         let data = data.map_err(|source| content_error(&**content, source))?;
         if let Some((bits, data)) = holes::sparse(size, &data, self.compress) {
             (file.chunks, parts) = (Some(holes_only(size, bits)), data);
-        } else if self.common_sizes.contains(&size) {
-            (file.digest, file.is_like_others) = (Some(blake3::Hasher::new()), true);
         }
         let pieces: Vec<Extent> = parts.iter().flat_map(|part| pieces(*part)).collect();
         if pieces.is_empty() {
@@ -171,15 +165,16 @@ impl Contents {
     fn take<S: BlockSink>(&mut self, output: &mut Output<S>) -> Result<(), WriteError> {
         let Some((piece, (extent, last))) = self.pipeline.next()? else { return Ok(()) };
         let Some(mut file) = self.pending.pop_front() else { return Ok(()) };
-        let beginning = file.begins_with(&piece);
+        file.go_on(extent, piece.digest);
+        let beginning = (file.size, file.beginning);
         if !last {
-            file.is_like_others &= beginning.is_some_and(|beginning| !self.beginnings.insert(beginning));
-            if let Some(digest) = piece.digest.filter(|_| file.is_like_others) {
-                file.held.push((extent, digest));
+            file.is_like_others &= !self.beginnings.insert(beginning);
+            if file.is_like_others {
+                file.held.push((extent, piece.digest));
                 self.pending.push_front(file);
                 return Ok(());
             }
-        } else if let Some(found) = beginning.and_then(|all| self.by_digest.get(&all)) {
+        } else if let Some(found) = self.by_digest.get(&beginning) {
             self.stored[file.index] = Some(Arc::clone(found));
             self.duplicates += 1;
             return Ok(());
@@ -188,10 +183,7 @@ impl Contents {
             let piece = self.read_again(&file, part, digest)?;
             self.write(&mut file, piece, part, false, output)?;
         }
-        let piece = match piece.digest.filter(|_| piece.repeated) {
-            Some(digest) => self.read_again(&file, extent, digest)?,
-            None => piece,
-        };
+        let piece = if piece.repeated { self.read_again(&file, extent, piece.digest)? } else { piece };
         self.write(&mut file, piece, extent, last, output)?;
         if last {
             self.complete(file);
@@ -204,7 +196,7 @@ impl Contents {
     /// A piece that was not compressed: an earlier file has the same there, but is another one as a whole.
     fn read_again(&mut self, file: &Pending, part: Extent, digest: blake3::Hash) -> Result<Piece, WriteError> {
         let piece = self.pipeline.now(Job { repeats: None, ..file.job(part, self.compress) })?;
-        if piece.digest != Some(digest) {
+        if piece.digest != digest {
             return Err(content_error(&*file.content, io::Error::other("found another content than a moment before")));
         }
         Ok(piece)
@@ -218,7 +210,6 @@ impl Contents {
         last: bool,
         output: &mut Output<S>,
     ) -> Result<(), WriteError> {
-        file.checksum = crc32c::crc32c_append(file.checksum, &piece.mark());
         if let Some((bits, parts)) = piece.sparse {
             file.chunks = Some(holes_only(file.size, bits));
             for part in parts {
@@ -267,10 +258,8 @@ impl Contents {
             Some((bits, blocks)) => Data::Chunks { bits, blocks },
             None => file.data.unwrap_or(Data::Flat { first: Block(0), tail: Tail::default() }),
         };
-        let stored = Arc::new(Stored { size: file.size, checksum: file.checksum, data });
-        if let Some(hasher) = file.digest.filter(|_| file.size > 0) {
-            self.by_digest.insert((file.size, hasher.finalize()), Arc::clone(&stored));
-        }
+        let stored = Arc::new(Stored { size: file.size, digest: file.beginning, data });
+        self.by_digest.insert((file.size, file.beginning), Arc::clone(&stored));
         self.stored[file.index] = Some(stored);
     }
 }
@@ -278,27 +267,24 @@ impl Contents {
 impl Pending {
     fn new(index: usize, content: &Arc<dyn Content>) -> Self {
         let (size, content) = (content.size(), Arc::clone(content));
-        let (data, chunks, checksum, digest) = (None, None, 0, None);
-        Self { index, size, content, data, chunks, checksum, digest, is_like_others: false, held: Vec::new() }
+        let (data, chunks, beginning) = (None, None, blake3::Hash::from_bytes([0; blake3::OUT_LEN]));
+        Self { index, size, content, data, chunks, beginning, is_like_others: true, held: Vec::new() }
     }
 
     /// What is to be done with a part of it.
     fn job(&self, extent: Extent, compress: bool) -> Job {
-        let may_repeat = self.digest.is_some();
-        let place = Repeats { file: self.index, size: self.size, start: extent.start };
         Job {
             compress: compress && self.size > BLOCK_SIZE as u64 && self.chunks.is_none() && !self.is_plain(),
             whole: self.size <= PIECE_SIZE,
-            digest: may_repeat,
-            repeats: may_repeat.then_some(place),
+            repeats: Some(Repeats { file: self.index, size: self.size, start: extent.start }),
             ..Job::new(Input::Content(Arc::clone(&self.content), extent))
         }
     }
 
-    /// Adds a piece's digest. Tells how the file begins, up to this piece.
-    fn begins_with(&mut self, piece: &Piece) -> Option<(u64, blake3::Hash)> {
-        let (hasher, digest) = (self.digest.as_mut()?, piece.digest?);
-        Some((self.size, hasher.update(digest.as_bytes()).finalize()))
+    /// Adds the piece that is next to what tells the beginning.
+    fn go_on(&mut self, extent: Extent, digest: blake3::Hash) {
+        let parts = [&self.beginning.as_bytes()[..], &extent.start.to_le_bytes(), digest.as_bytes()];
+        self.beginning = blake3::hash(&parts.concat());
     }
 
     /// Its first piece did not shrink, so that there is no use in compressing others.
@@ -313,12 +299,6 @@ fn files(tree: &Tree) -> impl Iterator<Item = (InodeId, &Arc<dyn Content>)> {
         Kind::File(content) => Some((id, content)),
         _ => None,
     })
-}
-
-/// The sizes that several files have. No other file can have the content of another.
-fn common_sizes(sizes: impl Iterator<Item = u64>) -> HashSet<u64> {
-    let mut seen = HashSet::new();
-    sizes.filter(|size| !seen.insert(*size)).collect()
 }
 
 /// The chunks of a file while none has data.

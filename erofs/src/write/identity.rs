@@ -7,7 +7,7 @@ use super::{
 };
 use crate::tree::Kind;
 
-/// From every inode with all that it has, content by its checksum, and from what `superblock` says without the UUID.
+/// From every inode with all that it has, content by its digest, and from what `superblock` says without the UUID.
 pub(super) fn uuid(context: &Context<'_>, layout: &Layout, shared: &SharedXattrs, superblock: &[u8]) -> [u8; 16] {
     let mut hasher = Gathered::new("erofs-image: every inode with all that it has");
     for id in context.tree.ids() {
@@ -15,7 +15,7 @@ pub(super) fn uuid(context: &Context<'_>, layout: &Layout, shared: &SharedXattrs
         hasher.update(&context.render(id, plan, id.0 + 1));
         hasher.update(&shared.body(&node.metadata.xattrs));
         match (&plan.body, &node.kind) {
-            (Body::File(stored), _) => hasher.update(&stored.checksum.to_le_bytes()),
+            (Body::File(stored), _) => hasher.update(stored.digest.as_bytes()),
             (Body::Symlink { .. }, Kind::Symlink(target)) => hasher.update(target),
             (Body::Directory { .. }, _) => {
                 let entries = context.tree.entries(id);

@@ -59,7 +59,6 @@ struct PackedPiece {
     start: u64,
     /// Bytes of the file.
     length: usize,
-    checksum: Option<u32>,
     digest: blake3::Hash,
     /// Its clusters; without them it lies there as it is.
     clusters: Option<Box<[Cluster]>>,
@@ -86,7 +85,7 @@ impl Packer {
             let (whole, compress) = (size <= PIECE_SIZE, size > BLOCK_SIZE as u64);
             let compress = compress && self.form.compression != Compression::None && !packed.is_plain();
             let name = Some(packed.name.clone());
-            let job = Job { name, compress, whole, digest: true, ..Job::new(Input::Bytes(bytes)) };
+            let job = Job { name, compress, whole, ..Job::new(Input::Bytes(bytes)) };
             self.pipeline.submit(job, extent.length, Arc::clone(&packed));
             while self.pipeline.is_full() {
                 self.take()?;
@@ -117,8 +116,7 @@ impl Packer {
         pieces.push(PackedPiece {
             start: self.end,
             length: piece.length,
-            checksum: piece.checksum,
-            digest: piece.digest.unwrap_or_else(|| blake3::hash(&piece.raw)),
+            digest: piece.digest,
             clusters: encoded.map(|encoded| encoded.clusters.clone().into()),
         });
         self.end += bytes.len() as u64;
@@ -149,8 +147,7 @@ impl Packed {
         Ok(Some(Piece {
             raw: Vec::new(),
             length: found.length,
-            checksum: found.checksum,
-            digest: Some(found.digest),
+            digest: found.digest,
             encoded: Some(Encoded { bytes, clusters: clusters.into_vec() }),
             sparse: None,
             repeated: false,

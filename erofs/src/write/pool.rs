@@ -27,8 +27,6 @@ pub(super) struct Job {
     pub(super) compress: bool,
     /// The piece is all of its file.
     pub(super) whole: bool,
-    /// Another file may have the same content.
-    pub(super) digest: bool,
     /// Where an earlier one of the same content makes this one needless.
     pub(super) repeats: Option<Repeats>,
 }
@@ -36,7 +34,7 @@ pub(super) struct Job {
 impl Job {
     /// Reads a piece, and no more.
     pub(super) fn new(input: Input) -> Self {
-        Self { name: None, input, compress: false, whole: false, digest: false, repeats: None }
+        Self { name: None, input, compress: false, whole: false, repeats: None }
     }
 }
 
@@ -65,25 +63,13 @@ pub(super) struct Piece {
     pub(super) raw: Vec<u8>,
     /// Its bytes in the file.
     pub(super) length: usize,
-    /// CRC-32C, where nothing else tells it apart.
-    pub(super) checksum: Option<u32>,
-    /// Where the job asked for it.
-    pub(super) digest: Option<blake3::Hash>,
+    /// Of its bytes in the file.
+    pub(super) digest: blake3::Hash,
     pub(super) encoded: Option<Encoded>,
     /// Of a whole file: the size of chunks and the data, where it is better stored with holes. It is not compressed then.
     pub(super) sparse: Option<(u8, Parts)>,
     /// The same place of an earlier file has the same content: this one was not compressed.
     pub(super) repeated: bool,
-}
-
-impl Piece {
-    /// What tells it from other content in the image's UUID.
-    pub(super) fn mark(&self) -> [u8; 4] {
-        match self.digest {
-            Some(digest) => std::array::from_fn(|at| digest.as_bytes()[at]),
-            None => self.checksum.unwrap_or_default().to_le_bytes(),
-        }
-    }
 }
 
 /// The first file of all with the same content at the same place, by size, start and digest. It is compressed for all of them.
@@ -197,8 +183,6 @@ impl Worker {
         if let Some(piece) = self.packed(&job)? {
             return Ok(piece);
         }
-        // What is packed ahead may be wanted with its digest or without.
-        let ahead = matches!(job.input, Input::Bytes(_));
         let (name, raw) = match job.input {
             Input::Bytes(bytes) => (job.name.unwrap_or_default(), bytes),
             Input::Content(content, extent) => {
@@ -206,10 +190,9 @@ impl Worker {
                 (String::new(), raw.map_err(|source| content_error(&*content, source))?)
             }
         };
-        let digest = job.digest.then(|| blake3::hash(&raw));
-        let checksum = (ahead || digest.is_none()).then(|| crc32c::crc32c(&raw));
+        let digest = blake3::hash(&raw);
         let sparse = if job.whole { sparse_piece(&raw, job.compress) } else { None };
-        let repeats = digest.zip(job.repeats).is_some_and(|(digest, place)| self.repeats(digest, place));
+        let repeats = job.repeats.is_some_and(|place| self.repeats(digest, place));
         let compress = job.compress && sparse.is_none();
         let repeated = compress && repeats;
         let encoded = if compress && !repeated {
@@ -218,7 +201,7 @@ impl Worker {
         } else {
             None
         };
-        Ok(Piece { length: raw.len(), raw, checksum, digest, encoded, sparse, repeated })
+        Ok(Piece { length: raw.len(), raw, digest, encoded, sparse, repeated })
     }
 
     /// Whether an earlier file has this content there. Jobs end in any order: of two at once, both may be the first.
@@ -233,8 +216,7 @@ impl Worker {
     fn packed(&self, job: &Job) -> Result<Option<Piece>, WriteError> {
         let Input::Content(content, extent) = &job.input else { return Ok(None) };
         let Some(packed) = content.packed().filter(|_| job.compress) else { return Ok(None) };
-        let piece = packed.piece(*extent, &self.options).map_err(|source| content_error(&**content, source))?;
-        Ok(piece.map(|piece| Piece { digest: piece.digest.filter(|_| job.digest), ..piece }))
+        packed.piece(*extent, &self.options).map_err(|source| content_error(&**content, source))
     }
 
     fn encode(&mut self, raw: &[u8]) -> Result<Encoded, String> {
