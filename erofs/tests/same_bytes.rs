@@ -158,18 +158,39 @@ fn a_file_with_holes_is_stored_alike_wherever_its_file_system_sees_them() {
 
 #[test]
 fn any_change_changes_the_uuid() {
-    // Beside a file of the same size, contents are told apart by another digest.
-    for beside in [4999, 5000] {
-        let uuid = |mode, bytes: &[u8]| {
-            let mut tree = Tree::new(Metadata::with_mode(0o755));
-            tree.add(b"e", Node::file(Metadata::with_mode(0o644), vec![3; beside])).unwrap();
-            tree.add(b"f", Node::file(Metadata::with_mode(mode), bytes.to_vec())).unwrap();
-            write(&tree, &Options::default()).1.uuid
-        };
-        let first = uuid(0o644, &[1; 5000]);
-        assert_eq!(first, uuid(0o644, &[1; 5000]));
-        assert_ne!(first, uuid(0o600, &[1; 5000]));
-        assert_ne!(first, uuid(0o644, &[2; 5000]));
+    let uuid = |mode, bytes: &[u8]| {
+        let mut tree = Tree::new(Metadata::with_mode(0o755));
+        tree.add(b"f", Node::file(Metadata::with_mode(mode), bytes.to_vec())).unwrap();
+        write(&tree, &Options::default()).1.uuid
+    };
+    let first = uuid(0o644, &[1; 5000]);
+    assert_eq!(first, uuid(0o644, &[1; 5000]));
+    assert_ne!(first, uuid(0o600, &[1; 5000]));
+    assert_ne!(first, uuid(0o644, &[2; 5000]));
+    // The same data, at other places between holes.
+    let at = |place: usize| {
+        let mut bytes = vec![0; 3 << 20];
+        bytes[place..place + 4096].fill(1);
+        uuid(0o644, &bytes)
+    };
+    assert_ne!(at(4096), at(2 << 20));
+}
+
+#[test]
+fn files_with_the_same_data_and_holes_are_stored_once() {
+    let mut bytes = vec![0; 5 << 20];
+    bytes[(2 << 20) + 5..(3 << 20) + 77].copy_from_slice(&odd::text((1 << 20) + 72, 1));
+    let mut elsewhere = bytes.clone();
+    elsewhere.rotate_right(1 << 20);
+    let mut tree = Tree::new(Metadata::default());
+    for (name, content) in [(&b"a"[..], &bytes), (b"b", &elsewhere), (b"c", &bytes)] {
+        tree.add(name, Node::file(Metadata::default(), content.clone())).unwrap();
+    }
+    for options in all() {
+        let (image, written) = write(&tree, &options);
+        assert_eq!(written.duplicates, 1, "{options:?}");
+        assert!(image.len() < 3 << 20, "{options:?}: {}", image.len());
+        assert_same(&listing(&tree, EXACT), &listing(&read(image), EXACT), &format!("{options:?}"));
     }
 }
 

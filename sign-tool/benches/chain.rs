@@ -96,6 +96,7 @@ fn sealed_root(folder: &Path) -> std::path::PathBuf {
         out: out.clone(),
         replace: false,
         threads: NonZeroUsize::MIN,
+        unchanged: None,
     };
     seal(&request, Output { json: false, quiet: true }).unwrap();
     out

@@ -35,6 +35,7 @@ pub mod os_release;
 mod plan;
 mod signers;
 pub mod succession;
+mod unchanged;
 
 use config::Config;
 use documents::{manifest, trust_policy, write_documents};
@@ -42,6 +43,7 @@ use finish::{Pending, SigningKeys};
 use image::Image;
 pub use plan::{Plan, plan};
 use succession::{SealedKeys, Succession};
+pub use unchanged::FileLists;
 
 /// What to seal, and how.
 #[derive(Debug)]
@@ -68,6 +70,8 @@ pub struct SealRequest {
     pub replace: bool,
     /// The most threads to use.
     pub threads: NonZeroUsize,
+    /// Where files are recorded, and by what the image before is used for those that look unchanged; none reads all of them.
+    pub unchanged: Option<FileLists>,
 }
 
 /// A kernel to boot the image with.
@@ -114,6 +118,9 @@ pub struct Sealed {
     pub manifest_digest: Sha256Digest,
     /// Size of the erofs image in bytes.
     pub image_size: u64,
+    /// How many files were not read but taken from the image before, where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unchanged_files: Option<u64>,
     /// Size of the mini-initramfs in bytes, if there is one.
     pub initramfs_size: Option<u64>,
     /// Size of the unified kernel image in bytes, if there is one.
@@ -143,7 +150,7 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
         pack_initramfs(&request.config, paths, kernel, &init).map(Some)
     };
     let (image, initramfs) = together(request.threads, image, pack)?;
-    let Image { identity, os_release, verity, measuring } = image;
+    let Image { identity, os_release, verity, measuring, listing } = image;
     let manifest =
         Manifest { keys: keys.change.clone(), ..manifest(&request.config, identity, verity, kernel.as_ref())? };
     manifest.check().map_err(|error| Failure::new(ExitStatus::Usage, error.to_string()))?;
@@ -163,7 +170,11 @@ pub fn seal(request: &SealRequest, output: Output) -> Result<Sealed, Failure> {
     let pending = finish::sign_locked(&inside, &request.keys)?;
     progress.finish();
     directory.commit()?;
-    describe(request, &manifest, pending)
+    let unchanged_files = listing.as_ref().map(|listing| listing.unchanged);
+    if let (Some(lists), Some(listing)) = (&request.unchanged, listing) {
+        lists.keep(&request.root, &request.out, listing, output);
+    }
+    Ok(Sealed { unchanged_files, ..describe(request, &manifest, pending)? })
 }
 
 /// Refuses what contradicts itself, before anything is read.
@@ -347,6 +358,7 @@ fn describe(request: &SealRequest, manifest: &Manifest, pending: Pending) -> Res
         root_hash: manifest.verity.root_hash.clone(),
         manifest_digest: Sha256Digest::of(&manifest.to_json()),
         image_size: size(sealed::IMAGE).map_err(|error| Failure::io("read the image's size", &error))?,
+        unchanged_files: None,
         initramfs_size: size(sealed::INITRAMFS).ok(),
         uki_size: size(sealed::UKI).ok(),
         pending,

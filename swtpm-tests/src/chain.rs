@@ -131,6 +131,7 @@ impl Chain {
             out: folder.path().join("sealed"),
             replace: false,
             threads: NonZeroUsize::new(2).context("two is not zero")?,
+            unchanged: None,
         };
         change(&mut request);
         seal(&request, OUTPUT)?;

@@ -22,7 +22,7 @@ use rustix::{
 
 use self::scan::{Listed, Scan};
 use crate::tree::{
-    self, Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Time, Tree, TreeError,
+    self, Content, ContentReader, Device, Extent, InodeId, Kind, Metadata, Node, Problem, Stamp, Time, Tree, TreeError,
     Xattrs, read_up_to, rules::Graft,
 };
 
@@ -136,7 +136,7 @@ fn common(path: &Path, metadata: &std::fs::Metadata, xattrs: &mut XattrReader) -
         mode: (metadata.mode() & 0o7777) as u16,
         uid: metadata.uid(),
         gid: metadata.gid(),
-        mtime: Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 },
+        mtime: mtime(metadata),
         xattrs: xattrs.read(path)?,
     })
 }
@@ -148,7 +148,7 @@ fn kind(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind, DirectoryErro
         Kind::Directory
     } else if kind.is_file() {
         let sparse = metadata.blocks().saturating_mul(512) < metadata.len();
-        let content = FileInDirectory { path: path.to_owned(), size: metadata.len(), sparse };
+        let content = FileInDirectory { path: path.to_owned(), stamp: stamp(metadata), sparse };
         return Ok(Node::file(Metadata::default(), content).kind);
     } else if kind.is_symlink() {
         let target = path.read_link().map_err(|source| io_error("read the link", path, source))?;
@@ -164,6 +164,20 @@ fn kind(path: &Path, metadata: &std::fs::Metadata) -> Result<Kind, DirectoryErro
     } else {
         return Err(DirectoryError::UnknownKind { path: path.to_owned() });
     })
+}
+
+fn stamp(metadata: &std::fs::Metadata) -> Stamp {
+    Stamp {
+        device: metadata.dev(),
+        inode: metadata.ino(),
+        size: metadata.len(),
+        mtime: mtime(metadata),
+        changed: Time { seconds: metadata.ctime(), nanoseconds: metadata.ctime_nsec() as u32 },
+    }
+}
+
+fn mtime(metadata: &std::fs::Metadata) -> Time {
+    Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec() as u32 }
 }
 
 /// Linux' `XATTR_LIST_MAX` and `XATTR_SIZE_MAX`: no list and no value is longer.
@@ -201,7 +215,7 @@ impl XattrReader {
 #[derive(Debug)]
 struct FileInDirectory {
     path: PathBuf,
-    size: u64,
+    stamp: Stamp,
     /// It has fewer blocks than its size, so that holes are worth asking for.
     sparse: bool,
 }
@@ -211,7 +225,7 @@ impl FileInDirectory {
     fn open_file(&self) -> io::Result<File> {
         let file = self.open_unchecked()?;
         let found = file.metadata()?;
-        if found.is_file() && found.len() == self.size { Ok(file) } else { Err(self.changed(found.len())) }
+        if found.is_file() && found.len() == self.size() { Ok(file) } else { Err(self.changed(found.len())) }
     }
 
     fn open_unchecked(&self) -> io::Result<File> {
@@ -220,21 +234,25 @@ impl FileInDirectory {
     }
 
     fn changed(&self, found: u64) -> io::Error {
-        let text = format!("expected a file of {} bytes as listed before, found {found}", self.size);
+        let text = format!("expected a file of {} bytes as listed before, found {found}", self.size());
         io::Error::other(text + "; let nothing change the tree meanwhile")
     }
 }
 
 impl Content for FileInDirectory {
     fn size(&self) -> u64 {
-        self.size
+        self.stamp.size
+    }
+
+    fn stamp(&self) -> Option<Stamp> {
+        Some(self.stamp)
     }
 
     fn data(&self) -> io::Result<Vec<Extent>> {
         if !self.sparse {
-            return Ok(vec![Extent { start: 0, length: self.size }]);
+            return Ok(vec![Extent { start: 0, length: self.size() }]);
         }
-        data_extents(&self.open_file()?, self.size)
+        data_extents(&self.open_file()?, self.size())
     }
 
     fn open(&self) -> io::Result<Box<dyn ContentReader + '_>> {
@@ -244,8 +262,8 @@ impl Content for FileInDirectory {
     /// That it ends where it did is seen by asking for one byte more, which spares calls for each of many small files.
     fn read_all(&self) -> io::Result<Vec<u8>> {
         let file = self.open_unchecked()?;
-        let bytes = read_up_to(&file, Extent { start: 0, length: self.size }, 1)?;
-        if bytes.len() as u64 == self.size { Ok(bytes) } else { Err(self.changed(file.metadata()?.len())) }
+        let bytes = read_up_to(&file, Extent { start: 0, length: self.size() }, 1)?;
+        if bytes.len() as u64 == self.size() { Ok(bytes) } else { Err(self.changed(file.metadata()?.len())) }
     }
 
     fn name(&self) -> String {

@@ -6,7 +6,9 @@ use rustix::{
     buffer::spare_capacity,
     io::{Errno, pread},
 };
+use serde::{Deserialize, Serialize};
 
+use super::node::Time;
 use crate::write::Packed;
 
 /// Bytes of a file, from `start` on.
@@ -16,6 +18,22 @@ pub struct Extent {
     pub start: u64,
     /// How many.
     pub length: u64,
+}
+
+/// What `stat` says of a file. Whatever changes its content changes this too, but for what writes to a mapping that is shared
+/// on some file systems, to the storage below, or with a clock that was set back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The file system: `st_dev`.
+    pub device: u64,
+    /// The inode of it: `st_ino`.
+    pub inode: u64,
+    /// Bytes.
+    pub size: u64,
+    /// When its content was changed, or what somebody set: `st_mtim`.
+    pub mtime: Time,
+    /// When its content or anything of its inode was changed: `st_ctim`.
+    pub changed: Time,
 }
 
 /// Something that can be read at any place, from any thread.
@@ -66,6 +84,11 @@ pub trait Content: fmt::Debug + Send + Sync {
 
     /// What people call it in messages.
     fn name(&self) -> String;
+
+    /// What a file system says of it, where it is a file of one.
+    fn stamp(&self) -> Option<Stamp> {
+        None
+    }
 
     /// Itself, where it is compressed already as an image may have it.
     #[doc(hidden)]

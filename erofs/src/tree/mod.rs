@@ -11,7 +11,7 @@ pub mod rules;
 use std::{collections::BTreeMap, sync::Arc};
 
 pub(crate) use content::read_up_to;
-pub use content::{Content, ContentReader, Extent, Region};
+pub use content::{Content, ContentReader, Extent, Region, Stamp};
 pub use error::{Problem, TreeError, printable};
 pub use node::{Device, Kind, Metadata, Node, Time, Xattrs};
 pub use overlay::{OverlayError, overlay};

@@ -6,8 +6,7 @@ use super::content::Content;
 use crate::format::inode::*;
 
 /// A time since 1970.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize)]
 pub struct Time {
     /// Seconds; negative before 1970.
     pub seconds: i64,

@@ -1,10 +1,12 @@
 //! Cuts content into physical clusters.
 
-use super::encoder::Encoder;
+use serde::{Deserialize, Serialize};
+
+use super::{contents::PIECE_SIZE, encoder::Encoder};
 use crate::format::units::BLOCK_SIZE;
 
 /// A physical cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Cluster {
     /// Bytes of the file that it holds.
     pub(super) length: u32,
@@ -12,6 +14,24 @@ pub(super) struct Cluster {
     pub(super) blocks: u16,
     /// It is one block that is not compressed.
     pub(super) raw: bool,
+}
+
+/// The bytes that `clusters` take in the image, where they can be what [`encode`] makes of a piece of `length` bytes.
+pub(super) fn size(clusters: &[Cluster], length: usize) -> Option<u64> {
+    let sound = |cluster: &Cluster| {
+        let (length, size) = (u64::from(cluster.length), cluster.size());
+        if cluster.raw { size == BLOCK_SIZE as u64 && (1..=size).contains(&length) } else { size > 0 && length > size }
+    };
+    let held: u64 = clusters.iter().map(|cluster| u64::from(cluster.length)).sum();
+    let all_sound = length as u64 <= PIECE_SIZE && held == length as u64 && clusters.iter().all(sound);
+    all_sound.then(|| clusters.iter().map(Cluster::size).sum())
+}
+
+impl Cluster {
+    /// Its bytes in the image.
+    pub(super) fn size(&self) -> u64 {
+        u64::from(self.blocks) * BLOCK_SIZE as u64
+    }
 }
 
 /// Content as clusters.

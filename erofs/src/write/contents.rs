@@ -9,6 +9,7 @@ use std::{
 use super::{
     BlockSink, WriteError,
     clusters::{Cluster, Encoded},
+    earlier::{Earlier, KeptPiece, Unchanged},
     holes,
     options::{Compression, Options},
     output::Output,
@@ -37,6 +38,8 @@ pub(super) struct Stored {
     pub(super) size: u64,
     /// Tells its content from all other content of this size.
     pub(super) digest: blake3::Hash,
+    /// Where its pieces lie, if that is recorded and it has no holes.
+    pub(super) pieces: Vec<KeptPiece>,
     pub(super) data: Data,
 }
 
@@ -67,6 +70,11 @@ struct Pending {
     is_like_others: bool,
     /// Those pieces, with their digests.
     held: Vec<(Extent, blake3::Hash)>,
+    /// The earlier image has it.
+    unchanged: Option<Unchanged>,
+    /// All pieces so far came from there.
+    is_unchanged: bool,
+    pieces: Vec<KeptPiece>,
 }
 
 /// All contents of an image.
@@ -83,6 +91,11 @@ pub(super) struct Contents {
     pending: VecDeque<Pending>,
     pub(super) tails: Tails,
     pub(super) duplicates: u64,
+    /// Files that were taken from the earlier image.
+    pub(super) unchanged: u64,
+    earlier: Option<Arc<Earlier>>,
+    /// Where pieces lie is kept.
+    recording: bool,
 }
 
 impl Contents {
@@ -97,7 +110,15 @@ impl Contents {
             pending: VecDeque::new(),
             tails: Tails::default(),
             duplicates: 0,
+            unchanged: 0,
+            earlier: None,
+            recording: false,
         }
+    }
+
+    /// Records where pieces lie, and takes those from `earlier` that it has.
+    pub(super) fn recorded(self, earlier: Option<Earlier>) -> Self {
+        Self { earlier: earlier.map(Arc::new), recording: true, ..self }
     }
 
     pub(super) fn get(&self, id: InodeId) -> Option<&Arc<Stored>> {
@@ -118,10 +139,17 @@ impl Contents {
     ) -> Result<(), WriteError> {
         let size = content.size();
         let all = Extent { start: 0, length: size };
-        let (mut file, mut parts) = (Pending::new(index, content), vec![all]);
-        // Whether a file of one piece has holes is told by those who read it.
-        let data = if size > PIECE_SIZE { holes::data(&**content, self.compress) } else { Ok(vec![all]) };
+        let unchanged = self.earlier.as_ref().and_then(|earlier| earlier.find(&**content));
+        if let Some(found) = unchanged.as_ref().and_then(|it| self.by_digest.get(&(size, it.digest()))) {
+            self.unchanged += 1;
+            self.repeat(index, Arc::clone(found));
+            return Ok(());
+        }
+        // What is unchanged has no holes; whether a file of one piece has some is told by those who read it.
+        let is_plain = unchanged.is_some() || size <= PIECE_SIZE;
+        let data = if is_plain { Ok(vec![all]) } else { holes::data(&**content, self.compress) };
         let data = data.map_err(|source| content_error(&**content, source))?;
+        let (mut file, mut parts) = (Pending::new(index, content, unchanged), vec![all]);
         if let Some((bits, data)) = holes::sparse(size, &data, self.compress) {
             (file.chunks, parts) = (Some(holes_only(size, bits)), data);
         }
@@ -166,6 +194,7 @@ impl Contents {
         let Some((piece, (extent, last))) = self.pipeline.next()? else { return Ok(()) };
         let Some(mut file) = self.pending.pop_front() else { return Ok(()) };
         file.go_on(extent, piece.digest);
+        file.is_unchanged &= piece.stored.is_some();
         let beginning = (file.size, file.beginning);
         if !last {
             file.is_like_others &= !self.beginnings.insert(beginning);
@@ -175,8 +204,8 @@ impl Contents {
                 return Ok(());
             }
         } else if let Some(found) = self.by_digest.get(&beginning) {
-            self.stored[file.index] = Some(Arc::clone(found));
-            self.duplicates += 1;
+            self.unchanged += u64::from(file.is_unchanged);
+            self.repeat(file.index, Arc::clone(found));
             return Ok(());
         }
         for (part, digest) in std::mem::take(&mut file.held) {
@@ -219,10 +248,11 @@ impl Contents {
         } else if file.chunks.is_some() {
             write_chunks(file, extent, &piece.raw, output)?;
         } else {
-            let data = match file.data.take() {
-                Some(data) => data,
-                None => first_data(&piece, last, output.next()?),
-            };
+            let next = output.next()?;
+            let data = file.data.take().unwrap_or_else(|| first_data(&piece, last, next));
+            if self.recording {
+                file.pieces.push(KeptPiece::new(&piece, &data, next));
+            }
             file.data = Some(self.write_piece(data, piece, last, output)?);
         }
         Ok(())
@@ -253,22 +283,39 @@ impl Contents {
         })
     }
 
+    /// The content of an earlier file.
+    fn repeat(&mut self, index: usize, found: Arc<Stored>) {
+        self.stored[index] = Some(found);
+        self.duplicates += 1;
+    }
+
     fn complete(&mut self, file: Pending) {
+        self.unchanged += u64::from(file.is_unchanged);
         let data = match file.chunks {
             Some((bits, blocks)) => Data::Chunks { bits, blocks },
             None => file.data.unwrap_or(Data::Flat { first: Block(0), tail: Tail::default() }),
         };
-        let stored = Arc::new(Stored { size: file.size, digest: file.beginning, data });
+        let stored = Arc::new(Stored { size: file.size, digest: file.beginning, pieces: file.pieces, data });
         self.by_digest.insert((file.size, file.beginning), Arc::clone(&stored));
         self.stored[file.index] = Some(stored);
     }
 }
 
 impl Pending {
-    fn new(index: usize, content: &Arc<dyn Content>) -> Self {
-        let (size, content) = (content.size(), Arc::clone(content));
-        let (data, chunks, beginning) = (None, None, blake3::Hash::from_bytes([0; blake3::OUT_LEN]));
-        Self { index, size, content, data, chunks, beginning, is_like_others: true, held: Vec::new() }
+    fn new(index: usize, content: &Arc<dyn Content>, unchanged: Option<Unchanged>) -> Self {
+        Self {
+            index,
+            size: content.size(),
+            content: Arc::clone(content),
+            data: None,
+            chunks: None,
+            beginning: blake3::Hash::from_bytes([0; blake3::OUT_LEN]),
+            is_like_others: true,
+            held: Vec::new(),
+            is_unchanged: unchanged.is_some(),
+            unchanged,
+            pieces: Vec::new(),
+        }
     }
 
     /// What is to be done with a part of it.
@@ -276,6 +323,7 @@ impl Pending {
         Job {
             compress: compress && self.size > BLOCK_SIZE as u64 && self.chunks.is_none() && !self.is_plain(),
             whole: self.size <= PIECE_SIZE,
+            unchanged: self.unchanged.clone(),
             repeats: Some(Repeats { file: self.index, size: self.size, start: extent.start }),
             ..Job::new(Input::Content(Arc::clone(&self.content), extent))
         }
@@ -294,7 +342,7 @@ impl Pending {
 }
 
 /// The tree's files, in its order.
-fn files(tree: &Tree) -> impl Iterator<Item = (InodeId, &Arc<dyn Content>)> {
+pub(super) fn files(tree: &Tree) -> impl Iterator<Item = (InodeId, &Arc<dyn Content>)> {
     tree.ids().filter_map(|id| match &tree.node(id).kind {
         Kind::File(content) => Some((id, content)),
         _ => None,
@@ -323,7 +371,7 @@ pub(super) fn shrinks(encoded: &Encoded, length: usize, last: bool) -> bool {
 }
 
 /// How much of the end of so many bytes goes behind the inode.
-fn tail_of(length: usize) -> usize {
+pub(super) fn tail_of(length: usize) -> usize {
     let tail = length % BLOCK_SIZE;
     if tail <= TAIL_LIMIT { tail } else { 0 }
 }

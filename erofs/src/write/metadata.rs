@@ -23,7 +23,7 @@ pub(super) fn write<S: BlockSink>(
     contents: &mut Contents,
     output: &mut Output<S>,
     options: &Options,
-) -> Result<Written, WriteError> {
+) -> Result<(Written, Layout), WriteError> {
     let build_time = options.build_time.unwrap_or_else(|| most_common_time(tree));
     let context = Context { tree, build_time };
     let shared = SharedXattrs::of(tree);
@@ -38,13 +38,15 @@ pub(super) fn write<S: BlockSink>(
     output.block_zero(&superblock::render(&facts, options))?;
     let algorithm = superblock::algorithm(options.compression);
     Writer { context, shared, layout: &layout, contents, output, algorithm }.write()?;
-    Ok(Written {
+    let written = Written {
         blocks: facts.blocks.0,
         inodes: facts.inodes,
         uuid: facts.uuid,
         duplicates: contents.duplicates,
         compressed: facts.compressed,
-    })
+        unchanged: contents.unchanged,
+    };
+    Ok((written, layout))
 }
 
 /// Most inodes of a packaged system have one of few times; those with the image's need half the space.

@@ -7,6 +7,7 @@
 mod clusters;
 mod contents;
 mod directory;
+mod earlier;
 mod encoder;
 mod error;
 mod holes;
@@ -25,13 +26,14 @@ mod superblock;
 mod tails;
 mod xattrs;
 
+pub use earlier::{Earlier, Record, RecordError};
 pub use error::WriteError;
 pub use options::{Compression, KernelRelease, Options};
 pub use output::{BlockSink, FileSink};
 pub use packed::Packed;
 pub(crate) use packed::Packer;
 
-use self::{contents::Contents, output::Output};
+use self::{contents::Contents, layout::Layout, output::Output};
 use crate::tree::Tree;
 
 /// What was written.
@@ -47,6 +49,8 @@ pub struct Written {
     pub duplicates: u64,
     /// Files of which some part is compressed.
     pub compressed: u64,
+    /// Files that were not read, since an earlier image has them.
+    pub unchanged: u64,
 }
 
 /// Writes one image to a sink.
@@ -70,13 +74,31 @@ impl<S: BlockSink> ImageWriter<S> {
     ///
     /// # Errors
     /// When content cannot be read, something does not fit into the format, or the sink fails.
-    pub fn finish(mut self, tree: Tree) -> Result<Written, WriteError> {
-        let mut tree = tree.into_walked();
-        let mut contents = Contents::new(&tree, &self.options);
+    pub fn finish(self, tree: Tree) -> Result<Written, WriteError> {
+        let tree = tree.into_walked();
+        let contents = Contents::new(&tree, &self.options);
+        self.write(tree, contents).map(|(written, ..)| written)
+    }
+
+    /// As [`Self::finish`], and records the files, so that the next image need not read those that look as they did. `earlier` is
+    /// what was recorded before. The bytes are the same as without it.
+    ///
+    /// # Errors
+    /// As [`Self::finish`].
+    pub fn finish_recorded(self, tree: Tree, earlier: Option<Earlier>) -> Result<(Written, Record), WriteError> {
+        let (tree, options) = (tree.into_walked(), self.options.clone());
+        let contents = Contents::new(&tree, &options).recorded(earlier);
+        let (written, tree, layout) = self.write(tree, contents)?;
+        let record = Record::of(&tree, &layout, &options, written.uuid);
+        Ok((written, record))
+    }
+
+    fn write(mut self, mut tree: Tree, mut contents: Contents) -> Result<(Written, Tree, Layout), WriteError> {
         contents.store_all(&tree, &mut self.output)?;
         if let Some(time) = self.options.same_time {
             tree.ids().for_each(|id| tree.metadata_mut(id).mtime = time);
         }
-        metadata::write(&tree, &mut contents, &mut self.output, &self.options)
+        let (written, layout) = metadata::write(&tree, &mut contents, &mut self.output, &self.options)?;
+        Ok((written, tree, layout))
     }
 }

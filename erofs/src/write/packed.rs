@@ -143,7 +143,8 @@ impl Packed {
         };
         let Some(found) = found.filter(same) else { return Ok(None) };
         let Some(clusters) = found.clusters else { return Ok(None) };
-        let bytes = self.spool.read_part(Extent { start: found.start, length: stored_size(&clusters) })?;
+        let bytes =
+            self.spool.read_part(Extent { start: found.start, length: clusters.iter().map(Cluster::size).sum() })?;
         Ok(Some(Piece {
             raw: Vec::new(),
             length: found.length,
@@ -151,6 +152,7 @@ impl Packed {
             encoded: Some(Encoded { bytes, clusters: clusters.into_vec() }),
             sparse: None,
             repeated: false,
+            stored: None,
         }))
     }
 
@@ -161,7 +163,7 @@ impl Packed {
         };
         let (mut at, mut place) = (0, piece.start);
         for cluster in clusters {
-            let (end, size) = (at + cluster.length as usize, stored_size(std::slice::from_ref(cluster)));
+            let (end, size) = (at + cluster.length as usize, cluster.size());
             let (from, to) = (at.max(skip), end.min(skip + target.len()));
             if from < to {
                 let bytes = self.spool.read_part(Extent { start: place, length: size })?;
@@ -185,10 +187,6 @@ impl Packed {
         }
         Ok(output)
     }
-}
-
-fn stored_size(clusters: &[Cluster]) -> u64 {
-    clusters.iter().map(|cluster| u64::from(cluster.blocks) * BLOCK_SIZE as u64).sum()
 }
 
 impl Content for Packed {

@@ -13,6 +13,7 @@ use std::{
 use super::{
     WriteError,
     clusters::{Encoded, encode},
+    earlier::Unchanged,
     encoder::Encoder,
     holes::{Parts, sparse_piece},
     options::Options,
@@ -24,6 +25,8 @@ use crate::tree::{Content, Extent};
 pub(super) struct Job {
     pub(super) name: Option<String>,
     pub(super) input: Input,
+    /// Where it may lie ready.
+    pub(super) unchanged: Option<Unchanged>,
     pub(super) compress: bool,
     /// The piece is all of its file.
     pub(super) whole: bool,
@@ -34,7 +37,7 @@ pub(super) struct Job {
 impl Job {
     /// Reads a piece, and no more.
     pub(super) fn new(input: Input) -> Self {
-        Self { name: None, input, compress: false, whole: false, repeats: None }
+        Self { name: None, input, unchanged: None, compress: false, whole: false, repeats: None }
     }
 }
 
@@ -70,6 +73,8 @@ pub(super) struct Piece {
     pub(super) sparse: Option<(u8, Parts)>,
     /// The same place of an earlier file has the same content: this one was not compressed.
     pub(super) repeated: bool,
+    /// Of what the image has of it, where it comes from an earlier one.
+    pub(super) stored: Option<blake3::Hash>,
 }
 
 /// The first file of all with the same content at the same place, by size, start and digest. It is compressed for all of them.
@@ -180,7 +185,7 @@ impl Worker {
     }
 
     fn work(&mut self, job: Job) -> Reply {
-        if let Some(piece) = self.packed(&job)? {
+        if let Some(piece) = self.ready(&job)? {
             return Ok(piece);
         }
         let (name, raw) = match job.input {
@@ -201,7 +206,7 @@ impl Worker {
         } else {
             None
         };
-        Ok(Piece { length: raw.len(), raw, digest, encoded, sparse, repeated })
+        Ok(Piece { length: raw.len(), raw, digest, encoded, sparse, repeated, stored: None })
     }
 
     /// Whether an earlier file has this content there. Jobs end in any order: of two at once, both may be the first.
@@ -212,9 +217,12 @@ impl Worker {
         *first < place.file
     }
 
-    /// The piece, where it was compressed before.
-    fn packed(&self, job: &Job) -> Result<Option<Piece>, WriteError> {
+    /// The piece, where it was made before.
+    fn ready(&self, job: &Job) -> Result<Option<Piece>, WriteError> {
         let Input::Content(content, extent) = &job.input else { return Ok(None) };
+        if let Some(piece) = job.unchanged.as_ref().and_then(|unchanged| unchanged.piece(*extent)) {
+            return Ok(Some(piece));
+        }
         let Some(packed) = content.packed().filter(|_| job.compress) else { return Ok(None) };
         packed.piece(*extent, &self.options).map_err(|source| content_error(&**content, source))
     }

@@ -13,11 +13,12 @@ use iofs_policy::{
 };
 use iofs_sign::{
     erofs::ImageCompression,
+    initramfs::cache::SegmentCache,
     keys::{self, PrivateKey},
     pcr_policy::PolicySigner,
-    report::{Failure, Output},
+    report::{ExitStatus, Failure, Output},
     seal::{
-        self, Certificates, KernelRequest, SealRequest, Sealed, UkiRequest,
+        self, Certificates, FileLists, KernelRequest, SealRequest, Sealed, UkiRequest,
         config::{
             Config, PlaceSection, PlaceText,
             tree::{Added, Excluded, Moded, Owned, TreeSection},
@@ -163,6 +164,10 @@ pub(crate) struct Arguments {
     threads: Option<NonZeroUsize>,
     #[command(flatten)]
     cache: super::CacheArguments,
+    /// Do not read files that look unchanged since the tree was last sealed with this option, by inode, size, mtime and ctime:
+    /// they are taken from that image, if it is still there and sound. The list of them is kept in the cache's folder
+    #[arg(long, conflicts_with = "no_cache")]
+    trust_times: bool,
     /// Show what would be sealed, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -241,6 +246,7 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
         (None, Some(path)) => Some(read_pcr_public_key(path)?),
         (None, None) => None,
     };
+    let unchanged = arguments.trust_times.then(|| file_lists(&arguments.cache.to_cache())).transpose()?;
     let release = arguments.key.iter().map(|path| PrivateKey::read(path)).collect::<Result<_, _>>()?;
     Ok(SealRequest {
         root: arguments.root.clone(),
@@ -254,7 +260,14 @@ fn request(arguments: &Arguments, output: Output) -> Result<SealRequest, Failure
         out: arguments.out.clone(),
         replace: arguments.replace,
         threads: super::threads(arguments.threads),
+        unchanged,
     })
+}
+
+fn file_lists(cache: &SegmentCache) -> Result<FileLists, Failure> {
+    let none =
+        || Failure::new(ExitStatus::Usage, "--trust-times: no folder to keep the list of files in: there is no home");
+    cache.folder().map(FileLists::at).ok_or_else(|| none().next("give --cache DIR"))
 }
 
 fn succession(arguments: &Arguments) -> Result<Option<Succession>, Failure> {
@@ -287,6 +300,9 @@ fn describe(sealed: &Sealed) -> String {
         sealed.manifest_digest,
         sealed.image_size
     );
+    if let Some(count) = sealed.unchanged_files {
+        text += &format!("unchanged: {count} files by inode, size and times, which were not read\n");
+    }
     if let Some(size) = sealed.initramfs_size {
         text += &format!("initramfs: {size} bytes\n");
     }

@@ -14,7 +14,7 @@ pub use self::{
     error::ImageError,
     kernel::{Algorithm, KernelRelease, supported},
     options::{ImageCompression, ImageOptions, TimeClamp},
-    write::write,
+    write::{earlier, write, write_recorded},
 };
 
 use crate::report::{ExitStatus, Failure};

@@ -1,6 +1,11 @@
 //! Images by the `erofs-image` crate.
 
-use erofs_image::{BlockSink, ImageWriter, Time, Tree};
+use std::fs::File;
+
+use erofs_image::{
+    BlockSink, ImageWriter, Time, Tree, Written,
+    write::{Earlier, Record},
+};
 
 use super::{ImageError, ImageOptions, TimeClamp};
 
@@ -14,6 +19,26 @@ pub fn write(mut tree: Tree, sink: impl BlockSink, options: &ImageOptions) -> Re
     let time = limit_times(&mut tree, options.clamp);
     ImageWriter::new(options.of_writer(time), sink)?.finish(tree)?;
     Ok(time)
+}
+
+/// The same bytes; and records the files for the next image, as `earlier` was recorded for this one.
+///
+/// # Errors
+/// As [`write`].
+pub fn write_recorded(
+    mut tree: Tree,
+    sink: impl BlockSink,
+    options: &ImageOptions,
+    earlier: Option<Earlier>,
+) -> Result<(Written, Record), ImageError> {
+    options.check()?;
+    let time = limit_times(&mut tree, options.clamp);
+    Ok(ImageWriter::new(options.of_writer(time), sink)?.finish_recorded(tree, earlier)?)
+}
+
+/// The files of an image that was written before. `None` where it is not the one that was recorded, or was written otherwise.
+pub fn earlier(record: Record, image: File, options: &ImageOptions) -> Option<Earlier> {
+    Earlier::new(record, image, &options.of_writer(0))
 }
 
 /// Sets later times back, and returns the limit in seconds.

@@ -38,6 +38,11 @@ impl SegmentCache {
         Self(Some(place.to_owned()))
     }
 
+    /// The folder, where there is one.
+    pub fn folder(&self) -> Option<&Path> {
+        self.0.as_deref()
+    }
+
     /// What `compress` makes of `plain`, from the folder where it is there. A folder that cannot be used is as good as none.
     pub(super) fn compressed(
         &self,

@@ -168,6 +168,7 @@ impl Sealer<'_> {
             out,
             replace: false,
             threads: self.threads,
+            unchanged: None,
         })
     }
 

@@ -5,6 +5,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::Path,
+    time::SystemTime,
 };
 
 use erofs_image::{BlockSink, format::units::Block, source::archive::Unpacked};
@@ -15,7 +16,7 @@ use iofs_policy::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{SealRequest, compose, config::Config, documents::identity, os_release::OsRelease};
+use super::{SealRequest, compose, config::Config, documents::identity, os_release::OsRelease, unchanged::Listing};
 use crate::{
     atomic::AtomicDirectory,
     epoch::source_date_epoch,
@@ -34,6 +35,8 @@ pub(super) struct Image {
     pub(super) verity: SealedVerity,
     /// What the release statement will say of it.
     pub(super) measuring: Measuring,
+    /// Its files, where they are to be recorded.
+    pub(super) listing: Option<Listing>,
 }
 
 /// Writes the image and its hash tree, and begins to measure the image for the release statement.
@@ -47,8 +50,10 @@ pub(super) fn write(
     let options = ImageOptions { threads: request.threads.get(), ..image_options(config, kernel)? };
     options.check()?;
     let progress = output.spinner("reading the root tree");
+    let began = SystemTime::now();
     let found = compose::load(&Source::open(&request.root)?, request, kernel, &options.keep())?;
     progress.finish();
+    found.iter().flat_map(|found| &found.remarks).for_each(|remark| output.warn(remark));
     let os_release = found.as_ref().map_or_else(OsRelease::default, |found| OsRelease::read(&found.tree));
     let identity = identity(config, &os_release, kernel);
 
@@ -58,19 +63,22 @@ pub(super) fn write(
     let leaves = Leaves::new(parameters(config, &identity.id));
     let follower = Follower::new(&image, request.threads.get() > 1);
     let mut sink = Hashed { end: 0, begun: false, follower, leaves, progress: &progress };
-    match found {
-        Some(Unpacked { tree, remarks }) => {
-            remarks.iter().for_each(|remark| output.warn(remark));
-            erofs::write(tree, &mut sink, &options)?;
+    let mut listing = None;
+    match (found, &request.unchanged) {
+        (None, _) => copy(&request.root, &mut sink, config, &options)?,
+        (Some(Unpacked { tree, .. }), None) => drop(erofs::write(tree, &mut sink, &options)?),
+        (Some(Unpacked { tree, .. }), Some(lists)) => {
+            let earlier = lists.earlier(&request.root, &options);
+            let (written, record) = erofs::write_recorded(tree, &mut sink, &options, earlier)?;
+            listing = Some(Listing { began, record, unchanged: written.unchanged });
         }
-        None => copy(&request.root, &mut sink, config, &options)?,
     }
     sink.follow(true).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
     let Hashed { leaves, follower, .. } = sink;
     let measuring = follower.finish();
     progress.finish();
     let verity = write_tree(request, directory, leaves)?;
-    Ok(Image { identity, os_release, verity, measuring })
+    Ok(Image { identity, os_release, verity, measuring, listing })
 }
 
 fn write_tree(request: &SealRequest, directory: &AtomicDirectory, leaves: Leaves) -> Result<SealedVerity, Failure> {
