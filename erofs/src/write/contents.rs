@@ -9,7 +9,7 @@ use std::{
 use super::{
     BlockSink, WriteError,
     clusters::{Cluster, Encoded},
-    earlier::{Earlier, KeptPiece, Unchanged},
+    earlier::{Earlier, Kept, KeptPiece, Unchanged},
     holes,
     options::{Compression, Options},
     output::Output,
@@ -38,8 +38,8 @@ pub(super) struct Stored {
     pub(super) size: u64,
     /// Tells its content from all other content of this size.
     pub(super) digest: blake3::Hash,
-    /// Where its pieces lie, if that is recorded and it has no holes.
-    pub(super) pieces: Vec<KeptPiece>,
+    /// Its number among [`Contents::kept`].
+    pub(super) kept: Option<u32>,
     pub(super) data: Data,
 }
 
@@ -94,8 +94,8 @@ pub(super) struct Contents {
     /// Files that were taken from the earlier image.
     pub(super) unchanged: u64,
     earlier: Option<Arc<Earlier>>,
-    /// Where pieces lie is kept.
-    recording: bool,
+    /// Where the pieces of contents without holes lie, if that is to be recorded.
+    pub(super) kept: Option<Vec<Kept>>,
 }
 
 impl Contents {
@@ -112,13 +112,13 @@ impl Contents {
             duplicates: 0,
             unchanged: 0,
             earlier: None,
-            recording: false,
+            kept: None,
         }
     }
 
     /// Records where pieces lie, and takes those from `earlier` that it has.
     pub(super) fn recorded(self, earlier: Option<Earlier>) -> Self {
-        Self { earlier: earlier.map(Arc::new), recording: true, ..self }
+        Self { earlier: earlier.map(Arc::new), kept: Some(Vec::new()), ..self }
     }
 
     pub(super) fn get(&self, id: InodeId) -> Option<&Arc<Stored>> {
@@ -250,7 +250,7 @@ impl Contents {
         } else {
             let next = output.next()?;
             let data = file.data.take().unwrap_or_else(|| first_data(&piece, last, next));
-            if self.recording {
+            if self.kept.is_some() {
                 file.pieces.push(KeptPiece::new(&piece, &data, next));
             }
             file.data = Some(self.write_piece(data, piece, last, output)?);
@@ -295,8 +295,13 @@ impl Contents {
             Some((bits, blocks)) => Data::Chunks { bits, blocks },
             None => file.data.unwrap_or(Data::Flat { first: Block(0), tail: Tail::default() }),
         };
-        let stored = Arc::new(Stored { size: file.size, digest: file.beginning, pieces: file.pieces, data });
-        self.by_digest.insert((file.size, file.beginning), Arc::clone(&stored));
+        let (size, digest) = (file.size, file.beginning);
+        let kept = self.kept.as_mut().filter(|_| !file.pieces.is_empty()).map(|kept| {
+            kept.push(Kept { digest, pieces: file.pieces, tail: None });
+            kept.len() as u32 - 1
+        });
+        let stored = Arc::new(Stored { size, digest, kept, data });
+        self.by_digest.insert((size, digest), Arc::clone(&stored));
         self.stored[file.index] = Some(stored);
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clusters::{self, Cluster, Encoded},
-    contents::{Data, PIECE_SIZE, Stored, files, tail_of},
+    contents::{Data, PIECE_SIZE, files, tail_of},
     inode::Body,
     layout::Layout,
     options::{Compression, Options},
@@ -55,16 +55,16 @@ pub struct Record {
 
 /// A content in the image.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
-    /// As [`Stored::digest`].
-    digest: blake3::Hash,
-    pieces: Vec<KeptPiece>,
-    /// The byte of the image at which its tail begins, where it has one.
-    tail: u64,
+pub(super) struct Kept {
+    /// Tells it from all other content of its size.
+    pub(super) digest: blake3::Hash,
+    pub(super) pieces: Vec<KeptPiece>,
+    /// The byte of the image at which its tail begins, where it has one. Not known before inodes have their places.
+    pub(super) tail: Option<u64>,
 }
 
 /// A piece of it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KeptPiece {
     /// Of its bytes in the file.
     digest: blake3::Hash,
@@ -86,21 +86,21 @@ impl KeptPiece {
 }
 
 impl Record {
-    /// Of a tree's files: those that have stamps, and no holes.
-    pub(super) fn of(tree: &Tree, layout: &Layout, options: &Options, uuid: [u8; 16]) -> Self {
-        let mut numbers: HashMap<*const Stored, u32> = HashMap::new();
-        let (mut stamps, mut contents) = (Vec::new(), Vec::new());
+    /// Of a tree's files: those that have stamps and are among `contents`.
+    pub(super) fn new(
+        tree: &Tree,
+        layout: &Layout,
+        mut contents: Vec<Kept>,
+        options: &Options,
+        uuid: [u8; 16],
+    ) -> Self {
+        let mut stamps = Vec::new();
         for (id, content) in files(tree) {
             let plan = layout.plan(id);
             let (Some(stamp), Body::File(stored)) = (content.stamp(), &plan.body) else { continue };
-            if stored.pieces.is_empty() {
-                continue;
-            }
-            let number = *numbers.entry(Arc::as_ptr(stored)).or_insert_with(|| {
-                let tail = u64::from(layout.meta.0) * BLOCK_SIZE as u64 + (layout.place(id) + plan.before()) as u64;
-                contents.push(Kept { digest: stored.digest, pieces: stored.pieces.clone(), tail });
-                contents.len() as u32 - 1
-            });
+            let Some(number) = stored.kept else { continue };
+            let tail = u64::from(layout.meta.0) * BLOCK_SIZE as u64 + (layout.place(id) + plan.before()) as u64;
+            contents[number as usize].tail.get_or_insert(tail);
             stamps.push((stamp, number));
         }
         Self { form: form(options), image: PathBuf::new(), uuid, stamps, contents }
@@ -190,7 +190,7 @@ impl Unchanged {
         &self.earlier.contents[self.number]
     }
 
-    /// As [`Stored::digest`].
+    /// Tells the content from all other content of its size.
     pub(super) fn digest(&self) -> blake3::Hash {
         self.kept().digest
     }
@@ -226,7 +226,7 @@ impl Unchanged {
         let mut raw = vec![0; length];
         let (blocks, rest) = raw.split_at_mut(length - tail);
         self.earlier.image.read_exact_at(blocks, start).ok()?;
-        self.earlier.image.read_exact_at(rest, self.kept().tail).ok()?;
+        self.earlier.image.read_exact_at(rest, self.kept().tail?).ok()?;
         Some(raw)
     }
 }

@@ -76,8 +76,8 @@ impl<S: BlockSink> ImageWriter<S> {
     /// When content cannot be read, something does not fit into the format, or the sink fails.
     pub fn finish(self, tree: Tree) -> Result<Written, WriteError> {
         let tree = tree.into_walked();
-        let contents = Contents::new(&tree, &self.options);
-        self.write(tree, contents).map(|(written, ..)| written)
+        let mut contents = Contents::new(&tree, &self.options);
+        self.write(tree, &mut contents).map(|(written, ..)| written)
     }
 
     /// As [`Self::finish`], and records the files, so that the next image need not read those that look as they did. `earlier` is
@@ -87,18 +87,19 @@ impl<S: BlockSink> ImageWriter<S> {
     /// As [`Self::finish`].
     pub fn finish_recorded(self, tree: Tree, earlier: Option<Earlier>) -> Result<(Written, Record), WriteError> {
         let (tree, options) = (tree.into_walked(), self.options.clone());
-        let contents = Contents::new(&tree, &options).recorded(earlier);
-        let (written, tree, layout) = self.write(tree, contents)?;
-        let record = Record::of(&tree, &layout, &options, written.uuid);
+        let mut contents = Contents::new(&tree, &options).recorded(earlier);
+        let (written, tree, layout) = self.write(tree, &mut contents)?;
+        let kept = contents.kept.take().unwrap_or_default();
+        let record = Record::new(&tree, &layout, kept, &options, written.uuid);
         Ok((written, record))
     }
 
-    fn write(mut self, mut tree: Tree, mut contents: Contents) -> Result<(Written, Tree, Layout), WriteError> {
+    fn write(mut self, mut tree: Tree, contents: &mut Contents) -> Result<(Written, Tree, Layout), WriteError> {
         contents.store_all(&tree, &mut self.output)?;
         if let Some(time) = self.options.same_time {
             tree.ids().for_each(|id| tree.metadata_mut(id).mtime = time);
         }
-        let (written, layout) = metadata::write(&tree, &mut contents, &mut self.output, &self.options)?;
+        let (written, layout) = metadata::write(&tree, contents, &mut self.output, &self.options)?;
         Ok((written, tree, layout))
     }
 }

@@ -16,7 +16,9 @@ use iofs_policy::{
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
-use super::{SealRequest, compose, config::Config, documents::identity, os_release::OsRelease, unchanged::Listing};
+use super::{
+    SealRequest, compose, config::Config, documents::identity, os_release::OsRelease, together, unchanged::Listing,
+};
 use crate::{
     atomic::AtomicDirectory,
     epoch::source_date_epoch,
@@ -51,7 +53,9 @@ pub(super) fn write(
     options.check()?;
     let progress = output.spinner("reading the root tree");
     let began = SystemTime::now();
-    let found = compose::load(&Source::open(&request.root)?, request, kernel, &options.keep())?;
+    let load = || compose::load(&Source::open(&request.root)?, request, kernel, &options.keep());
+    let earlier = || Ok(request.unchanged.as_ref().and_then(|lists| lists.earlier(&request.root, &options)));
+    let (found, earlier) = together(request.threads, load, earlier)?;
     progress.finish();
     found.iter().flat_map(|found| &found.remarks).for_each(|remark| output.warn(remark));
     let os_release = found.as_ref().map_or_else(OsRelease::default, |found| OsRelease::read(&found.tree));
@@ -67,8 +71,7 @@ pub(super) fn write(
     match (found, &request.unchanged) {
         (None, _) => copy(&request.root, &mut sink, config, &options)?,
         (Some(Unpacked { tree, .. }), None) => drop(erofs::write(tree, &mut sink, &options)?),
-        (Some(Unpacked { tree, .. }), Some(lists)) => {
-            let earlier = lists.earlier(&request.root, &options);
+        (Some(Unpacked { tree, .. }), Some(_)) => {
             let (written, record) = erofs::write_recorded(tree, &mut sink, &options, earlier)?;
             listing = Some(Listing { began, record, unchanged: written.unchanged });
         }
