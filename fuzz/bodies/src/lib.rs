@@ -9,6 +9,7 @@ mod boot;
 mod devices;
 mod documents;
 mod erofs;
+mod files;
 mod images;
 mod keys;
 mod luks;
@@ -24,6 +25,7 @@ pub use boot::{command_line, verity_superblock, verity_table};
 pub use devices::{file_system_id, gpt, superblock_difference, uevent};
 pub use documents::{dsse_envelope, manifest, release, trust_policy};
 pub use erofs::{erofs_image, erofs_oci};
+pub use files::erofs_files;
 pub use images::{erofs_superblock, kernel_image, unified_kernel_image};
 pub use keys::key_history;
 pub use luks::{integrity_superblock, luks_header, luks_token};
@@ -42,6 +44,7 @@ pub const TARGETS: &[(&str, Body)] = &[
     ("command_line", command_line),
     ("cpio_initramfs", cpio_initramfs),
     ("dsse_envelope", dsse_envelope),
+    ("erofs_files", erofs_files),
     ("erofs_image", erofs_image),
     ("erofs_oci", erofs_oci),
     ("erofs_superblock", erofs_superblock),

@@ -65,8 +65,9 @@ pub(super) fn write(
     let image = open(&path)?;
     let progress = output.spinner("writing the erofs image");
     let leaves = Leaves::new(parameters(config, &identity.id));
-    let follower = Follower::new(&image, request.threads.get() > 1);
-    let mut sink = Hashed { end: 0, begun: false, follower, leaves, progress: &progress };
+    let failed = |error| Failure::io(format_args!("read {}", path.display()), &error);
+    let follower = Follower::new(image, leaves, Leaves::hash, request.threads.get() > 1).map_err(failed)?;
+    let mut sink = Hashed { end: 0, begun: false, follower, progress: &progress };
     let mut listing = None;
     match (found, &request.unchanged) {
         (None, _) => copy(&request.root, &mut sink, config, &options)?,
@@ -76,9 +77,7 @@ pub(super) fn write(
             listing = Some(Listing { began, record, unchanged: written.unchanged });
         }
     }
-    sink.follow(true).map_err(|error| Failure::io(format_args!("read {}", path.display()), &error))?;
-    let Hashed { leaves, follower, .. } = sink;
-    let measuring = follower.finish();
+    let (leaves, measuring) = sink.follower.finish().map_err(failed)?;
     progress.finish();
     let verity = write_tree(request, directory, leaves)?;
     Ok(Image { identity, os_release, verity, measuring, listing })
@@ -129,15 +128,8 @@ struct Hashed<'a> {
     end: u64,
     /// Block 0 came, so that all before `end` is there.
     begun: bool,
-    follower: Follower<'a>,
-    leaves: Leaves,
+    follower: Follower<Leaves>,
     progress: &'a Progress,
-}
-
-impl Hashed<'_> {
-    fn follow(&mut self, wait: bool) -> io::Result<()> {
-        self.follower.follow(self.end, wait, |bytes| self.leaves.hash(bytes))
-    }
 }
 
 impl BlockSink for Hashed<'_> {
@@ -147,7 +139,7 @@ impl BlockSink for Hashed<'_> {
         self.progress.advance(bytes.len() as u64);
         self.end = self.end.max(offset + bytes.len() as u64);
         self.begun |= first == Block(0);
-        if self.begun { self.follow(false) } else { Ok(()) }
+        if self.begun { self.follower.follow(self.end) } else { Ok(()) }
     }
 }
 

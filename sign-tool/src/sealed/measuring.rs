@@ -9,7 +9,7 @@ use std::{
     io,
     os::unix::fs::FileExt,
     sync::{
-        LazyLock,
+        Arc, LazyLock,
         mpsc::{Receiver, Sender, channel},
     },
     thread::{self, JoinHandle},
@@ -23,67 +23,87 @@ type Measured = (u64, Sha256Digest);
 
 /// So much is read at once: it stays in a processor's cache for whatever else looks at it.
 const PART_SIZE: u64 = 256 << 10;
-/// Parts that may wait for the other thread: five milliseconds of work, and no more than a cache holds.
+/// Parts that may wait for the digest: five milliseconds of work, and no more than a cache holds.
 const PARTS: usize = 32;
 
-/// Reads a file as far as it is written.
+/// Reads a file as far as it is written, and shows what it read to `looker`, in order, each byte once.
 #[derive(Debug)]
-pub(crate) struct Follower<'a> {
-    pub(crate) file: &'a File,
+pub(crate) struct Follower<T> {
+    pub(crate) file: Arc<File>,
+    following: Following<T>,
+}
+
+#[derive(Debug)]
+enum Following<T> {
+    Here(Reader<T>, Sha256, Vec<u8>),
+    /// One thread reads up to what it is told, another one digests.
+    Beside {
+        ends: Sender<u64>,
+        reader: JoinHandle<io::Result<Reader<T>>>,
+        digest: JoinHandle<Sha256>,
+    },
+}
+
+#[derive(Debug)]
+struct Reader<T> {
+    file: Arc<File>,
     at: u64,
-    digesting: Digesting,
+    looker: T,
+    look: fn(&mut T, &[u8]),
 }
 
-#[derive(Debug)]
-enum Digesting {
-    Here(Sha256, Vec<u8>),
-    Beside { filled: Sender<Vec<u8>>, empty: Receiver<Vec<u8>>, thread: JoinHandle<Sha256> },
-}
-
-impl<'a> Follower<'a> {
-    /// Begins with a file's first byte; `beside` takes another thread, where there is one.
-    pub(crate) fn new(file: &'a File, beside: bool) -> Self {
-        let here = || Digesting::Here(Sha256::new(), Vec::new());
-        let digesting = if beside { Digesting::beside().unwrap_or_else(|_| here()) } else { here() };
-        Self { file, at: 0, digesting }
+impl<T: Send + 'static> Follower<T> {
+    /// Begins with a file's first byte; `beside` takes other threads.
+    ///
+    /// # Errors
+    /// When there are none.
+    pub(crate) fn new(file: File, looker: T, look: fn(&mut T, &[u8]), beside: bool) -> io::Result<Self> {
+        let file = Arc::new(file);
+        let reader = Reader { file: Arc::clone(&file), at: 0, looker, look };
+        let following =
+            if beside { Following::beside(reader)? } else { Following::Here(reader, Sha256::new(), Vec::new()) };
+        Ok(Self { file, following })
     }
 
-    /// Goes on to `end`, before which all is written, or only as far as it need not wait for the other thread. `look` is shown what
-    /// was read, in order, each byte once.
+    /// Goes on to `end`, before which all is written.
+    ///
+    /// # Errors
+    /// When the file cannot be read; [`Self::finish`] may tell it later.
+    pub(crate) fn follow(&mut self, end: u64) -> io::Result<()> {
+        match &mut self.following {
+            Following::Here(reader, hasher, part) => reader.read_to(end, |reader| {
+                reader.read(part, end)?;
+                hasher.update(&*part);
+                Ok(())
+            }),
+            // Whoever ended before has an error to tell.
+            Following::Beside { ends, .. } => Ok(ends.send(end).unwrap_or_default()),
+        }
+    }
+
+    /// Waits until all is read.
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub(crate) fn follow(&mut self, end: u64, wait: bool, mut look: impl FnMut(&[u8])) -> io::Result<()> {
-        while self.at < end {
-            let Some(mut part) = self.digesting.buffer(wait)? else { return Ok(()) };
-            part.resize(PART_SIZE.min(end - self.at) as usize, 0);
-            self.file.read_exact_at(&mut part, self.at)?;
-            look(&part);
-            self.at += part.len() as u64;
-            self.digesting.hash(part)?;
-        }
-        Ok(())
-    }
-
-    /// Of all that was read.
-    pub(crate) fn finish(self) -> Measuring {
-        let size = self.at;
-        let digest = move |hasher: Sha256| (size, Sha256Digest::from_bytes(hasher.finalize().into()));
-        Measuring(LazyLock::new(match self.digesting {
-            Digesting::Here(hasher, _) => Box::new(move || digest(hasher)),
-            Digesting::Beside { filled, thread, .. } => {
-                drop(filled);
-                Box::new(move || digest(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))))
+    pub(crate) fn finish(self) -> io::Result<(T, Measuring)> {
+        let (reader, hasher): (_, Box<dyn FnOnce() -> Sha256 + Send>) = match self.following {
+            Following::Here(reader, hasher, _) => (reader, Box::new(|| hasher)),
+            Following::Beside { ends, reader, digest } => {
+                drop(ends);
+                (joined(reader)?, Box::new(|| joined(digest)))
             }
-        }))
+        };
+        let size = reader.at;
+        let measured = move || (size, Sha256Digest::from_bytes(hasher().finalize().into()));
+        Ok((reader.looker, Measuring(LazyLock::new(Box::new(measured)))))
     }
 }
 
-impl Digesting {
-    fn beside() -> io::Result<Self> {
-        let ((filled, parts), (done, empty)) = (channel::<Vec<u8>>(), channel());
+impl<T: Send + 'static> Following<T> {
+    fn beside(mut reader: Reader<T>) -> io::Result<Self> {
+        let ((ends, told), (filled, parts), (done, empty)) = (channel(), channel::<Vec<u8>>(), channel());
         (0..PARTS).for_each(|_| drop(done.send(Vec::new())));
-        let thread = thread::Builder::new().spawn(move || {
+        let digest = thread::Builder::new().spawn(move || {
             let mut hasher = Sha256::new();
             for part in parts {
                 hasher.update(&part);
@@ -92,28 +112,42 @@ impl Digesting {
             }
             hasher
         })?;
-        Ok(Self::Beside { filled, empty, thread })
-    }
-
-    /// A buffer that is free; `None` where that takes waiting, and `wait` says no.
-    fn buffer(&mut self, wait: bool) -> io::Result<Option<Vec<u8>>> {
-        match self {
-            Self::Here(_, buffer) => Ok(Some(std::mem::take(buffer))),
-            Self::Beside { empty, .. } if wait => empty.recv().map(Some).map_err(|_| ended()),
-            Self::Beside { empty, .. } => Ok(empty.try_recv().ok()),
-        }
-    }
-
-    fn hash(&mut self, part: Vec<u8>) -> io::Result<()> {
-        match self {
-            Self::Here(hasher, buffer) => {
-                hasher.update(&part);
-                *buffer = part;
-                Ok(())
+        let reader = thread::Builder::new().spawn(move || {
+            for end in told {
+                reader.read_to(end, |reader| reader.pass_on(end, &empty, &filled))?;
             }
-            Self::Beside { filled, .. } => filled.send(part).map_err(|_| ended()),
-        }
+            Ok(reader)
+        })?;
+        Ok(Self::Beside { ends, reader, digest })
     }
+}
+
+impl<T> Reader<T> {
+    fn read_to(&mut self, end: u64, mut part: impl FnMut(&mut Self) -> io::Result<()>) -> io::Result<()> {
+        while self.at < end {
+            part(self)?;
+        }
+        Ok(())
+    }
+
+    /// The part that is next, but nothing from `end` on.
+    fn read(&mut self, part: &mut Vec<u8>, end: u64) -> io::Result<()> {
+        part.resize(PART_SIZE.min(end - self.at) as usize, 0);
+        self.file.read_exact_at(part, self.at)?;
+        (self.look)(&mut self.looker, part);
+        self.at += part.len() as u64;
+        Ok(())
+    }
+
+    fn pass_on(&mut self, end: u64, empty: &Receiver<Vec<u8>>, filled: &Sender<Vec<u8>>) -> io::Result<()> {
+        let mut part = empty.recv().map_err(|_| ended())?;
+        self.read(&mut part, end)?;
+        filled.send(part).map_err(|_| ended())
+    }
+}
+
+fn joined<R>(thread: JoinHandle<R>) -> R {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 fn ended() -> io::Error {
@@ -135,20 +169,21 @@ impl Measuring {
 mod tests {
     use super::*;
 
+    fn gather(seen: &mut Vec<u8>, part: &[u8]) {
+        seen.extend_from_slice(part);
+    }
+
     #[test]
     fn a_file_is_measured_and_looked_at_while_it_is_written() {
         let size = 3 * PARTS as u64 * PART_SIZE / 2 + 4096;
         let bytes: Vec<u8> = (0..size as u32).map(|at| (at * 7 + at / 4096) as u8).collect();
         for beside in [false, true] {
-            let file = tempfile::tempfile().unwrap();
-            let (mut follower, mut seen) = (Follower::new(&file, beside), Vec::new());
-            let mut look = |part: &[u8]| seen.extend_from_slice(part);
+            let mut follower = Follower::new(tempfile::tempfile().unwrap(), Vec::new(), gather, beside).unwrap();
             for part in [0..1_000_000, 1_000_000..1_000_001, 1_000_001..bytes.len()] {
-                file.write_all_at(&bytes[part.clone()], part.start as u64).unwrap();
-                follower.follow(part.end as u64, false, &mut look).unwrap();
+                follower.file.write_all_at(&bytes[part.clone()], part.start as u64).unwrap();
+                follower.follow(part.end as u64).unwrap();
             }
-            follower.follow(size, true, &mut look).unwrap();
-            let measuring = follower.finish();
+            let (seen, measuring) = follower.finish().unwrap();
             assert!(seen == bytes, "beside: {beside}");
             for _ in 0..2 {
                 assert_eq!(measuring.wait(), (size, Sha256Digest::of(&bytes)));
@@ -158,8 +193,10 @@ mod tests {
 
     #[test]
     fn a_file_that_is_shorter_than_said_is_an_error() {
-        let file = tempfile::tempfile().unwrap();
-        let found = Follower::new(&file, true).follow(1, true, |_| {});
-        assert_eq!(found.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        for beside in [false, true] {
+            let mut follower = Follower::new(tempfile::tempfile().unwrap(), Vec::new(), gather, beside).unwrap();
+            let followed = follower.follow(1).and_then(|()| follower.finish().map(drop));
+            assert_eq!(followed.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
     }
 }
