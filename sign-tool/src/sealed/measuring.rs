@@ -76,8 +76,11 @@ impl<T: Send + 'static> Follower<T> {
                 hasher.update(&*part);
                 Ok(())
             }),
-            // Whoever ended before has an error to tell.
-            Following::Beside { ends, .. } => Ok(ends.send(end).unwrap_or_default()),
+            Following::Beside { ends, .. } => {
+                // Whoever ended before has an error to tell in the end.
+                let _ = ends.send(end);
+                Ok(())
+            }
         }
     }
 
