@@ -6,8 +6,10 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs::File,
-    path::{Path, PathBuf},
+    os::unix::ffi::OsStrExt,
+    path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -16,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     clusters::{self, Cluster, Encoded},
-    contents::{Data, PIECE_SIZE, files, tail_of},
+    contents::{Data, PIECE_SIZE, files, shrinks, tail_of},
     inode::Body,
     layout::Layout,
     options::{Compression, Options},
@@ -47,7 +49,8 @@ pub enum RecordError {
 pub struct Record {
     /// What pieces follow from, besides their content.
     form: String,
-    image: PathBuf,
+    /// The bytes of its path.
+    image: Vec<u8>,
     uuid: [u8; 16],
     stamps: Vec<(Stamp, u32)>,
     contents: Vec<Kept>,
@@ -59,7 +62,7 @@ pub(super) struct Kept {
     /// Tells it from all other content of its size.
     pub(super) digest: blake3::Hash,
     pub(super) pieces: Vec<KeptPiece>,
-    /// The byte of the image at which its tail begins, where it has one. Not known before inodes have their places.
+    /// The byte of the image at which its tail begins, if it has one. Not known before inodes have their places.
     pub(super) tail: Option<u64>,
 }
 
@@ -103,7 +106,7 @@ impl Record {
             contents[number as usize].tail.get_or_insert(tail);
             stamps.push((stamp, number));
         }
-        Self { form: form(options), image: PathBuf::new(), uuid, stamps, contents }
+        Self { form: form(options), image: Vec::new(), uuid, stamps, contents }
     }
 
     /// The list's bytes: `image` is where the image will be found, and `listed` when the files were begun to be listed. Files that
@@ -112,8 +115,8 @@ impl Record {
     pub fn to_bytes(mut self, image: &Path, listed: SystemTime) -> Vec<u8> {
         let settled = time(listed.checked_sub(LONGEST_STEP).unwrap_or(SystemTime::UNIX_EPOCH));
         self.stamps.retain(|(stamp, _)| stamp.changed < settled);
-        image.clone_into(&mut self.image);
-        let list = postcard::to_allocvec(&self).unwrap_or_default();
+        self.image = image.as_os_str().as_bytes().to_vec();
+        let list = postcard::to_allocvec(&self).expect("numbers and bytes can be written");
         [&MAGIC[..], blake3::hash(&list).as_bytes(), &list].concat()
     }
 
@@ -132,7 +135,7 @@ impl Record {
 
     /// Where its image is to be found.
     pub fn image(&self) -> &Path {
-        &self.image
+        Path::new(OsStr::from_bytes(&self.image))
     }
 }
 
@@ -174,7 +177,9 @@ impl Earlier {
         let number = *self.numbers.get(&content.stamp()?)? as usize;
         let kept = self.contents.get(number)?;
         let whole = kept.pieces.len() as u64 == content.size().div_ceil(PIECE_SIZE);
-        whole.then(|| Unchanged { earlier: Arc::clone(self), number })
+        let mut compressed = kept.pieces.iter().map(|piece| piece.clusters.is_some());
+        let first = compressed.next()?;
+        (whole && compressed.all(|next| next == first)).then(|| Unchanged { earlier: Arc::clone(self), number })
     }
 }
 
@@ -210,15 +215,16 @@ impl Unchanged {
             repeated: false,
             stored,
         };
+        let is_last = number + 1 == kept.pieces.len();
         let Some((clusters, stored)) = &piece.clusters else {
-            let is_last = number + 1 == kept.pieces.len();
             let raw = self.plain(start, length, if is_last { tail_of(length) } else { 0 })?;
             return (blake3::hash(&raw) == piece.digest).then(|| ready(raw, None, Some(piece.digest)));
         };
         let size = clusters::size(clusters, length)?;
         let bytes = self.earlier.image.read_part(Extent { start, length: size }).ok()?;
         let encoded = Encoded { bytes, clusters: clusters.clone() };
-        (blake3::hash(&encoded.bytes) == *stored).then(|| ready(Vec::new(), Some(encoded), Some(*stored)))
+        let sound = blake3::hash(&encoded.bytes) == *stored && (number > 0 || shrinks(&encoded, length, is_last));
+        sound.then(|| ready(Vec::new(), Some(encoded), Some(*stored)))
     }
 
     /// So many bytes that are not compressed; the last of them are the tail.

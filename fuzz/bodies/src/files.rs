@@ -36,7 +36,7 @@ pub fn erofs_files(data: &[u8]) -> bool {
         let mut bytes = Vec::new();
         let writer = ImageWriter::new(options(), &mut bytes).expect("good options");
         if writer.finish_recorded(TREE.clone(), Some(earlier)).is_ok() {
-            Image::open(bytes).expect("our own image");
+            Image::open(bytes).expect("our own image").check().expect("our own image");
         }
     }
     true
