@@ -36,7 +36,7 @@ const TAIL_LIMIT: usize = BLOCK_SIZE - SLOT_SIZE;
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) size: u64,
-    /// Tells its content from all other content of this size.
+    /// Tells its content from all other content of this size in the tree.
     pub(super) digest: blake3::Hash,
     /// Its number among [`Contents::kept`].
     pub(super) kept: Option<u32>,
@@ -60,6 +60,8 @@ struct Pending {
     index: usize,
     size: u64,
     content: Arc<dyn Content>,
+    /// No other file has this size.
+    unique: bool,
     /// `None` while the first piece is not there.
     data: Option<Data>,
     /// Chunks with holes, made out before.
@@ -88,6 +90,8 @@ pub(super) struct Contents {
     by_digest: HashMap<(u64, blake3::Hash), Arc<Stored>>,
     /// How files of several pieces begin: their size, and the digest of the first piece, of the first two, and so on.
     beginnings: HashSet<(u64, blake3::Hash)>,
+    /// The sizes that several files have. No other file can have the content of another.
+    common_sizes: HashSet<u64>,
     pending: VecDeque<Pending>,
     pub(super) tails: Tails,
     pub(super) duplicates: u64,
@@ -107,6 +111,7 @@ impl Contents {
             stored: vec![None; tree.len()],
             by_digest: HashMap::new(),
             beginnings: HashSet::new(),
+            common_sizes: common_sizes(files(tree).map(|(_, content)| content.size())),
             pending: VecDeque::new(),
             tails: Tails::default(),
             duplicates: 0,
@@ -139,7 +144,8 @@ impl Contents {
     ) -> Result<(), WriteError> {
         let size = content.size();
         let all = Extent { start: 0, length: size };
-        let unchanged = self.earlier.as_ref().and_then(|earlier| earlier.find(&**content));
+        let unique = !self.common_sizes.contains(&size);
+        let unchanged = self.earlier.as_ref().and_then(|earlier| earlier.find(&**content, unique));
         if let Some(found) = unchanged.as_ref().and_then(|it| self.by_digest.get(&(size, it.digest()))) {
             self.unchanged += 1;
             self.repeat(index, Arc::clone(found));
@@ -149,7 +155,7 @@ impl Contents {
         let is_plain = unchanged.is_some() || size <= PIECE_SIZE;
         let data = if is_plain { Ok(vec![all]) } else { holes::data(&**content, self.compress) };
         let data = data.map_err(|source| content_error(&**content, source))?;
-        let (mut file, mut parts) = (Pending::new(index, content, unchanged), vec![all]);
+        let (mut file, mut parts) = (Pending::new(index, content, unique, unchanged), vec![all]);
         if let Some((bits, data)) = holes::sparse(size, &data, self.compress) {
             (file.chunks, parts) = (Some(holes_only(size, bits)), data);
         }
@@ -297,7 +303,7 @@ impl Contents {
         };
         let (size, digest) = (file.size, file.beginning);
         let kept = self.kept.as_mut().filter(|_| !file.pieces.is_empty()).map(|kept| {
-            kept.push(Kept { digest, pieces: file.pieces, tail: None });
+            kept.push(Kept { digest, unique: file.unique, pieces: file.pieces, tail: None });
             kept.len() as u32 - 1
         });
         let stored = Arc::new(Stored { size, digest, kept, data });
@@ -307,11 +313,12 @@ impl Contents {
 }
 
 impl Pending {
-    fn new(index: usize, content: &Arc<dyn Content>, unchanged: Option<Unchanged>) -> Self {
+    fn new(index: usize, content: &Arc<dyn Content>, unique: bool, unchanged: Option<Unchanged>) -> Self {
         Self {
             index,
             size: content.size(),
             content: Arc::clone(content),
+            unique,
             data: None,
             chunks: None,
             beginning: blake3::Hash::from_bytes([0; blake3::OUT_LEN]),
@@ -328,6 +335,7 @@ impl Pending {
         Job {
             compress: compress && self.size > BLOCK_SIZE as u64 && self.chunks.is_none() && !self.is_plain(),
             whole: self.size <= PIECE_SIZE,
+            unique: self.unique,
             unchanged: self.unchanged.clone(),
             repeats: Some(Repeats { file: self.index, size: self.size, start: extent.start }),
             ..Job::new(Input::Content(Arc::clone(&self.content), extent))
@@ -352,6 +360,11 @@ pub(super) fn files(tree: &Tree) -> impl Iterator<Item = (InodeId, &Arc<dyn Cont
         Kind::File(content) => Some((id, content)),
         _ => None,
     })
+}
+
+fn common_sizes(sizes: impl Iterator<Item = u64>) -> HashSet<u64> {
+    let mut seen = HashSet::new();
+    sizes.filter(|size| !seen.insert(*size)).collect()
 }
 
 /// The chunks of a file while none has data.

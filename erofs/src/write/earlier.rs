@@ -59,8 +59,10 @@ pub struct Record {
 /// A content in the image.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Kept {
-    /// Tells it from all other content of its size.
+    /// Tells it from all other content of its size in the tree.
     pub(super) digest: blake3::Hash,
+    /// No other file had its size.
+    pub(super) unique: bool,
     pub(super) pieces: Vec<KeptPiece>,
     /// The byte of the image at which its tail begins, if it has one. Not known before inodes have their places.
     pub(super) tail: Option<u64>,
@@ -69,22 +71,23 @@ pub(super) struct Kept {
 /// A piece of it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct KeptPiece {
-    /// Of its bytes in the file.
+    /// As [`Piece::digest`].
     digest: blake3::Hash,
+    /// Of its bytes in the image.
+    stored: blake3::Hash,
     first: u32,
-    /// Its clusters and the digest of their blocks, where it is compressed.
-    clusters: Option<(Vec<Cluster>, blake3::Hash)>,
+    /// Where it is compressed.
+    clusters: Option<Vec<Cluster>>,
 }
 
 impl KeptPiece {
     /// `piece` as it lies in the image from `first` on.
     pub(super) fn new(piece: &Piece, data: &Data, first: Block) -> Self {
         let encoded = piece.encoded.as_ref().filter(|_| matches!(data, Data::Compressed { .. }));
-        let clusters = encoded.map(|encoded| {
-            let digest = piece.stored.unwrap_or_else(|| blake3::hash(&encoded.bytes));
-            (encoded.clusters.clone(), digest)
-        });
-        Self { digest: piece.digest, first: first.0, clusters }
+        let bytes = encoded.map_or(&piece.raw, |encoded| &encoded.bytes);
+        let stored = piece.stored.unwrap_or_else(|| blake3::hash(bytes));
+        let clusters = encoded.map(|encoded| encoded.clusters.clone());
+        Self { digest: piece.digest, stored, first: first.0, clusters }
     }
 }
 
@@ -172,11 +175,11 @@ impl Earlier {
         same.then(|| Self { image, numbers: stamps.into_iter().collect(), contents })
     }
 
-    /// The content of a file that looks as it did.
-    pub(super) fn find(self: &Arc<Self>, content: &dyn Content) -> Option<Unchanged> {
+    /// The content of a file that looks as it did, where it is told apart in the same way.
+    pub(super) fn find(self: &Arc<Self>, content: &dyn Content, unique: bool) -> Option<Unchanged> {
         let number = *self.numbers.get(&content.stamp()?)? as usize;
         let kept = self.contents.get(number)?;
-        let whole = kept.pieces.len() as u64 == content.size().div_ceil(PIECE_SIZE);
+        let whole = kept.unique == unique && kept.pieces.len() as u64 == content.size().div_ceil(PIECE_SIZE);
         let mut compressed = kept.pieces.iter().map(|piece| piece.clusters.is_some());
         let first = compressed.next()?;
         (whole && compressed.all(|next| next == first)).then(|| Unchanged { earlier: Arc::clone(self), number })
@@ -195,7 +198,7 @@ impl Unchanged {
         &self.earlier.contents[self.number]
     }
 
-    /// Tells the content from all other content of its size.
+    /// As [`Stored::digest`](super::contents::Stored::digest).
     pub(super) fn digest(&self) -> blake3::Hash {
         self.kept().digest
     }
@@ -206,25 +209,26 @@ impl Unchanged {
         let number = usize::try_from(part.start / PIECE_SIZE).ok()?;
         let piece = kept.pieces.get(number)?;
         let start = u64::from(piece.first) * BLOCK_SIZE as u64;
-        let ready = |raw, encoded, stored| Piece {
+        let is_last = number + 1 == kept.pieces.len();
+        let (raw, encoded) = match &piece.clusters {
+            None => (self.plain(start, length, if is_last { tail_of(length) } else { 0 })?, None),
+            Some(clusters) => {
+                let size = clusters::size(clusters, length)?;
+                let bytes = self.earlier.image.read_part(Extent { start, length: size }).ok()?;
+                let encoded = Encoded { bytes, clusters: clusters.clone() };
+                (Vec::new(), Some(encoded).filter(|encoded| number > 0 || shrinks(encoded, length, is_last)))
+            }
+        };
+        let stored = blake3::hash(encoded.as_ref().map_or(&raw, |encoded| &encoded.bytes));
+        (stored == piece.stored).then_some(Piece {
             raw,
             length,
             digest: piece.digest,
             encoded,
             sparse: None,
             repeated: false,
-            stored,
-        };
-        let is_last = number + 1 == kept.pieces.len();
-        let Some((clusters, stored)) = &piece.clusters else {
-            let raw = self.plain(start, length, if is_last { tail_of(length) } else { 0 })?;
-            return (blake3::hash(&raw) == piece.digest).then(|| ready(raw, None, Some(piece.digest)));
-        };
-        let size = clusters::size(clusters, length)?;
-        let bytes = self.earlier.image.read_part(Extent { start, length: size }).ok()?;
-        let encoded = Encoded { bytes, clusters: clusters.clone() };
-        let sound = blake3::hash(&encoded.bytes) == *stored && (number > 0 || shrinks(&encoded, length, is_last));
-        sound.then(|| ready(Vec::new(), Some(encoded), Some(*stored)))
+            stored: Some(stored),
+        })
     }
 
     /// So many bytes that are not compressed; the last of them are the tail.

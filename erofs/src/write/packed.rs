@@ -13,7 +13,7 @@ use super::{
     contents::{PIECE_SIZE, pieces, shrinks},
     options::{Compression, Options},
     pipeline::Pipeline,
-    pool::{Input, Job, Piece},
+    pool::{Input, Job, Piece, checksum},
 };
 use crate::{
     format::units::BLOCK_SIZE,
@@ -60,6 +60,7 @@ struct PackedPiece {
     /// Bytes of the file.
     length: usize,
     digest: blake3::Hash,
+    checksum: blake3::Hash,
     /// Its clusters; without them it lies there as it is.
     clusters: Option<Box<[Cluster]>>,
 }
@@ -117,6 +118,7 @@ impl Packer {
             start: self.end,
             length: piece.length,
             digest: piece.digest,
+            checksum: checksum(&piece.raw),
             clusters: encoded.map(|encoded| encoded.clusters.clone().into()),
         });
         self.end += bytes.len() as u64;
@@ -135,7 +137,7 @@ impl Packed {
     }
 
     /// What compressing a part again would give, if it is known.
-    pub(super) fn piece(&self, part: Extent, options: &Options) -> io::Result<Option<Piece>> {
+    pub(super) fn piece(&self, part: Extent, unique: bool, options: &Options) -> io::Result<Option<Piece>> {
         let number = part.start / PIECE_SIZE;
         let found = self.lock().get(number as usize).cloned();
         let same = |found: &PackedPiece| {
@@ -148,7 +150,7 @@ impl Packed {
         Ok(Some(Piece {
             raw: Vec::new(),
             length: found.length,
-            digest: found.digest,
+            digest: if unique { found.checksum } else { found.digest },
             encoded: Some(Encoded { bytes, clusters: clusters.into_vec() }),
             sparse: None,
             repeated: false,
@@ -271,11 +273,11 @@ mod tests {
         let options = Options { compression: Compression::Lz4, ..Options::default() };
         let packed = &packed(&[vec![b'x'; 3 << 20]], Compression::Lz4)[0];
         let part = Extent { start: 1 << 20, length: 1 << 20 };
-        let piece = packed.piece(part, &options).unwrap().unwrap();
+        let piece = packed.piece(part, false, &options).unwrap().unwrap();
         assert_eq!((piece.length, piece.encoded.is_some()), (1 << 20, true));
         let other_part = Extent { start: 4096, length: 1 << 20 };
-        assert!(packed.piece(other_part, &options).unwrap().is_none());
-        assert!(packed.piece(part, &Options { cluster_size: 4096, ..options.clone() }).unwrap().is_none());
-        assert!(packed.piece(part, &Options { compression: Compression::None, ..options }).unwrap().is_none());
+        assert!(packed.piece(other_part, false, &options).unwrap().is_none());
+        assert!(packed.piece(part, false, &Options { cluster_size: 4096, ..options.clone() }).unwrap().is_none());
+        assert!(packed.piece(part, false, &Options { compression: Compression::None, ..options }).unwrap().is_none());
     }
 }
