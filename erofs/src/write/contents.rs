@@ -203,7 +203,7 @@ impl Contents {
         file.is_unchanged &= piece.stored.is_some();
         let beginning = (file.size, file.beginning);
         if !last {
-            file.is_like_others &= !self.beginnings.insert(beginning);
+            file.is_like_others &= !file.unique && !self.beginnings.insert(beginning);
             if file.is_like_others {
                 file.held.push((extent, piece.digest));
                 self.pending.push_front(file);
@@ -322,7 +322,7 @@ impl Pending {
             data: None,
             chunks: None,
             beginning: blake3::Hash::from_bytes([0; blake3::OUT_LEN]),
-            is_like_others: true,
+            is_like_others: !unique,
             held: Vec::new(),
             is_unchanged: unchanged.is_some(),
             unchanged,
@@ -337,7 +337,7 @@ impl Pending {
             whole: self.size <= PIECE_SIZE,
             unique: self.unique,
             unchanged: self.unchanged.clone(),
-            repeats: Some(Repeats { file: self.index, size: self.size, start: extent.start }),
+            repeats: (!self.unique).then_some(Repeats { file: self.index, size: self.size, start: extent.start }),
             ..Job::new(Input::Content(Arc::clone(&self.content), extent))
         }
     }

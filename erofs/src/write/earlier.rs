@@ -22,6 +22,7 @@ use super::{
     inode::Body,
     layout::Layout,
     options::{Compression, Options},
+    packed::Form,
     pool::Piece,
 };
 use crate::{
@@ -149,8 +150,7 @@ fn form(options: &Options) -> String {
         Compression::Lz4 | Compression::Lz4hc { .. } => lzzzz::version_string().to_owned(),
         Compression::Zstd { .. } => zstd::zstd_safe::version_string().to_owned(),
     };
-    let version = env!("CARGO_PKG_VERSION");
-    format!("{version} {:?} {made_by} {}", options.compression, options.cluster_size)
+    format!("{} {made_by} {:?}", env!("CARGO_PKG_VERSION"), Form::of(options))
 }
 
 fn time(time: SystemTime) -> Time {

@@ -32,13 +32,13 @@ pub(crate) struct Packer {
 
 /// What a packed content follows from, besides its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Form {
+pub(super) struct Form {
     compression: Compression,
     cluster_size: usize,
 }
 
 impl Form {
-    fn of(options: &Options) -> Self {
+    pub(super) fn of(options: &Options) -> Self {
         Self { compression: options.compression, cluster_size: options.cluster_size }
     }
 }

@@ -15,21 +15,21 @@ use erofs_image::{
     write::{Earlier, Record},
 };
 
-/// The list's name, and the digest of what follows.
-const HEADER_SIZE: usize = 16 + blake3::OUT_LEN;
+/// What a list begins with; then comes the digest of the rest.
+const MAGIC_SIZE: usize = 16;
 /// A change: at which byte of the list, in little-endian order, and what is there then.
 const CHANGE_SIZE: usize = 3;
 
 /// A list with any bytes changed, whose digest is right all the same, is refused, is of no use, or gives an image.
 pub fn erofs_files(data: &[u8]) -> bool {
     let _ = Record::parse(data);
-    let (image, list) = &*RECORDED;
-    let mut list = list[HEADER_SIZE..].to_vec();
+    let (image, recorded) = &*RECORDED;
+    let (head, list) = (&recorded[..MAGIC_SIZE], &recorded[MAGIC_SIZE + blake3::OUT_LEN..]);
+    let mut list = list.to_vec();
     for change in data.chunks_exact(CHANGE_SIZE) {
         let at = usize::from(u16::from_le_bytes([change[0], change[1]])) % list.len();
         list[at] = change[2];
     }
-    let head = &RECORDED.1[..HEADER_SIZE - blake3::OUT_LEN];
     let Ok(record) = Record::parse(&[head, blake3::hash(&list).as_bytes(), &list].concat()) else { return false };
     let image = image.try_clone().expect("a handle more");
     if let Some(earlier) = Earlier::new(record, image, &options()) {

@@ -15,9 +15,8 @@ use super::{ImageError, ImageOptions, TimeClamp};
 /// # Errors
 /// What the target kernel or the format lacks, or what failed.
 pub fn write(mut tree: Tree, sink: impl BlockSink, options: &ImageOptions) -> Result<u64, ImageError> {
-    options.check()?;
-    let time = limit_times(&mut tree, options.clamp);
-    ImageWriter::new(options.of_writer(time), sink)?.finish(tree)?;
+    let (writer, time) = begin(&mut tree, sink, options)?;
+    writer.finish(tree)?;
     Ok(time)
 }
 
@@ -31,14 +30,20 @@ pub fn write_recorded(
     options: &ImageOptions,
     earlier: Option<Earlier>,
 ) -> Result<(Written, Record), ImageError> {
-    options.check()?;
-    let time = limit_times(&mut tree, options.clamp);
-    Ok(ImageWriter::new(options.of_writer(time), sink)?.finish_recorded(tree, earlier)?)
+    let (writer, _) = begin(&mut tree, sink, options)?;
+    Ok(writer.finish_recorded(tree, earlier)?)
 }
 
 /// The files of an image that was written before. `None` where it is not the one that was recorded, or was written otherwise.
 pub fn earlier(record: Record, image: File, options: &ImageOptions) -> Option<Earlier> {
     Earlier::new(record, image, &options.of_writer(0))
+}
+
+/// A writer for the tree, whose times it limits; with the limit.
+fn begin<S: BlockSink>(tree: &mut Tree, sink: S, options: &ImageOptions) -> Result<(ImageWriter<S>, u64), ImageError> {
+    options.check()?;
+    let time = limit_times(tree, options.clamp);
+    Ok((ImageWriter::new(options.of_writer(time), sink)?, time))
 }
 
 /// Sets later times back, and returns the limit in seconds.
