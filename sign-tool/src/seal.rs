@@ -17,7 +17,7 @@ use iofs_policy::{
 use crate::{
     atomic::{self, AtomicDirectory},
     erofs,
-    initramfs::{self, Format, cache::SegmentCache, init, kernel::KernelImage, modules::ModuleSet},
+    initramfs::{self, cache::SegmentCache, init, kernel::KernelImage, modules::ModuleSet},
     keys::{self, PrivateKey},
     report::{ExitStatus, Failure, Output},
     sealed::{self, SealedDirectory},
@@ -211,10 +211,11 @@ fn is_sealed(path: &Path) -> bool {
     path.join(sealed::MANIFEST).exists()
 }
 
-/// The kernel, which must be for the image's processor.
+/// The kernel, which must be for the image's processor, and unpack what is asked for.
 fn read_kernel(request: &SealRequest) -> Result<Option<KernelImage>, Failure> {
     let Some(paths) = &request.kernel else { return Ok(None) };
     let kernel = KernelImage::read(&paths.image)?;
+    request.config.modules.compress.map_or(Ok(()), |format| kernel.check_format(format))?;
     match request.config.image.architecture {
         Some(wanted) if wanted != kernel.machine.architecture() => {
             let (image, found) = (paths.image.display(), kernel.machine.name());
@@ -263,7 +264,7 @@ fn pack_initramfs(
     init: &[u8],
 ) -> Result<Vec<u8>, Failure> {
     let modules = ModuleSet::collect(kernel, &paths.modules, &config.module_requests())?;
-    let format = if kernel.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd };
+    let format = config.modules.compress.unwrap_or_else(|| kernel.default_format());
     let (base, _) = initramfs::base_segment(&modules, init, format, 0, &paths.cache)?;
     Ok(base)
 }

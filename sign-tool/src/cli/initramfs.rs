@@ -13,7 +13,7 @@ use iofs_sign::{
         modules::ModuleSet,
         profile::{Feature, Profile, Request, requests},
     },
-    report::{ExitStatus, Failure, Output},
+    report::{Failure, Output},
 };
 use serde::Serialize;
 
@@ -84,7 +84,7 @@ struct ListedModule<'a> {
 /// Runs the verb.
 pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> {
     let kernel = KernelImage::read(&arguments.kernel)?;
-    check_format(&kernel, arguments.compress)?;
+    kernel.check_format(arguments.compress)?;
     let mut wanted = requests(arguments.profile, &arguments.with);
     wanted.extend(arguments.add_module.iter().map(|text| Request::added(text)));
     let modules = ModuleSet::collect(&kernel, &arguments.modules, &wanted)?;
@@ -111,14 +111,6 @@ pub(crate) fn run(arguments: &Arguments, output: Output) -> Result<(), Failure> 
     }
     output.result(&built.report, || built.report.to_text());
     Ok(())
-}
-
-fn check_format(kernel: &KernelImage, format: Format) -> Result<(), Failure> {
-    if kernel.unpacks(format) != Some(false) {
-        return Ok(());
-    }
-    let fact = format!("kernel {} is configured without this initramfs compression", kernel.release);
-    Err(Failure::new(ExitStatus::Missing, fact).next("choose another with --compress: zstd, gzip or none"))
 }
 
 fn list(modules: &ModuleSet, output: Output) {

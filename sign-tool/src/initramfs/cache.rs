@@ -66,7 +66,7 @@ impl SegmentCache {
 fn name(plain: &[u8], format: Format) -> String {
     let made_by = match format {
         Format::Zstd => format!("zstd {} {ZSTD_LEVEL} {ZSTD_WINDOW_LOG}", zstd::zstd_safe::version_string()),
-        Format::Gzip | Format::None => format!("{format:?} {}", env!("CARGO_PKG_VERSION")),
+        Format::Xz | Format::Gzip | Format::None => format!("{format:?} {}", env!("CARGO_PKG_VERSION")),
     };
     let digest = Sha256::new().chain_update(made_by).chain_update([0]).chain_update(plain).finalize();
     format!("segment-{}", iofs_policy::hex::encode(&digest))
@@ -79,6 +79,7 @@ fn unpacks_to(bytes: &[u8], plain: &[u8], format: Format) -> bool {
         Format::Zstd => {
             zstd::Decoder::with_buffer(&mut rest).is_ok_and(|decoder| is(&mut decoder.single_frame(), plain))
         }
+        Format::Xz => is(&mut liblzma::bufread::XzDecoder::new(&mut rest), plain),
         Format::Gzip => is(&mut flate2::bufread::GzDecoder::new(&mut rest), plain),
         Format::None => false,
     };
@@ -105,7 +106,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = SegmentCache::at(&folder.path().join("new"));
         let plain = vec![7; 100_000];
-        for format in [Format::Zstd, Format::Gzip] {
+        for format in [Format::Zstd, Format::Xz, Format::Gzip] {
             let first = cache.compressed(&plain, format, |plain| compress(plain, format)).unwrap();
             assert_eq!(first, compress(&plain, format).unwrap());
             assert_eq!(cache.compressed(&plain, format, fails).unwrap(), first);
@@ -123,7 +124,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = SegmentCache::at(folder.path());
         let plain = vec![7; 100_000];
-        for format in [Format::Zstd, Format::Gzip] {
+        for format in [Format::Zstd, Format::Xz, Format::Gzip] {
             let good = compress(&plain, format).unwrap();
             let path = folder.path().join(name(&plain, format));
             let appended = [&good[..], &compress(b"070701", format).unwrap()[..]].concat();

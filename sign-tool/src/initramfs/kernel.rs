@@ -140,10 +140,29 @@ impl KernelImage {
         }
     }
 
+    /// The compression to take where nobody asks for one.
+    pub fn default_format(&self) -> Format {
+        if self.unpacks(Format::Zstd) == Some(false) { Format::Gzip } else { Format::Zstd }
+    }
+
+    /// Refuses a compression that this kernel does not unpack by its configuration.
+    ///
+    /// # Errors
+    /// If it does not.
+    pub fn check_format(&self, format: Format) -> Result<(), Failure> {
+        if self.unpacks(format) != Some(false) {
+            return Ok(());
+        }
+        let fact = format!("kernel {} is configured without {} for its initramfs", self.release, format.name());
+        Err(Failure::new(ExitStatus::Missing, fact)
+            .next("choose another by --compress, or modules.compress in iofs.toml: zstd, xz, gzip or none"))
+    }
+
     /// Whether the configuration says that this kernel unpacks the format; `None` without a configuration.
     pub fn unpacks(&self, format: Format) -> Option<bool> {
         let option = match format {
             Format::Zstd => "CONFIG_RD_ZSTD=y",
+            Format::Xz => "CONFIG_RD_XZ=y",
             Format::Gzip => "CONFIG_RD_GZIP=y",
             Format::None => return Some(true),
         };
@@ -260,5 +279,9 @@ mod tests {
         image.config = Some("CONFIG_RD_GZIP=y\n# CONFIG_RD_ZSTD is not set\n".to_owned());
         assert_eq!(image.unpacks(Format::Zstd), Some(false));
         assert_eq!(image.unpacks(Format::Gzip), Some(true));
+        assert_eq!(image.default_format(), Format::Gzip);
+        assert!(image.check_format(Format::None).is_ok());
+        let failure = image.check_format(Format::Xz).unwrap_err();
+        assert_eq!(failure.fact, "kernel 6.1.0 is configured without xz for its initramfs");
     }
 }

@@ -28,7 +28,7 @@ fn only_static_binaries_of_the_kernels_machine_become_init() {
 #[test]
 fn segments_are_aligned_and_the_report_finds_them() {
     let (modules, init) = (modules(), executable_with(1, 62));
-    for format in [Format::Zstd, Format::Gzip, Format::None] {
+    for format in [Format::Zstd, Format::Xz, Format::Gzip, Format::None] {
         let files = [EmbeddedFile { path: in_archive(paths::TRUST).to_owned(), mode: 0o644, bytes: b"{}".to_vec() }];
         let plan = InitramfsPlan {
             modules: &modules,

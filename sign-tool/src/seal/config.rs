@@ -22,7 +22,10 @@ use uuid::Uuid;
 
 use crate::{
     erofs::ImageCompression,
-    initramfs::profile::{self, Feature, Profile, Request},
+    initramfs::{
+        Format,
+        profile::{self, Feature, Profile, Request},
+    },
     report::{ExitStatus, Failure},
 };
 
@@ -355,6 +358,8 @@ pub struct ModulesSection {
     pub with: Vec<Feature>,
     /// Modules to add and to load always: `NAME` or `NAME KEY=VALUE …`.
     pub add: Vec<String>,
+    /// How they are compressed. Default: Zstandard, or gzip where the kernel does not unpack that.
+    pub compress: Option<Format>,
 }
 
 /// `[uki]`: files, relative to `iofs.toml`.

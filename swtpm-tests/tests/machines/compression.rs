@@ -1,10 +1,11 @@
-//! Each compression of the root, read by the kernels that can, and refused for those that cannot.
+//! Each compression of the root and of the mini-initramfs, read by the kernels that can, and refused for those that cannot.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use iofs_sign::{
     erofs::{ImageCompression, check_image},
+    initramfs::Format,
     report::{ExitStatus, Failure},
     sealed,
 };
@@ -75,6 +76,22 @@ fn a_root_with_lz4_is_read_by_6_12() -> Result<()> {
 #[test]
 fn a_root_with_zstd_is_read_by_6_12() -> Result<()> {
     reads_all_of_it("compression_zstd_6_12", "trixie", ZSTD)
+}
+
+#[test]
+fn a_mini_initramfs_of_xz_is_smaller_and_unpacked_by_both_kernels() -> Result<()> {
+    for suite in ["bookworm", "trixie"] {
+        let [usual, chain] = [None, Some(Format::Xz)]
+            .map(|format| Chain::tiny(suite, "true", |request| request.config.modules.compress = format));
+        let (usual, chain) = (usual?, chain?);
+        let size = |chain: &Chain| fs::metadata(chain.directory().file(sealed::INITRAMFS)).map(|found| found.len());
+        ensure!(size(&chain)? < size(&usual)?, "{suite}: {} bytes", size(&chain)?);
+        let (disk, _) = chain.disk()?;
+        let mut vm = chain.machine(&format!("compression_xz_{suite}"), &disk).start()?;
+        vm.wait_for_line(&Line::containing(ROOT_REACHED), PATIENCE)?;
+        ensure!(vm.wait_for_end(PATIENCE)? == Ending::PoweredOff);
+    }
+    Ok(())
 }
 
 /// What counts is the kernel that will have to read.
