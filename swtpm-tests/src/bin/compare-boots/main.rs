@@ -5,7 +5,7 @@
 //! Then the same 10 MiB are read from images of growing size, once by a classic initramfs that has all of it in memory.
 //!
 //! Times are milliseconds of the guest. `compare-boots inits SUITE` does the one with a Debian's kernel and root, `compare-boots
-//! scaling` the other.
+//! scaling SIZE...` the other with images of so many MiB of content.
 
 mod initramfs;
 mod inits;
@@ -22,8 +22,8 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["inits", suite] => inits::compare(suite),
-        ["scaling"] => scaling::measure(),
-        _ => bail!("usage: compare-boots inits SUITE, or compare-boots scaling"),
+        ["scaling", ref sizes @ ..] => sizes.iter().try_for_each(|size| scaling::measure(size.parse()?)),
+        _ => bail!("usage: compare-boots inits SUITE, or compare-boots scaling SIZE..."),
     }
 }
 

@@ -20,27 +20,23 @@ use crate::{
 
 /// The Debian whose kernel is booted.
 const SUITE: &str = "trixie";
-/// What each boot reads, MiB; the smallest image has little else.
+/// What each boot reads, MiB; an image of that size has little else.
 const READ: usize = 10;
-/// MiB of content.
-const SIZES: [usize; 6] = [READ, 50, 200, 500, 1000, 2000];
 /// The applets that the stopwatch calls.
 const APPLETS: [&str; 7] = ["sh", "cat", "dmesg", "grep", "mount", "sleep", "tr"];
 
-pub(crate) fn measure() -> Result<()> {
-    println!("{:12} {:>12} {:>12} {:>12} {:>12}", "content, MiB", "classic, ms", "ours, ms", "4 KiB read", "of");
-    for size in SIZES {
-        // Gigabytes, and /tmp may be memory.
-        let folder = tempfile::tempdir_in("/var/tmp")?;
-        let root = folder.path().join("root");
-        fill(&root, size)?;
-        let classic = stopwatch::boot(&classic(&folder, &root, size)?)?;
-        let chain = Chain::seal(SUITE, &root, |request| with_stopwatch(request, TpmUse::Off))?;
-        let (disk, report) = chain.disk()?;
-        let ours = stopwatch::boot(&chain.machine("compare_boots", &disk).memory_mib(1024))?;
-        let image = report.partitions.iter().map(|partition| partition.size / 4096).max().unwrap_or_default();
-        println!("{size:12} {:12.1} {:12.1} {:12} {image:12}", classic.all_read, ours.all_read, ours.sectors / 8);
-    }
+/// Prints content in MiB, when all was read by the classic one and by ours, what the latter read in units of 4 KiB, and of how many.
+pub(crate) fn measure(size: usize) -> Result<()> {
+    // Gigabytes, and /tmp may be memory.
+    let folder = tempfile::tempdir_in("/var/tmp")?;
+    let root = folder.path().join("root");
+    fill(&root, size)?;
+    let classic = stopwatch::boot(&classic(&folder, &root, size)?)?;
+    let chain = Chain::seal(SUITE, &root, |request| with_stopwatch(request, TpmUse::Off))?;
+    let (disk, report) = chain.disk()?;
+    let ours = stopwatch::boot(&chain.machine("compare_boots", &disk).memory_mib(1024))?;
+    let image = report.partitions.iter().map(|partition| partition.size / 4096).max().unwrap_or_default();
+    println!("{size:12} {:12.1} {:12.1} {:12} {image:12}", classic.all_read, ours.all_read, ours.sectors / 8);
     Ok(())
 }
 
