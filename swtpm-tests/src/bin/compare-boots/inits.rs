@@ -20,8 +20,9 @@ const RUNS_WITHOUT: usize = 2;
 /// Boots that nothing of the kernel runs beside differ by less. Beside its self-tests a disk's answer, which comes in the host's
 /// time, decides who goes on.
 const AGREEMENT: f64 = 0.01;
-/// systemd starts several programs at once, and which of them the disk answers first is not counted in instructions.
-const SYSTEMD_AGREEMENT: f64 = 0.02;
+/// systemd starts several programs at once, and which of them the disk answers first is not counted in instructions: 2 % was seen
+/// beside another machine.
+const SYSTEMD_AGREEMENT: f64 = 0.05;
 
 pub(crate) fn compare(suite: &str) -> Result<()> {
     let boots = Boots::prepare(suite)?;
