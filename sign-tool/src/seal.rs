@@ -215,7 +215,9 @@ fn is_sealed(path: &Path) -> bool {
 fn read_kernel(request: &SealRequest) -> Result<Option<KernelImage>, Failure> {
     let Some(paths) = &request.kernel else { return Ok(None) };
     let kernel = KernelImage::read(&paths.image)?;
-    request.config.modules.compress.map_or(Ok(()), |format| kernel.check_format(format))?;
+    if let Some(format) = request.config.modules.compress {
+        kernel.check_format(format)?;
+    }
     match request.config.image.architecture {
         Some(wanted) if wanted != kernel.machine.architecture() => {
             let (image, found) = (paths.image.display(), kernel.machine.name());

@@ -12,7 +12,7 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
-use super::{Format, ZSTD_LEVEL, ZSTD_WINDOW_LOG};
+use super::{Format, XZ_PRESET, ZSTD_LEVEL, ZSTD_WINDOW_LOG};
 use crate::atomic;
 
 /// A folder of compressed archives, or none.
@@ -66,7 +66,8 @@ impl SegmentCache {
 fn name(plain: &[u8], format: Format) -> String {
     let made_by = match format {
         Format::Zstd => format!("zstd {} {ZSTD_LEVEL} {ZSTD_WINDOW_LOG}", zstd::zstd_safe::version_string()),
-        Format::Xz | Format::Gzip | Format::None => format!("{format:?} {}", env!("CARGO_PKG_VERSION")),
+        Format::Xz => format!("xz {} {XZ_PRESET}", env!("CARGO_PKG_VERSION")),
+        Format::Gzip | Format::None => format!("{format:?} {}", env!("CARGO_PKG_VERSION")),
     };
     let digest = Sha256::new().chain_update(made_by).chain_update([0]).chain_update(plain).finalize();
     format!("segment-{}", iofs_policy::hex::encode(&digest))

@@ -44,7 +44,7 @@ pub enum Format {
     /// Zstandard, level 19 (kernels from 5.9 on, CONFIG_RD_ZSTD)
     #[default]
     Zstd,
-    /// xz, level 9: a tenth smaller, for slow storage: the kernel takes 0.1 s more to unpack it (CONFIG_RD_XZ)
+    /// xz, level 9: a tenth smaller, for slow storage: the kernel takes longer to unpack it (CONFIG_RD_XZ)
     Xz,
     /// gzip, level 9
     Gzip,

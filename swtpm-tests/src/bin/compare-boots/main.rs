@@ -22,7 +22,9 @@ fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["inits", suite] => inits::compare(suite),
-        ["scaling", ref sizes @ ..] => sizes.iter().try_for_each(|size| scaling::measure(size.parse()?)),
+        ["scaling", ref sizes @ ..] if !sizes.is_empty() => {
+            sizes.iter().try_for_each(|size| scaling::measure(size.parse()?))
+        }
         _ => bail!("usage: compare-boots inits SUITE, or compare-boots scaling SIZE..."),
     }
 }
